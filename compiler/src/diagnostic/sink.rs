@@ -1,0 +1,53 @@
+//! Collects findings, and a bounded number of them.
+
+use super::{Diagnostic, Severity};
+
+/// What a hostile input may print. The rest is counted.
+const DIAGNOSTICS_MAX: usize = 50;
+
+/// The findings of one check, in the order in which they were made.
+#[derive(Debug, Default)]
+pub struct Sink {
+    kept: Vec<Diagnostic>,
+    errors: usize,
+    warnings: usize,
+}
+
+impl Sink {
+    pub fn new() -> Sink {
+        Sink::default()
+    }
+
+    /// Keeps the finding while there are few: errors even when warnings have filled the list.
+    pub fn push(&mut self, diagnostic: Diagnostic) {
+        let seen = match diagnostic.severity() {
+            Severity::Error => &mut self.errors,
+            Severity::Warning | Severity::Note => &mut self.warnings,
+        };
+        *seen += 1;
+        if *seen <= DIAGNOSTICS_MAX {
+            self.kept.push(diagnostic);
+        }
+    }
+
+    pub fn has_errors(&self) -> bool {
+        self.errors > 0
+    }
+
+    /// True when further errors would not be kept: a long check may stop here.
+    pub fn is_full(&self) -> bool {
+        self.errors >= DIAGNOSTICS_MAX
+    }
+
+    /// The findings kept; the last says how many were not.
+    pub fn into_vec(mut self) -> Vec<Diagnostic> {
+        let left_out = self.errors + self.warnings - self.kept.len();
+        if left_out > 0
+            && let Some(last) = self.kept.pop()
+        {
+            self.kept
+                .push(last.note(format!("and {left_out} more like these")));
+        }
+        self.kept
+    }
+}

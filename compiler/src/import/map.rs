@@ -1,0 +1,99 @@
+//! Model files mapped read-only.
+#![allow(unsafe_code, reason = "mapping a file is unsafe in memmap2")]
+
+use std::fs::{File, OpenOptions};
+use std::ops::Deref;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use rustix::fs::OFlags;
+
+use super::error::{Fault, ImportError};
+
+/// A regular file, opened once and mapped read-only.
+///
+/// The map serves the header and the metadata, which the reader copies what it
+/// needs from. Weights are read through [`MappedFile::file`], so that a file
+/// truncated while it is imported is an error instead of a SIGBUS.
+#[derive(Debug)]
+pub struct MappedFile {
+    path: PathBuf,
+    file: File,
+    /// None for an empty file, which cannot be mapped.
+    map: Option<Mmap>,
+}
+
+impl MappedFile {
+    /// Opens and maps the file. Anything but a regular file (a directory, FIFO
+    /// or device) is refused without blocking on it.
+    pub fn open(path: &Path) -> Result<Self, ImportError> {
+        let file = OpenOptions::new()
+            .read(true)
+            // Opening a FIFO without a writer would block.
+            .custom_flags(OFlags::NONBLOCK.bits() as i32)
+            .open(path)
+            .map_err(|e| ImportError::io("open", path, &e))?;
+        let metadata = file
+            .metadata()
+            .map_err(|e| ImportError::io("stat", path, &e))?;
+        if !metadata.is_file() {
+            return Err(ImportError::new(Fault::Io, "not a regular file").in_file(path));
+        }
+        let map = if metadata.len() == 0 {
+            None
+        } else {
+            // SAFETY: the map is read-only and only ever handed out as `&[u8]`.
+            // The bytes may change only if another process writes to the file
+            // meanwhile; every parser over them checks each value where it
+            // reads it and never relies on reading the same value twice for
+            // memory safety, since all accesses are bounds-checked slices.
+            let map = unsafe { Mmap::map(&file) };
+            Some(map.map_err(|e| ImportError::io("map", path, &e))?)
+        };
+        Ok(Self {
+            path: path.to_path_buf(),
+            file,
+            map,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open file, for positioned reads.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        for path in ["/dev/zero", "/tmp", "/nonexistent/model.gguf"] {
+            let error = MappedFile::open(Path::new(path)).unwrap_err();
+            assert_eq!(error.fault, Fault::Io, "{path}");
+            assert!(error.to_string().starts_with(path), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_empty_file_is_an_empty_slice() {
+        let path = std::env::temp_dir().join(format!("omex-empty-{}", std::process::id()));
+        std::fs::write(&path, b"").unwrap();
+        assert!(MappedFile::open(&path).unwrap().is_empty());
+        std::fs::remove_file(&path).unwrap();
+    }
+}

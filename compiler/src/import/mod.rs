@@ -1,0 +1,19 @@
+//! Model import: from a model file to a checked description of the model and
+//! to the packed weights.
+//!
+//! - [`gguf`] reads (and writes) the container format,
+//! - [`llama`] maps metadata and tensor names of the llama family to a typed
+//!   [`llama::ModelConfig`].
+//!
+//! Everything here takes files as hostile: no count is believed before it has
+//! been compared with the bytes that remain, and every fault is an
+//! [`ImportError`] that names the file, the byte and what was expected.
+
+mod error;
+pub mod ggml_type;
+pub mod gguf;
+pub mod llama;
+mod map;
+
+pub use error::{Fault, ImportError, shown};
+pub use map::MappedFile;

@@ -1,0 +1,3 @@
+//! Compiles OMEX task containers and models into plans.
+
+pub mod diagnostic;

@@ -1,0 +1,421 @@
+//! Kernel specifications: one operation with every shape and constant that its
+//! code may depend on.
+//!
+//! A spec says which arguments the kernel takes and the exact bytes that it
+//! reads and writes of each, so that a plan can be proved to stay inside its
+//! slots without running it.
+
+use crate::activation::Q8Layout;
+use crate::format::WeightFormat;
+use crate::pad_to_panel;
+
+/// Positions of one attention split; splits start at absolute multiples.
+pub const ATTENTION_SPLIT: u32 = 128;
+/// Largest head dimension: attention keeps one head's accumulators on the stack.
+pub const HEAD_DIM_MAX: u32 = 512;
+/// Largest extent of any dimension, so that no size below overflows u64.
+pub const EXTENT_MAX: u32 = 1 << 24;
+
+/// An f32 constant, compared and hashed by its bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct F32(pub u32);
+
+impl F32 {
+    pub const fn new(value: f32) -> F32 {
+        F32(value.to_bits())
+    }
+    pub const fn get(self) -> f32 {
+        f32::from_bits(self.0)
+    }
+}
+
+/// How a column buffer of `len` elements is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Activation {
+    /// f32, stride `pad_to_panel(len)` elements.
+    F32,
+    /// int8 records of [`Q8Layout`]; `len` is a multiple of 32.
+    Q8,
+}
+
+impl Activation {
+    /// What a matmul of `format` reads.
+    pub const fn for_weights(format: WeightFormat) -> Activation {
+        if format.takes_q8() {
+            Activation::Q8
+        } else {
+            Activation::F32
+        }
+    }
+
+    /// Bytes of one column.
+    pub const fn stride_bytes(self, len: u32) -> u64 {
+        match self {
+            Activation::F32 => pad_to_panel(len) as u64 * 4,
+            Activation::Q8 => Q8Layout::new(len).stride as u64,
+        }
+    }
+}
+
+/// How an embedding table is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TableLayout {
+    /// Row-major in the file's own bytes.
+    Rows,
+    /// 16-row panels: the table is the output head as well.
+    Panels,
+}
+
+/// Which elements RoPE rotates together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RopePairing {
+    /// (2i, 2i + 1), llama's GGUF order.
+    Adjacent,
+    /// (i, i + n / 2), the NeoX order.
+    Halves,
+}
+
+/// Rotation of the first `2 * pairs` elements of each head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Rope {
+    pub pairs: u32,
+    pub pairing: RopePairing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum GateFunction {
+    /// `silu(gate) * up`
+    Silu,
+    /// `gelu_tanh(gate) * up`
+    GeluTanh,
+}
+
+/// One kernel. `columns`, the number of tokens of a pass, is the only extent
+/// that is not part of a spec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum KernelSpec {
+    /// `out[c] = scale * table[tokens[c]]`, dequantized.
+    /// Args: tokens (u32), table, out (f32, k).
+    Embed {
+        format: WeightFormat,
+        layout: TableLayout,
+        rows: u32,
+        k: u32,
+        scale: F32,
+    },
+    /// cos and sin of `position * inverse_frequency[i]` for the pass's positions.
+    /// Args: inverse frequencies (f64, pairs), out (f32: `pairs` cosines, then
+    /// `pairs` sines per column, padded).
+    RopeTable { pairs: u32 },
+    /// RMSNorm with weight. Args: x (f32, len), weight (f32, len), out (len).
+    Norm {
+        len: u32,
+        eps: F32,
+        output: Activation,
+    },
+    /// f32 to int8 activations. Args: x (f32, len), out (Q8, len).
+    Quantize { len: u32 },
+    /// `out = weights * activations`, then `+ bias`, then `residual +`.
+    /// Args: weights, activations, [bias (f32, rows)], [residual (f32, rows)], out (f32, rows).
+    Matmul {
+        format: WeightFormat,
+        rows: u32,
+        k: u32,
+        bias: bool,
+        residual: bool,
+    },
+    /// Rotates the keys and writes keys and values at their ring slots as f16.
+    /// Args: k (f32), v (f32), [rope table], key ring, value ring.
+    KvStore {
+        kv_heads: u32,
+        head_dim: u32,
+        ring: u32,
+        rope: Option<Rope>,
+    },
+    /// Causal attention of the pass's columns over the ring; `window` 0 is
+    /// unlimited, otherwise a query sees itself and `window - 1` before it.
+    /// Args: q (f32), [rope table], key ring, value ring, out.
+    Attention {
+        heads: u32,
+        kv_heads: u32,
+        head_dim: u32,
+        ring: u32,
+        window: u32,
+        scale: F32,
+        rope: Option<Rope>,
+        output: Activation,
+    },
+    /// `function(gate) * up`. Args: gate (f32, len), up (f32, len), out (len).
+    Gate {
+        function: GateFunction,
+        len: u32,
+        output: Activation,
+    },
+}
+
+/// What an argument is, which decides where a plan may place it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OperandClass {
+    /// An arena slot whose contents live for part of a pass.
+    Buffer,
+    /// A packed tensor.
+    Weights,
+    /// An arena slot that persists across passes.
+    KvRing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    Read,
+    Write,
+}
+
+/// One argument: its bytes from the start of its slot or tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operand {
+    pub name: &'static str,
+    pub class: OperandClass,
+    pub access: Access,
+    pub bytes: u64,
+}
+
+/// The arguments of a kernel in order.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands {
+    items: [Operand; Operands::MAX],
+    len: usize,
+}
+
+impl Operands {
+    pub const MAX: usize = 5;
+
+    fn new() -> Operands {
+        let none = Operand {
+            name: "",
+            class: OperandClass::Buffer,
+            access: Access::Read,
+            bytes: 0,
+        };
+        Operands {
+            items: [none; Operands::MAX],
+            len: 0,
+        }
+    }
+
+    fn push(mut self, name: &'static str, class: OperandClass, access: Access, bytes: u64) -> Self {
+        self.items[self.len] = Operand {
+            name,
+            class,
+            access,
+            bytes,
+        };
+        self.len += 1;
+        self
+    }
+
+    fn read(self, name: &'static str, bytes: u64) -> Self {
+        self.push(name, OperandClass::Buffer, Access::Read, bytes)
+    }
+
+    fn write(self, name: &'static str, bytes: u64) -> Self {
+        self.push(name, OperandClass::Buffer, Access::Write, bytes)
+    }
+
+    fn weights(self, name: &'static str, bytes: u64) -> Self {
+        self.push(name, OperandClass::Weights, Access::Read, bytes)
+    }
+
+    fn ring(self, name: &'static str, access: Access, bytes: u64) -> Self {
+        self.push(name, OperandClass::KvRing, access, bytes)
+    }
+
+    fn when(self, condition: bool, f: impl FnOnce(Self) -> Self) -> Self {
+        if condition { f(self) } else { self }
+    }
+
+    pub fn as_slice(&self) -> &[Operand] {
+        &self.items[..self.len]
+    }
+}
+
+/// Bytes of one f16 ring of `ring` positions (a multiple of 16).
+pub const fn ring_bytes(kv_heads: u32, head_dim: u32, ring: u32) -> u64 {
+    kv_heads as u64 * head_dim as u64 * ring as u64 * 2
+}
+
+/// Bytes of a packed matrix of `rows` rows.
+pub const fn matrix_bytes(format: WeightFormat, layout: TableLayout, rows: u32, k: u32) -> u64 {
+    match layout {
+        TableLayout::Rows => rows as u64 * format.row_bytes(k),
+        TableLayout::Panels => (rows as u64).div_ceil(16) * format.panel_bytes(k),
+    }
+}
+
+impl KernelSpec {
+    /// The arguments for `columns` columns.
+    ///
+    /// Requires a spec that [`KernelSpec::validate`] accepted.
+    pub fn operands(&self, columns: u32) -> Operands {
+        use Access::{Read, Write};
+        let c = columns as u64;
+        let f32s = |len: u32| c * Activation::F32.stride_bytes(len);
+        let list = Operands::new();
+        match *self {
+            KernelSpec::Embed {
+                format,
+                layout,
+                rows,
+                k,
+                scale: _,
+            } => list
+                .read("tokens", c * 4)
+                .weights("table", matrix_bytes(format, layout, rows, k))
+                .write("out", f32s(k)),
+            KernelSpec::RopeTable { pairs } => list
+                .weights("inverse_frequencies", pairs as u64 * 8)
+                .write("out", f32s(2 * pairs)),
+            KernelSpec::Norm { len, output, .. } => list
+                .read("x", f32s(len))
+                .weights("weight", len as u64 * 4)
+                .write("out", c * output.stride_bytes(len)),
+            KernelSpec::Quantize { len } => list
+                .read("x", f32s(len))
+                .write("out", c * Activation::Q8.stride_bytes(len)),
+            KernelSpec::Matmul {
+                format,
+                rows,
+                k,
+                bias,
+                residual,
+            } => list
+                .weights("weights", matrix_bytes(format, TableLayout::Panels, rows, k))
+                .read(
+                    "activations",
+                    c * Activation::for_weights(format).stride_bytes(k),
+                )
+                .when(bias, |l| l.weights("bias", pad_to_panel(rows) as u64 * 4))
+                .when(residual, |l| l.read("residual", f32s(rows)))
+                .write("out", f32s(rows)),
+            KernelSpec::KvStore {
+                kv_heads,
+                head_dim,
+                ring,
+                rope,
+            } => list
+                .read("k", f32s(kv_heads * head_dim))
+                .read("v", f32s(kv_heads * head_dim))
+                .when(rope.is_some(), |l| {
+                    l.read("rope", rope.map_or(0, |r| f32s(2 * r.pairs)))
+                })
+                .ring("keys", Write, ring_bytes(kv_heads, head_dim, ring))
+                .ring("values", Write, ring_bytes(kv_heads, head_dim, ring)),
+            KernelSpec::Attention {
+                heads,
+                kv_heads,
+                head_dim,
+                ring,
+                rope,
+                output,
+                ..
+            } => list
+                .read("q", f32s(heads * head_dim))
+                .when(rope.is_some(), |l| {
+                    l.read("rope", rope.map_or(0, |r| f32s(2 * r.pairs)))
+                })
+                .ring("keys", Read, ring_bytes(kv_heads, head_dim, ring))
+                .ring("values", Read, ring_bytes(kv_heads, head_dim, ring))
+                .write("out", c * output.stride_bytes(heads * head_dim)),
+            KernelSpec::Gate { len, output, .. } => list
+                .read("gate", f32s(len))
+                .read("up", f32s(len))
+                .write("out", c * output.stride_bytes(len)),
+        }
+    }
+
+    /// Checks every extent; a spec that passes has operands that fit in u64
+    /// and kernels that stay inside them.
+    ///
+    /// Errors: a sentence that names the violated rule.
+    pub fn validate(&self) -> Result<(), &'static str> {
+        let extent = |n: u32| (1..=EXTENT_MAX).contains(&n);
+        let activation = |a: Activation, len: u32| match a {
+            Activation::F32 => true,
+            Activation::Q8 => len.is_multiple_of(32),
+        };
+        let rope_ok = |r: Option<Rope>, head_dim: u32| {
+            r.is_none_or(|r| r.pairs > 0 && r.pairs <= head_dim / 2)
+        };
+        let heads_ok = |heads: u32, kv_heads: u32, head_dim: u32, ring: u32| {
+            (1..=HEAD_DIM_MAX).contains(&head_dim)
+                && head_dim.is_multiple_of(2)
+                && (1..=4096).contains(&kv_heads)
+                && (1..=4096).contains(&heads)
+                && heads.is_multiple_of(kv_heads)
+                && extent(heads * head_dim)
+                && extent(ring)
+                && ring.is_multiple_of(16)
+        };
+        let finite = |x: F32| x.get().is_finite();
+        let ok = match *self {
+            KernelSpec::Embed {
+                format,
+                rows,
+                k,
+                scale,
+                ..
+            } => {
+                extent(rows) && extent(k) && k.is_multiple_of(format.k_multiple()) && finite(scale)
+            }
+            KernelSpec::RopeTable { pairs } => pairs > 0 && pairs <= HEAD_DIM_MAX / 2,
+            KernelSpec::Norm { len, eps, output } => {
+                extent(len) && finite(eps) && eps.get() >= 0.0 && activation(output, len)
+            }
+            KernelSpec::Quantize { len } => extent(len) && len.is_multiple_of(32),
+            KernelSpec::Matmul {
+                format, rows, k, ..
+            } => extent(rows) && extent(k) && k.is_multiple_of(format.k_multiple()),
+            KernelSpec::KvStore {
+                kv_heads,
+                head_dim,
+                ring,
+                rope,
+            } => heads_ok(kv_heads, kv_heads, head_dim, ring) && rope_ok(rope, head_dim),
+            KernelSpec::Attention {
+                heads,
+                kv_heads,
+                head_dim,
+                ring,
+                scale,
+                rope,
+                output,
+                ..
+            } => {
+                heads_ok(heads, kv_heads, head_dim, ring)
+                    && rope_ok(rope, head_dim)
+                    && finite(scale)
+                    && activation(output, head_dim)
+            }
+            KernelSpec::Gate { len, output, .. } => extent(len) && activation(output, len),
+        };
+        if ok {
+            Ok(())
+        } else {
+            Err("a shape or constant of the kernel is outside its limits")
+        }
+    }
+
+    /// Independent work units of a pass over `columns` columns; any thread may
+    /// compute any unit. Matmul units are panels.
+    pub fn units(&self, columns: u32) -> u32 {
+        match *self {
+            KernelSpec::Embed { .. }
+            | KernelSpec::RopeTable { .. }
+            | KernelSpec::Norm { .. }
+            | KernelSpec::Quantize { .. }
+            | KernelSpec::KvStore { .. }
+            | KernelSpec::Gate { .. } => columns,
+            KernelSpec::Matmul { rows, .. } => rows.div_ceil(16),
+            KernelSpec::Attention { heads, .. } => columns * heads,
+        }
+    }
+}
