@@ -1,3 +1,4 @@
 //! Compiles OMEX task containers and models into plans.
 
 pub mod diagnostic;
+pub mod import;

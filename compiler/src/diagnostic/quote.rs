@@ -5,7 +5,7 @@ const QUOTED_CHARS_MAX: usize = 80;
 /// Control characters, terminal escapes and invisible direction marks, which could rewrite what the terminal shows.
 fn is_hostile(c: char) -> bool {
     (c.is_control() && c != '\n' && c != '\t')
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{e000}'..='\u{f8ff}' | '\u{feff}')
 }
 
 /// The text with hostile characters written as `\u{1b}`. Newlines and tabs stay.

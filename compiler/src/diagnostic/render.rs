@@ -75,25 +75,31 @@ fn excerpt(source: &Source, span: Span) -> Excerpt {
     }
 }
 
-fn snippet<'a>(label: &Label, kind: AnnotationKind) -> Vec<Element<'a>> {
-    let position = label.source.position(label.span.start);
+/// Stands for "path:line:column" until the report is laid out: only the whole source knows the column of a long line,
+/// of which the report sees an excerpt. [`clean`] lets no private-use character of the user through.
+const ORIGIN_MARK: char = '\u{e000}';
+
+fn snippet<'a>(label: &Label, kind: AnnotationKind) -> Element<'a> {
     let excerpt = excerpt(&label.source, label.span);
     let text = (!label.text.is_empty()).then(|| clean(&label.text));
-    // Line and column are given as part of the path: the excerpt of a long line does not know its column.
-    let origin = format!(
-        "{}:{}:{}",
-        clean(label.source.name()),
-        position.line,
-        position.column
-    );
-    vec![
-        Origin::path(origin).into(),
-        Snippet::source(excerpt.text)
-            .line_start(excerpt.line as usize)
-            .fold(false)
-            .annotation(kind.span(excerpt.span).label(text))
-            .into(),
-    ]
+    Snippet::source(excerpt.text)
+        .path(ORIGIN_MARK.to_string())
+        .line_start(excerpt.line as usize)
+        .fold(false)
+        .annotation(kind.span(excerpt.span).label(text))
+        .into()
+}
+
+fn place_origins<'a>(report: &str, labels: impl Iterator<Item = &'a Label>) -> String {
+    let mut parts = report.split(ORIGIN_MARK);
+    let mut out = String::from(parts.next().unwrap_or(""));
+    for (part, label) in parts.zip(labels) {
+        let position = label.source.position(label.span.start);
+        let name = clean(label.source.name());
+        out.push_str(&format!("{name}:{}:{}", position.line, position.column));
+        out.push_str(part.trim_start_matches(|c: char| c == ':' || c.is_ascii_digit()));
+    }
+    out
 }
 
 pub(super) fn render(diagnostic: &Diagnostic, options: &RenderOptions) -> String {
@@ -108,7 +114,7 @@ pub(super) fn render(diagnostic: &Diagnostic, options: &RenderOptions) -> String
     let mut group = Group::with_title(title);
     match diagnostic.place() {
         Place::Nowhere => {}
-        Place::Text(label) => group = group.elements(snippet(label, AnnotationKind::Primary)),
+        Place::Text(label) => group = group.element(snippet(label, AnnotationKind::Primary)),
         Place::File {
             path,
             offset_bytes: None,
@@ -123,8 +129,9 @@ pub(super) fn render(diagnostic: &Diagnostic, options: &RenderOptions) -> String
             )));
         }
     }
-    for label in diagnostic.labels().iter().take(LABELS_MAX) {
-        group = group.elements(snippet(label, AnnotationKind::Context));
+    let labels = &diagnostic.labels()[..diagnostic.labels().len().min(LABELS_MAX)];
+    for label in labels {
+        group = group.element(snippet(label, AnnotationKind::Context));
     }
     for note in diagnostic.notes() {
         group = group.element(Level::NOTE.message(clean(note)));
@@ -137,7 +144,12 @@ pub(super) fn render(diagnostic: &Diagnostic, options: &RenderOptions) -> String
     } else {
         Renderer::plain()
     };
-    renderer.term_width(options.width).render(&[group])
+    let report = renderer.term_width(options.width).render(&[group]);
+    let primary = match diagnostic.place() {
+        Place::Text(label) => Some(label),
+        Place::Nowhere | Place::File { .. } => None,
+    };
+    place_origins(&report, primary.into_iter().chain(labels))
 }
 
 fn label_json(label: &Label) -> Value {

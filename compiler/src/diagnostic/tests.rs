@@ -13,7 +13,16 @@ fn rendered(text: &str, span: Span) -> String {
 
 #[test]
 fn carets_point_into_the_text() {
-    insta::assert_snapshot!(rendered("{\n  \"é\": -1\n}\n", Span::new(10, 12)), @"");
+    insta::assert_snapshot!(rendered("{\n  \"é\": -1\n}\n", Span::new(10, 12)), @r#"
+    error[OMX0012]: wrong \u{1b}[31mvalue
+     --> t.json:2:8
+      |
+    2 |   "é": -1
+      |        ^^ here
+      |
+      = note: a \u{9b}note
+      = help: do that
+    "#);
 }
 
 #[test]
@@ -21,7 +30,33 @@ fn files_are_named_with_their_byte() {
     let error = Diagnostic::error(Code::ModelTruncated, "the header ends too early")
         .in_file("m\x1bodel.gguf", Some(4097))
         .render(&RenderOptions::default());
-    insta::assert_snapshot!(error, @"");
+    insta::assert_snapshot!(error, @r"
+    error[OMX0101]: the header ends too early
+    --> m\u{1b}odel.gguf at byte 4097 (0x1001)
+    ");
+}
+
+#[test]
+fn labels_of_several_sources_and_long_lines() {
+    let long = format!("[{}-1]", "1,".repeat(100_000));
+    let one = Arc::new(Source::new("one.json", long));
+    let two = Arc::new(Source::new("two.toml", "a = 1\nb = 2\n"));
+    let error = Diagnostic::warning(Code::LimitsDiffer, "two limits")
+        .at(&one, Span::new(200_001, 200_003), "this one wins")
+        .label(&two, Span::new(10, 11), "this one does not")
+        .render(&RenderOptions::default());
+    insta::assert_snapshot!(error, @r"
+    warning[OMX0028]: two limits
+     --> one.json:1:200002
+      |
+    1 | ...1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,-1]
+      |                                                                ^^ this one wins
+      |
+     ::: two.toml:2:5
+      |
+    2 | b = 2
+      |     - this one does not
+    ");
 }
 
 /// Whatever the span, rendering ends, is short, and lets no escape through.
