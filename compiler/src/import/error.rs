@@ -121,14 +121,14 @@ mod tests {
 
     #[test]
     fn messages_carry_no_terminal_escapes() {
-        let error = ImportError::new(Fault::Tensor, format!("tensor '{}'", shown("\x1b[31mred\n")))
-            .in_file(Path::new("/tmp/\x1b]0;x"))
-            .at(7);
+        let error = ImportError::new(
+            Fault::Tensor,
+            format!("tensor '{}'", shown("\x1b[31mred\n")),
+        )
+        .in_file(Path::new("/tmp/\x1b]0;x"))
+        .at(7);
         let text = error.to_string();
-        assert_eq!(
-            text,
-            "/tmp/\\u{1b}]0;x: byte 7: tensor '\\u{1b}[31mred\\n'"
-        );
+        assert_eq!(text, "/tmp/\\u{1b}]0;x: byte 7: tensor '\\u{1b}[31mred\\n'");
         assert!(shown(&"x".repeat(1000)).chars().count() <= 81);
     }
 }

@@ -43,11 +43,11 @@ impl MappedFile {
         let map = if metadata.len() == 0 {
             None
         } else {
-            // SAFETY: the map is read-only and only ever handed out as `&[u8]`.
-            // The bytes may change only if another process writes to the file
-            // meanwhile; every parser over them checks each value where it
-            // reads it and never relies on reading the same value twice for
-            // memory safety, since all accesses are bounds-checked slices.
+            // SAFETY: the map is read-only, handed out only as `&[u8]`, and
+            // unmapped when `self` is dropped. What no program can rule out is
+            // another process writing to the file meanwhile; model files are
+            // written once, and bytes read from here are bounds-checked where
+            // they are used.
             let map = unsafe { Mmap::map(&file) };
             Some(map.map_err(|e| ImportError::io("map", path, &e))?)
         };

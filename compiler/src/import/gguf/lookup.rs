@@ -5,6 +5,17 @@ use super::value::{Array, ArrayIter, Value, ValueType};
 use super::{Entry, Gguf};
 use crate::import::{Fault, ImportError, shown};
 
+/// What is inside a value of the variant, None for another one.
+macro_rules! take {
+    ($variant:path, $value:expr) => {
+        if let $variant(inner) = $value {
+            Some(inner)
+        } else {
+            None
+        }
+    };
+}
+
 impl<'a> Gguf<'a> {
     pub fn entry(&self, key: &str) -> Option<&Entry<'a>> {
         self.keys.get(key).map(|&i| &self.metadata[i])
@@ -26,37 +37,32 @@ impl<'a> Gguf<'a> {
 
     /// A float32, or a float64 rounded to one. It may be NaN or infinite.
     pub fn get_f32(&self, key: &str) -> Result<Option<f32>, ImportError> {
-        self.get_with(key, "a float32", |value| match value {
-            Value::F32(v) => Some(v),
-            Value::F64(v) => Some(v as f32),
-            _ => None,
+        self.get_with(key, "a float32", |value| {
+            if let Value::F64(v) = value {
+                return Some(v as f32);
+            }
+            take!(Value::F32, value)
         })
     }
 
     pub fn get_bool(&self, key: &str) -> Result<Option<bool>, ImportError> {
-        self.get_with(key, "a bool", |value| match value {
-            Value::Bool(v) => Some(v),
-            _ => None,
-        })
+        self.get_with(key, "a bool", |value| take!(Value::Bool, value))
     }
 
     pub fn get_str(&self, key: &str) -> Result<Option<&'a str>, ImportError> {
-        self.get_with(key, "a UTF-8 string", |value| match value {
-            Value::String(v) => std::str::from_utf8(v).ok(),
-            _ => None,
+        self.get_with(key, "a UTF-8 string", |value| {
+            std::str::from_utf8(take!(Value::String, value)?).ok()
         })
     }
 
     pub fn get_array(&self, key: &str) -> Result<Option<Array<'a>>, ImportError> {
-        self.get_with(key, "an array", |value| match value {
-            Value::Array(v) => Some(v),
-            _ => None,
-        })
+        self.get_with(key, "an array", |value| take!(Value::Array, value))
     }
 
     /// An array of strings, all of them checked to be UTF-8.
     pub fn get_array_str(&self, key: &str) -> Result<Option<StrArray<'a>>, ImportError> {
-        let Some(array) = self.get_array_of(key, "an array of string", |ty| ty == ValueType::String)?
+        let Some(array) =
+            self.get_array_of(key, "an array of string", |ty| ty == ValueType::String)?
         else {
             return Ok(None);
         };
@@ -148,9 +154,8 @@ impl<'a> Gguf<'a> {
         expected: &str,
         accepts: impl FnOnce(ValueType) -> bool,
     ) -> Result<Option<Array<'a>>, ImportError> {
-        self.get_with(key, expected, |value| match value {
-            Value::Array(array) if accepts(array.element_type) => Some(array),
-            _ => None,
+        self.get_with(key, expected, |value| {
+            take!(Value::Array, value).filter(|array| accepts(array.element_type))
         })
     }
 

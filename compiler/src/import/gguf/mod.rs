@@ -110,7 +110,8 @@ impl<'a> Gguf<'a> {
         // A tensor's entry has a name, a number of dimensions, at least one of
         // them, a type and an offset; a metadata entry has a key, a type and at
         // least a byte of value.
-        let tensor_count = cursor.count("the number of tensors", 8 + 1 + 4 + 8 + 4 + 8, TENSORS_MAX)?;
+        let tensor_count =
+            cursor.count("the number of tensors", 8 + 1 + 4 + 8 + 4 + 8, TENSORS_MAX)?;
         let key_count = cursor.count("the number of metadata keys", 8 + 1 + 4 + 1, KEYS_MAX)?;
 
         let mut metadata = Vec::new();
@@ -153,7 +154,12 @@ impl<'a> Gguf<'a> {
             }
             tensors.push(tensor);
         }
-        place_tensors(&mut tensors, cursor.position(), alignment_bytes, bytes.len() as u64)?;
+        place_tensors(
+            &mut tensors,
+            cursor.position(),
+            alignment_bytes,
+            bytes.len() as u64,
+        )?;
         Ok(Self {
             version,
             alignment_bytes,
@@ -213,9 +219,11 @@ fn parse_version(cursor: &mut Cursor<'_>) -> Result<u32, ImportError> {
     let version = cursor.u32("the version")?;
     match version {
         2 | 3 => Ok(version),
-        1 => Err(ImportError::new(Fault::Format, "GGUF version 1; versions 2 and 3 are read")
-            .at(at)
-            .help("convert the model again with a current converter")),
+        1 => Err(
+            ImportError::new(Fault::Format, "GGUF version 1; versions 2 and 3 are read")
+                .at(at)
+                .help("convert the model again with a current converter"),
+        ),
         _ if (1..=0xFFFF).contains(&version.swap_bytes()) => Err(big_endian(at)),
         _ => Err(ImportError::new(
             Fault::Format,
@@ -226,9 +234,12 @@ fn parse_version(cursor: &mut Cursor<'_>) -> Result<u32, ImportError> {
 }
 
 fn big_endian(at: u64) -> ImportError {
-    ImportError::new(Fault::Format, "a big-endian GGUF file; little-endian ones are read")
-        .at(at)
-        .help("convert it with gguf-convert-endian")
+    ImportError::new(
+        Fault::Format,
+        "a big-endian GGUF file; little-endian ones are read",
+    )
+    .at(at)
+    .help("convert it with gguf-convert-endian")
 }
 
 fn parse_entry<'a>(cursor: &mut Cursor<'a>) -> Result<Entry<'a>, ImportError> {
@@ -260,7 +271,10 @@ fn alignment(metadata: &[Entry<'_>], keys: &BTreeMap<&str, usize>) -> Result<u64
 }
 
 /// Parses a tensor's entry. The range is still relative to the tensor data.
-fn parse_tensor<'a>(cursor: &mut Cursor<'a>, alignment_bytes: u64) -> Result<Tensor<'a>, ImportError> {
+fn parse_tensor<'a>(
+    cursor: &mut Cursor<'a>,
+    alignment_bytes: u64,
+) -> Result<Tensor<'a>, ImportError> {
     let offset_bytes = cursor.position();
     let name = cursor.name("a tensor's name")?;
     let fault = |at: u64, fault: Fault, what: String| {
@@ -270,7 +284,11 @@ fn parse_tensor<'a>(cursor: &mut Cursor<'a>, alignment_bytes: u64) -> Result<Ten
     let at = cursor.position();
     let n_dims = cursor.u32("a tensor's number of dimensions")?;
     if !(1..=DIMS_MAX).contains(&n_dims) {
-        return Err(fault(at, Fault::Size, format!("has {n_dims} dimensions; 1 to {DIMS_MAX} are possible")));
+        return Err(fault(
+            at,
+            Fault::Size,
+            format!("has {n_dims} dimensions; 1 to {DIMS_MAX} are possible"),
+        ));
     }
     let mut ne = [1u64; DIMS_MAX as usize];
     let mut elements = Some(1u64);
@@ -280,7 +298,11 @@ fn parse_tensor<'a>(cursor: &mut Cursor<'a>, alignment_bytes: u64) -> Result<Ten
     }
     let dims = &ne[..n_dims as usize];
     if dims.contains(&0) {
-        return Err(fault(at, Fault::Size, format!("has a dimension of 0: {dims:?}")));
+        return Err(fault(
+            at,
+            Fault::Size,
+            format!("has a dimension of 0: {dims:?}"),
+        ));
     }
 
     let type_at = cursor.position();
@@ -292,7 +314,11 @@ fn parse_tensor<'a>(cursor: &mut Cursor<'a>, alignment_bytes: u64) -> Result<Ten
             format!("has type {id} ({removed}), which ggml has removed"),
         )
         .help("quantize the model again"),
-        None => fault(type_at, Fault::Tensor, format!("has type {id}, which ggml does not know")),
+        None => fault(
+            type_at,
+            Fault::Tensor,
+            format!("has type {id}, which ggml does not know"),
+        ),
     })?;
     if !ne[0].is_multiple_of(ggml_type.block_elements()) {
         return Err(fault(
@@ -308,7 +334,13 @@ fn parse_tensor<'a>(cursor: &mut Cursor<'a>, alignment_bytes: u64) -> Result<Ten
     }
     let size = elements
         .and_then(|e| (e / ggml_type.block_elements()).checked_mul(ggml_type.block_bytes()))
-        .ok_or_else(|| fault(at, Fault::Size, format!("has more than 2^64 elements or bytes: {dims:?}")))?;
+        .ok_or_else(|| {
+            fault(
+                at,
+                Fault::Size,
+                format!("has more than 2^64 elements or bytes: {dims:?}"),
+            )
+        })?;
 
     let start_at = cursor.position();
     let start = cursor.u64("a tensor's offset")?;
@@ -320,7 +352,11 @@ fn parse_tensor<'a>(cursor: &mut Cursor<'a>, alignment_bytes: u64) -> Result<Ten
         ));
     }
     let end = start.checked_add(size).ok_or_else(|| {
-        fault(start_at, Fault::Size, format!("of {size} bytes begins at offset {start} and ends beyond 2^64"))
+        fault(
+            start_at,
+            Fault::Size,
+            format!("of {size} bytes begins at offset {start} and ends beyond 2^64"),
+        )
     })?;
     Ok(Tensor {
         name,

@@ -95,8 +95,9 @@ impl<'a> Cursor<'a> {
     pub(super) fn name(&mut self, what: &str) -> Result<&'a str, ImportError> {
         let at = self.position();
         let bytes = self.string(what)?;
-        let name = std::str::from_utf8(bytes)
-            .map_err(|e| ImportError::new(Fault::Format, format!("{what} is not UTF-8: {e}")).at(at))?;
+        let name = std::str::from_utf8(bytes).map_err(|e| {
+            ImportError::new(Fault::Format, format!("{what} is not UTF-8: {e}")).at(at)
+        })?;
         if name.is_empty() || name.len() > 0xFFFF {
             return Err(ImportError::new(
                 Fault::Size,
@@ -126,72 +127,45 @@ impl<'a> Cursor<'a> {
     }
 
     pub(super) fn value(&mut self, key: &str) -> Result<Value<'a>, ImportError> {
-        match self.value_type(key)? {
-            ValueType::String => Ok(Value::String(
-                self.string(&format!("the value of '{}'", shown(key)))?,
-            )),
-            ValueType::Array => Ok(Value::Array(self.array(key)?)),
-            ty => {
-                let at = self.position();
-                let size = ty.size_bytes().expect("a scalar has a size");
-                let bytes = self.take(size, "a metadata value")?;
-                scalar(ty, bytes).ok_or_else(|| {
-                    ImportError::new(
-                        Fault::Metadata,
-                        format!(
-                            "metadata key '{}' is a bool of value {}; 0 and 1 exist",
-                            shown(key),
-                            bytes[0]
-                        ),
-                    )
-                    .at(at)
-                })
-            }
+        let ty = self.value_type(key)?;
+        if ty == ValueType::Array {
+            return Ok(Value::Array(self.array(key)?));
         }
+        let Some(size) = ty.size_bytes() else {
+            let what = format!("the value of '{}'", shown(key));
+            return Ok(Value::String(self.string(&what)?));
+        };
+        let at = self.position();
+        let bytes = self.take(size, "a metadata value")?;
+        scalar(ty, bytes).ok_or_else(|| bool_fault(key, bytes[0], at))
     }
 
     fn array(&mut self, key: &str) -> Result<Array<'a>, ImportError> {
         let at = self.position();
         let element_type = self.value_type(key)?;
         let what = format!("the length of array '{}'", shown(key));
-        let len;
-        let start;
-        match element_type {
-            ValueType::Array => {
-                return Err(ImportError::new(
-                    Fault::Unsupported,
-                    format!("metadata key '{}' is an array of arrays", shown(key)),
-                )
-                .at(at)
-                .help("arrays of scalars and strings are read"));
+        if element_type == ValueType::Array {
+            return Err(ImportError::new(
+                Fault::Unsupported,
+                format!("metadata key '{}' is an array of arrays", shown(key)),
+            )
+            .at(at)
+            .help("arrays of scalars and strings are read"));
+        }
+        // A string takes at least the eight bytes of its length.
+        let len = self.count(&what, element_type.size_bytes().unwrap_or(8), u64::MAX)?;
+        let start = self.position;
+        if let Some(size) = element_type.size_bytes() {
+            let bytes = self.take(len * size, "an array")?;
+            if element_type == ValueType::Bool
+                && let Some(i) = bytes.iter().position(|&b| b > 1)
+            {
+                return Err(bool_fault(key, bytes[i], (start + i) as u64));
             }
-            ValueType::String => {
-                // A string takes at least the eight bytes of its length.
-                len = self.count(&what, 8, u64::MAX)?;
-                start = self.position;
-                let element = format!("a string of array '{}'", shown(key));
-                for _ in 0..len {
-                    self.string(&element)?;
-                }
-            }
-            ty => {
-                let size = ty.size_bytes().expect("a scalar has a size");
-                len = self.count(&what, size, u64::MAX)?;
-                start = self.position;
-                let bytes = self.take(len * size, "an array")?;
-                if ty == ValueType::Bool
-                    && let Some(i) = bytes.iter().position(|&b| b > 1)
-                {
-                    return Err(ImportError::new(
-                        Fault::Metadata,
-                        format!(
-                            "array '{}' holds a bool of value {}; 0 and 1 exist",
-                            shown(key),
-                            bytes[i]
-                        ),
-                    )
-                    .at((start + i) as u64));
-                }
+        } else {
+            let element = format!("a string of array '{}'", shown(key));
+            for _ in 0..len {
+                self.string(&element)?;
             }
         }
         Ok(Array {
@@ -201,4 +175,15 @@ impl<'a> Cursor<'a> {
             offset_bytes: start as u64,
         })
     }
+}
+
+fn bool_fault(key: &str, value: u8, at: u64) -> ImportError {
+    ImportError::new(
+        Fault::Metadata,
+        format!(
+            "metadata key '{}' holds a bool of value {value}; 0 and 1 exist",
+            shown(key)
+        ),
+    )
+    .at(at)
 }

@@ -176,7 +176,11 @@ impl fmt::Display for Value<'_> {
             Self::F32(v) => write!(f, "{v:?}"),
             Self::Bool(v) => write!(f, "{v}"),
             Self::String(v) => {
-                write!(f, "\"{}\"", crate::import::shown(&String::from_utf8_lossy(v)))
+                write!(
+                    f,
+                    "\"{}\"",
+                    crate::import::shown(&String::from_utf8_lossy(v))
+                )
             }
             Self::Array(v) => write!(f, "{} x {}", v.len, v.element_type.name()),
             Self::U64(v) => write!(f, "{v}"),
