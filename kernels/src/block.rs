@@ -309,9 +309,12 @@ pub fn dequantize_row(format: WeightFormat, bytes: &[u8], out: &mut [f32]) {
 pub fn float_at(format: WeightFormat, bytes: &[u8], i: usize) -> f32 {
     let two = |i: usize| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]);
     match format {
-        WeightFormat::F32 => {
-            f32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
-        }
+        WeightFormat::F32 => f32::from_le_bytes([
+            bytes[4 * i],
+            bytes[4 * i + 1],
+            bytes[4 * i + 2],
+            bytes[4 * i + 3],
+        ]),
         WeightFormat::F16 => f16_to_f32(two(i)),
         WeightFormat::BF16 => bf16_to_f32(two(i)),
         other => panic!("{} is not a float format", other.name()),

@@ -242,9 +242,7 @@ impl WeightFormat {
     pub const fn row_bytes(self, k: u32) -> u64 {
         match self.descriptor() {
             Descriptor::Float { element_bytes } => k as u64 * element_bytes as u64,
-            Descriptor::Quantized(q) => {
-                (k / q.block_len) as u64 * q.file_block_bytes as u64
-            }
+            Descriptor::Quantized(q) => (k / q.block_len) as u64 * q.file_block_bytes as u64,
         }
     }
 

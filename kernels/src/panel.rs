@@ -57,14 +57,20 @@ fn regions(format: WeightFormat, q: &Quantized, k: u32, block: usize) -> Regions
     let blocks32 = q.block_len as usize / 32;
     Regions {
         header: block * q.header_bytes() as usize,
-        codes: format.panel_header_bytes(k) as usize
-            + block * blocks32 * q.quant_bytes() as usize,
+        codes: format.panel_header_bytes(k) as usize + block * blocks32 * q.quant_bytes() as usize,
         low_bytes: 32 * q.codes.low as usize / 8 * LANES,
     }
 }
 
 /// Writes `raw` as block `block` of row `lane` into a zeroed panel of `k` columns.
-pub fn put_block(format: WeightFormat, k: u32, panel: &mut [u8], lane: usize, block: usize, raw: &RawBlock) {
+pub fn put_block(
+    format: WeightFormat,
+    k: u32,
+    panel: &mut [u8],
+    lane: usize,
+    block: usize,
+    raw: &RawBlock,
+) {
     let Descriptor::Quantized(q) = format.descriptor() else {
         panic!("{} has no blocks", format.name())
     };
@@ -125,7 +131,13 @@ pub fn put_block(format: WeightFormat, k: u32, panel: &mut [u8], lane: usize, bl
 }
 
 /// Reads block `block` of row `lane` back out of a panel of `k` columns.
-pub fn get_block(format: WeightFormat, k: u32, panel: &[u8], lane: usize, block: usize) -> RawBlock {
+pub fn get_block(
+    format: WeightFormat,
+    k: u32,
+    panel: &[u8],
+    lane: usize,
+    block: usize,
+) -> RawBlock {
     let Descriptor::Quantized(q) = format.descriptor() else {
         panic!("{} has no blocks", format.name())
     };
@@ -207,7 +219,12 @@ pub struct NotFinite {
 /// other) into `panel`, which is overwritten; missing rows are zero.
 ///
 /// Errors: the first NaN or infinite scale or element.
-pub fn pack_panel(format: WeightFormat, k: u32, rows: &[u8], panel: &mut [u8]) -> Result<(), NotFinite> {
+pub fn pack_panel(
+    format: WeightFormat,
+    k: u32,
+    rows: &[u8],
+    panel: &mut [u8],
+) -> Result<(), NotFinite> {
     assert_eq!(panel.len() as u64, format.panel_bytes(k), "panel size");
     panel.fill(0);
     for (lane, row) in rows.chunks_exact(format.row_bytes(k) as usize).enumerate() {
@@ -217,7 +234,10 @@ pub fn pack_panel(format: WeightFormat, k: u32, rows: &[u8], panel: &mut [u8]) -
                 for (i, element) in row.chunks_exact(size).enumerate() {
                     if !float_at(format, row, i).is_finite() {
                         let byte = (i * size) as u64;
-                        return Err(NotFinite { lane: lane as u32, byte });
+                        return Err(NotFinite {
+                            lane: lane as u32,
+                            byte,
+                        });
                     }
                     let at = float_offset(size, lane, i);
                     panel[at..at + size].copy_from_slice(element);
@@ -228,7 +248,10 @@ pub fn pack_panel(format: WeightFormat, k: u32, rows: &[u8], panel: &mut [u8]) -
                     let raw = RawBlock::from_file(format, bytes);
                     if raw.scale_is_not_finite(&q) {
                         let byte = i as u64 * q.file_block_bytes as u64;
-                        return Err(NotFinite { lane: lane as u32, byte });
+                        return Err(NotFinite {
+                            lane: lane as u32,
+                            byte,
+                        });
                     }
                     put_block(format, k, panel, lane, i, &raw);
                 }

@@ -11,6 +11,8 @@ use crate::pad_to_panel;
 
 /// Positions of one attention split; splits start at absolute multiples.
 pub const ATTENTION_SPLIT: u32 = 128;
+/// Elements of one work unit of a gate: a multiple of 32.
+pub const GATE_UNIT: u32 = 256;
 /// Largest head dimension: attention keeps one head's accumulators on the stack.
 pub const HEAD_DIM_MAX: u32 = 512;
 /// Largest extent of any dimension, so that no size below overflows u64.
@@ -288,7 +290,10 @@ impl KernelSpec {
                 bias,
                 residual,
             } => list
-                .weights("weights", matrix_bytes(format, TableLayout::Panels, rows, k))
+                .weights(
+                    "weights",
+                    matrix_bytes(format, TableLayout::Panels, rows, k),
+                )
                 .read(
                     "activations",
                     c * Activation::for_weights(format).stride_bytes(k),
@@ -411,11 +416,148 @@ impl KernelSpec {
             KernelSpec::Embed { .. }
             | KernelSpec::RopeTable { .. }
             | KernelSpec::Norm { .. }
-            | KernelSpec::Quantize { .. }
-            | KernelSpec::KvStore { .. }
-            | KernelSpec::Gate { .. } => columns,
+            | KernelSpec::Quantize { .. } => columns,
+            KernelSpec::KvStore { kv_heads, .. } => kv_heads,
+            KernelSpec::Gate { len, .. } => columns * len.div_ceil(GATE_UNIT),
             KernelSpec::Matmul { rows, .. } => rows.div_ceil(16),
             KernelSpec::Attention { heads, .. } => columns * heads,
         }
+    }
+}
+
+/// Words of an encoded spec.
+pub const SPEC_WORDS: usize = 12;
+
+impl KernelSpec {
+    /// A stable encoding: the variant's number, then its fields in order.
+    /// Part of the plan format; changing it changes the plan version.
+    pub fn to_words(&self) -> [u32; SPEC_WORDS] {
+        let mut words = [0; SPEC_WORDS];
+        let mut len = 0;
+        let mut put = |word: u32| {
+            words[len] = word;
+            len += 1;
+        };
+        fn rope_words(rope: Option<Rope>) -> [u32; 2] {
+            rope.map_or([0, 0], |r| [r.pairs, r.pairing as u32])
+        }
+        match *self {
+            KernelSpec::Embed {
+                format,
+                layout,
+                rows,
+                k,
+                scale,
+            } => [0, format as u32, layout as u32, rows, k, scale.0]
+                .into_iter()
+                .for_each(put),
+            KernelSpec::RopeTable { pairs } => [1, pairs].into_iter().for_each(put),
+            KernelSpec::Norm { len, eps, output } => {
+                [2, len, eps.0, output as u32].into_iter().for_each(put)
+            }
+            KernelSpec::Quantize { len } => [3, len].into_iter().for_each(put),
+            KernelSpec::Matmul {
+                format,
+                rows,
+                k,
+                bias,
+                residual,
+            } => [4, format as u32, rows, k, bias as u32, residual as u32]
+                .into_iter()
+                .for_each(put),
+            KernelSpec::KvStore {
+                kv_heads,
+                head_dim,
+                ring,
+                rope,
+            } => [5, kv_heads, head_dim, ring]
+                .into_iter()
+                .chain(rope_words(rope))
+                .for_each(put),
+            KernelSpec::Attention {
+                heads,
+                kv_heads,
+                head_dim,
+                ring,
+                window,
+                scale,
+                rope,
+                output,
+            } => [6, heads, kv_heads, head_dim, ring, window, scale.0]
+                .into_iter()
+                .chain(rope_words(rope))
+                .chain([output as u32])
+                .for_each(put),
+            KernelSpec::Gate {
+                function,
+                len,
+                output,
+            } => {
+                put(7);
+                [function as u32, len, output as u32]
+                    .into_iter()
+                    .for_each(put)
+            }
+        }
+        words
+    }
+
+    /// The spec that [`KernelSpec::to_words`] encoded, or `None` for words
+    /// that are no spec's, including non-zero words behind the last field.
+    pub fn from_words(words: &[u32; SPEC_WORDS]) -> Option<KernelSpec> {
+        let [kind, a, b, c, d, e, f, g, h, ..] = *words;
+        let format = |n: u32| WeightFormat::ALL.into_iter().find(|x| *x as u32 == n);
+        let flag = |n: u32| [false, true].get(n as usize).copied();
+        let activation = |n: u32| [Activation::F32, Activation::Q8].get(n as usize).copied();
+        let rope = |pairs: u32, pairing: u32| {
+            let pairing = *[RopePairing::Adjacent, RopePairing::Halves].get(pairing as usize)?;
+            Some((pairs > 0).then_some(Rope { pairs, pairing }))
+        };
+        let spec = match kind {
+            0 => KernelSpec::Embed {
+                format: format(a)?,
+                layout: *[TableLayout::Rows, TableLayout::Panels].get(b as usize)?,
+                rows: c,
+                k: d,
+                scale: F32(e),
+            },
+            1 => KernelSpec::RopeTable { pairs: a },
+            2 => KernelSpec::Norm {
+                len: a,
+                eps: F32(b),
+                output: activation(c)?,
+            },
+            3 => KernelSpec::Quantize { len: a },
+            4 => KernelSpec::Matmul {
+                format: format(a)?,
+                rows: b,
+                k: c,
+                bias: flag(d)?,
+                residual: flag(e)?,
+            },
+            5 => KernelSpec::KvStore {
+                kv_heads: a,
+                head_dim: b,
+                ring: c,
+                rope: rope(d, e)?,
+            },
+            6 => KernelSpec::Attention {
+                heads: a,
+                kv_heads: b,
+                head_dim: c,
+                ring: d,
+                window: e,
+                scale: F32(f),
+                rope: rope(g, h)?,
+                output: activation(words[9])?,
+            },
+            7 => KernelSpec::Gate {
+                function: *[GateFunction::Silu, GateFunction::GeluTanh].get(a as usize)?,
+                len: b,
+                output: activation(c)?,
+            },
+            _ => return None,
+        };
+        (spec.to_words() == *words).then_some(spec)
     }
 }

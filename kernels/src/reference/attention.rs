@@ -1,0 +1,275 @@
+use super::NonFinite;
+use super::elementwise::{rotate_head, sum_lanes};
+use crate::math::{exp, f16_to_f32, f32_to_f16, max};
+use crate::spec::{ATTENTION_SPLIT, HEAD_DIM_MAX, Rope};
+
+const LANES: usize = 16;
+const SPLIT: usize = ATTENTION_SPLIT as usize;
+
+/// The f16 rings of one key-value head. Position p lies at slot p % ring.
+///
+/// Keys are interleaved by 16 positions, element (slot, d) at
+/// `(slot / 16 * head_dim + d) * 16 + slot % 16`, so that scores of 16
+/// positions need no reduction across lanes; values lie slot by slot.
+#[derive(Clone, Copy, Debug)]
+pub struct KvHead<'a> {
+    pub keys: &'a [u16],
+    pub values: &'a [u16],
+}
+
+/// Writes one head's keys and values of `columns` consecutive positions from
+/// `position` on. `k` and `v` start at the head's elements of the first column;
+/// `stride` floats separate columns; `table` is the RoPE table of the first
+/// column and its stride.
+///
+/// Errors: a key or value outside f16's range.
+#[allow(clippy::too_many_arguments)]
+pub fn kv_store(
+    k: &[f32],
+    v: &[f32],
+    stride: usize,
+    head_dim: usize,
+    columns: u32,
+    position: u32,
+    rope: Option<(Rope, &[f32], usize)>,
+    keys: &mut [u16],
+    values: &mut [u16],
+) -> Result<(), NonFinite> {
+    let ring = (values.len() / head_dim) as u32;
+    let mut finite = true;
+    let mut rotated = [0.0f32; HEAD_DIM_MAX as usize];
+    for c in 0..columns {
+        let column = c as usize;
+        let head = &mut rotated[..head_dim];
+        head.copy_from_slice(&k[column * stride..][..head_dim]);
+        if let Some((rope, table, table_stride)) = rope {
+            rotate_head(rope, &table[column * table_stride..], head);
+        }
+        let slot = ((position + c) % ring) as usize;
+        let base = slot / 16 * head_dim * 16 + slot % 16;
+        for (d, &x) in head.iter().enumerate() {
+            let half = f32_to_f16(x);
+            finite &= half & 0x7c00 != 0x7c00;
+            keys[base + d * 16] = half;
+        }
+        let row = &mut values[slot * head_dim..][..head_dim];
+        for (o, &x) in row.iter_mut().zip(&v[column * stride..]) {
+            *o = f32_to_f16(x);
+            finite &= *o & 0x7c00 != 0x7c00;
+        }
+    }
+    if finite { Ok(()) } else { Err(NonFinite) }
+}
+
+/// One query head at one position.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionHead {
+    /// Position of the query.
+    pub position: u32,
+    /// First position it sees.
+    pub first: u32,
+    pub scale: f32,
+}
+
+/// Softmax attention of one (rotated) query head over its ring.
+///
+/// Positions are cut at absolute multiples of 128 into splits. Per split:
+/// scores (sequential over the head dimension) times `scale`, their maximum
+/// m, `p = exp(score - m)`, the sum l of p in 16 lanes by position modulo 16,
+/// and o, the p-weighted values in ascending position. Splits merge in
+/// ascending order, the one with the smaller maximum being rescaled by
+/// `exp(difference)`. Positions that the query does not see are skipped.
+///
+/// Errors: a score that is NaN or infinite.
+pub fn attend(
+    head: AttentionHead,
+    q: &[f32],
+    kv: KvHead<'_>,
+    out: &mut [f32],
+) -> Result<(), NonFinite> {
+    let head_dim = q.len();
+    let ring = (kv.values.len() / head_dim) as u32;
+    let mut o_split = [0.0f32; HEAD_DIM_MAX as usize];
+    let o_split = &mut o_split[..head_dim];
+    let (mut m_all, mut l_all) = (0.0f32, 0.0f32);
+    let end = head.position + 1;
+    let mut begin = head.first;
+    let mut any = false;
+    while begin < end {
+        let boundary = (begin / ATTENTION_SPLIT + 1) * ATTENTION_SPLIT;
+        let stop = if boundary < end { boundary } else { end };
+        let (m, l) = attend_split(begin, stop, ring, head.scale, q, kv, o_split)?;
+        if !any {
+            out.copy_from_slice(o_split);
+            (m_all, l_all) = (m, l);
+            any = true;
+        } else if m > m_all {
+            let c = exp(m_all - m);
+            for (o, &s) in out.iter_mut().zip(o_split.iter()) {
+                *o = *o * c + s;
+            }
+            l_all = l_all * c + l;
+            m_all = m;
+        } else {
+            let c = exp(m - m_all);
+            for (o, &s) in out.iter_mut().zip(o_split.iter()) {
+                *o += s * c;
+            }
+            l_all += l * c;
+        }
+        begin = stop;
+    }
+    let inverse = 1.0 / l_all;
+    for o in out {
+        *o *= inverse;
+    }
+    Ok(())
+}
+
+/// Scores, maximum, weights and weighted values of positions `begin..end`
+/// within one split. Returns (m, l) and fills `o`.
+fn attend_split(
+    begin: u32,
+    end: u32,
+    ring: u32,
+    scale: f32,
+    q: &[f32],
+    kv: KvHead<'_>,
+    o: &mut [f32],
+) -> Result<(f32, f32), NonFinite> {
+    let head_dim = q.len();
+    let split = begin / ATTENTION_SPLIT * ATTENTION_SPLIT;
+    let (from, to) = ((begin - split) as usize, (end - split) as usize);
+    let mut scores = [0.0f32; SPLIT];
+    // Rings and splits are multiples of 16, so a group of 16 positions is
+    // contiguous; lanes outside begin..end compute values nobody reads.
+    for group in from / LANES..to.div_ceil(LANES) {
+        let slot = ((split + (group * LANES) as u32) % ring) as usize;
+        let keys = &kv.keys[slot * head_dim..(slot + LANES) * head_dim];
+        let mut acc = [0.0f32; LANES];
+        for (&q, keys) in q.iter().zip(keys.chunks_exact(LANES)) {
+            for (acc, &k) in acc.iter_mut().zip(keys) {
+                *acc += q * f16_to_f32(k);
+            }
+        }
+        for (score, acc) in scores[group * LANES..].iter_mut().zip(acc) {
+            *score = acc * scale;
+        }
+    }
+    let seen = &mut scores[from..to];
+    let mut m = seen[0];
+    let mut finite = true;
+    for &s in seen.iter() {
+        m = max(s, m);
+        finite &= s.is_finite();
+    }
+    if !finite {
+        return Err(NonFinite);
+    }
+    let mut lanes = [0.0f32; LANES];
+    for (i, s) in seen.iter_mut().enumerate() {
+        *s = exp(*s - m);
+        lanes[(from + i) % LANES] += *s;
+    }
+    o.fill(0.0);
+    for (i, &p) in seen.iter().enumerate() {
+        let slot = ((begin + i as u32) % ring) as usize;
+        let values = &kv.values[slot * head_dim..(slot + 1) * head_dim];
+        for (o, &v) in o.iter_mut().zip(values) {
+            *o += p * f16_to_f32(v);
+        }
+    }
+    Ok((m, sum_lanes(lanes)))
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)]
+mod tests {
+    use super::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    /// Attention in f64 over the same f16 values.
+    fn oracle(q: &[f32], k: &[Vec<f32>], v: &[Vec<f32>], scale: f32) -> Vec<f64> {
+        let dot = |k: &Vec<f32>| -> f64 {
+            q.iter()
+                .zip(k)
+                .map(|(&a, &b)| a as f64 * b as f64)
+                .sum::<f64>()
+                * scale as f64
+        };
+        let scores: Vec<f64> = k.iter().map(dot).collect();
+        let m = scores.iter().cloned().fold(f64::MIN, f64::max);
+        let p: Vec<f64> = scores.iter().map(|s| (s - m).exp()).collect();
+        let l: f64 = p.iter().sum();
+        (0..q.len())
+            .map(|d| p.iter().zip(v).map(|(p, v)| p * v[d] as f64).sum::<f64>() / l)
+            .collect()
+    }
+
+    #[test]
+    fn attention_matches_f64_with_and_without_a_sliding_ring() {
+        let (head_dim, total) = (32usize, 700u32);
+        let mut state = 3u32;
+        let mut random = || {
+            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+            f16_to_f32(f32_to_f16((state >> 8) as f32 / 8388608.0 - 1.0))
+        };
+        let mut row = || (0..head_dim).map(|_| random()).collect::<Vec<f32>>();
+        let k: Vec<_> = (0..total).map(|_| row()).collect();
+        let v: Vec<_> = (0..total).map(|_| row()).collect();
+        let q = row().iter().map(|x| x * 4.0).collect::<Vec<_>>();
+        for (ring, window) in [(704u32, 0u32), (208, 200), (16, 9), (512, 512)] {
+            let mut keys = vec![0; ring as usize * head_dim];
+            let mut values = vec![0; ring as usize * head_dim];
+            for p in 0..total {
+                let now = p as usize;
+                let (new_k, new_v) = (&k[now], &v[now]);
+                kv_store(
+                    new_k,
+                    new_v,
+                    head_dim,
+                    head_dim,
+                    1,
+                    p,
+                    None,
+                    &mut keys,
+                    &mut values,
+                )
+                .unwrap();
+                let first = if window == 0 {
+                    0
+                } else {
+                    (p + 1).saturating_sub(window)
+                };
+                let head = AttentionHead {
+                    position: p,
+                    first,
+                    scale: 0.3,
+                };
+                let kv = KvHead {
+                    keys: &keys,
+                    values: &values,
+                };
+                let mut out = vec![0.0; head_dim];
+                attend(head, &q, kv, &mut out).unwrap();
+                let seen = first as usize..now + 1;
+                let want = oracle(&q, &k[seen.clone()], &v[seen], 0.3);
+                for (got, want) in out.iter().zip(want) {
+                    assert!((*got as f64 - want).abs() < 2e-6, "ring {ring} at {p}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn values_beyond_f16_are_errors() {
+        let (mut keys, mut values) = (vec![0; 512], vec![0; 512]);
+        let big = [70000.0f32; 32];
+        let ok = [1.0f32; 32];
+        let mut store = |k, v| kv_store(k, v, 32, 32, 1, 0, None, &mut keys, &mut values);
+        assert_eq!(store(&big, &ok), Err(NonFinite));
+        assert_eq!(store(&ok, &big), Err(NonFinite));
+        assert_eq!(store(&ok, &ok), Ok(()));
+    }
+}

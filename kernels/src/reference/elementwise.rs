@@ -1,0 +1,257 @@
+use super::NonFinite;
+use crate::block;
+use crate::format::WeightFormat;
+use crate::math::{ROUND_MAGIC, cos_sin, gelu_tanh, silu, sqrt};
+use crate::panel;
+use crate::spec::{GateFunction, Rope, RopePairing};
+
+/// Blocks whose largest magnitude is below this quantize to zero: its
+/// reciprocal would overflow.
+const QUANTIZE_MIN: f32 = f32::from_bits((127 - 100) << 23); // 2^-100
+
+/// Virtual lanes of a float reduction.
+const LANES: usize = 16;
+
+/// Merges 16 partial sums by halving: lane i takes lane i + 8, then + 4, 2, 1.
+#[inline]
+pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// A run of whole 32-blocks of one activation column.
+#[derive(Clone, Copy, Debug)]
+pub struct Q8Blocks<'a> {
+    pub codes: &'a [i8],
+    pub scales: &'a [f32],
+    pub scaled_sums: &'a [f32],
+    pub sums: &'a [i32],
+}
+
+/// A run of whole 32-blocks of one activation column, to be written.
+#[derive(Debug)]
+pub struct Q8BlocksMut<'a> {
+    /// 32 per block.
+    pub codes: &'a mut [i8],
+    /// 1 per block.
+    pub scales: &'a mut [f32],
+    /// 1 per block.
+    pub scaled_sums: &'a mut [f32],
+    /// 2 per block.
+    pub sums: &'a mut [i32],
+}
+
+/// Quantizes `x` (a multiple of 32) to int8 blocks.
+///
+/// `d = amax / 127`, `code = round_even(x * (127 / amax))`; an all but zero
+/// block (amax < 2^-100) is zero.
+///
+/// Errors: a NaN or infinity in `x`.
+pub fn quantize(x: &[f32], out: Q8BlocksMut<'_>) -> Result<(), NonFinite> {
+    let mut finite = true;
+    let blocks = x
+        .chunks_exact(32)
+        .zip(out.codes.chunks_exact_mut(32))
+        .zip(out.scales.iter_mut().zip(out.scaled_sums.iter_mut()))
+        .zip(out.sums.chunks_exact_mut(2));
+    for (((x, codes), (scale, scaled_sum)), sums) in blocks {
+        // Magnitudes as integers: the maximum is exact in any order and a NaN
+        // or infinity is larger than every number.
+        let mut top = 0u32;
+        for &v in x {
+            let bits = v.to_bits() & 0x7fff_ffff;
+            top = if bits > top { bits } else { top };
+        }
+        finite &= top < 0x7f80_0000;
+        let amax = f32::from_bits(top);
+        let (d, inverse) = if amax < QUANTIZE_MIN {
+            (0.0, 0.0)
+        } else {
+            (amax / 127.0, 127.0 / amax)
+        };
+        let mut rounded = [0i32; 32];
+        for (r, &v) in rounded.iter_mut().zip(x) {
+            // The sum's low bits hold the rounded integer in two's complement.
+            *r = ((v * inverse + ROUND_MAGIC).to_bits() as i32)
+                .wrapping_sub(ROUND_MAGIC.to_bits() as i32);
+        }
+        for (code, &r) in codes.iter_mut().zip(&rounded) {
+            *code = r as i8;
+        }
+        let mut sum = [0i32; 2];
+        for (half, s) in rounded.chunks_exact(16).zip(&mut sum) {
+            for &r in half {
+                *s = s.wrapping_add(r);
+            }
+        }
+        sums.copy_from_slice(&sum);
+        *scale = d;
+        *scaled_sum = d * (sum[0].wrapping_add(sum[1])) as f32;
+    }
+    if finite { Ok(()) } else { Err(NonFinite) }
+}
+
+/// RMSNorm (Zhang and Sennrich, arXiv 1910.07467): `out = (x * r) * weight`,
+/// `r = 1 / sqrt(mean(x^2) + eps)`. The sum of squares has 16 virtual lanes,
+/// lane i taking the elements whose index is i modulo 16, in order.
+///
+/// Errors: a NaN or infinity in `x`, or a sum of squares that overflows.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> Result<(), NonFinite> {
+    let mut lanes = [0.0f32; LANES];
+    for chunk in x.chunks(LANES) {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane += v * v;
+        }
+    }
+    let sum = sum_lanes(lanes);
+    if !sum.is_finite() {
+        return Err(NonFinite);
+    }
+    let r = 1.0 / sqrt(sum / x.len() as f32 + eps);
+    for ((o, &v), &w) in out.iter_mut().zip(x).zip(weight) {
+        *o = (v * r) * w;
+    }
+    Ok(())
+}
+
+/// `function(gate) * up`, element by element.
+pub fn gate(function: GateFunction, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    match function {
+        GateFunction::Silu => {
+            for ((o, &g), &u) in out.iter_mut().zip(gate).zip(up) {
+                *o = silu(g) * u;
+            }
+        }
+        GateFunction::GeluTanh => {
+            for ((o, &g), &u) in out.iter_mut().zip(gate).zip(up) {
+                *o = gelu_tanh(g) * u;
+            }
+        }
+    }
+}
+
+/// cos (first half) and sin (second half) of `position * frequency` for one column.
+pub fn rope_table(position: u32, inverse_frequencies: &[f64], out: &mut [f32]) {
+    let pairs = inverse_frequencies.len();
+    let (cos, sin) = out.split_at_mut(pairs);
+    for ((c, s), &f) in cos.iter_mut().zip(sin).zip(inverse_frequencies) {
+        (*c, *s) = cos_sin(position as f64 * f);
+    }
+}
+
+/// Rotates one head by the column's table of [`rope_table`]:
+/// `(a, b) -> (a cos - b sin, a sin + b cos)`.
+pub fn rotate_head(rope: Rope, table: &[f32], head: &mut [f32]) {
+    let pairs = rope.pairs as usize;
+    let (cos, sin) = (&table[..pairs], &table[pairs..2 * pairs]);
+    for i in 0..pairs {
+        let (a, b) = match rope.pairing {
+            RopePairing::Adjacent => (2 * i, 2 * i + 1),
+            RopePairing::Halves => (i, i + pairs),
+        };
+        let (x, y) = (head[a], head[b]);
+        head[a] = x * cos[i] - y * sin[i];
+        head[b] = x * sin[i] + y * cos[i];
+    }
+}
+
+/// Row `token` of a panel-packed table: `out = scale * row`.
+pub fn embed_panels(format: WeightFormat, table: &[u8], token: u32, scale: f32, out: &mut [f32]) {
+    let size = format.panel_bytes(out.len() as u32) as usize;
+    let at = (token / 16) as usize * size;
+    panel::dequantize_lane(format, &table[at..at + size], (token % 16) as usize, out);
+    for o in out {
+        *o *= scale;
+    }
+}
+
+/// Row `token` of a row-major table: `out = scale * row`.
+pub fn embed_rows(format: WeightFormat, table: &[u8], token: u32, scale: f32, out: &mut [f32]) {
+    let size = format.row_bytes(out.len() as u32) as usize;
+    let at = token as usize * size;
+    block::dequantize_row(format, &table[at..at + size], out);
+    for o in out {
+        *o *= scale;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    fn quantized(x: &[f32]) -> Result<(Vec<i8>, Vec<f32>, Vec<f32>, Vec<i32>), NonFinite> {
+        let n = x.len() / 32;
+        let (mut c, mut d) = (vec![0; 32 * n], vec![0.0; n]);
+        let (mut ds, mut s) = (vec![0.0; n], vec![0; 2 * n]);
+        quantize(
+            x,
+            Q8BlocksMut {
+                codes: &mut c,
+                scales: &mut d,
+                scaled_sums: &mut ds,
+                sums: &mut s,
+            },
+        )?;
+        Ok((c, d, ds, s))
+    }
+
+    #[test]
+    fn quantize_rounds_half_to_even_and_keeps_the_largest_at_127() {
+        let mut x = [0.0f32; 32];
+        x[0] = -127.0;
+        x[1] = 0.5;
+        x[2] = 1.5;
+        x[3] = 2.5;
+        x[31] = -2.5;
+        let (c, d, ds, s) = quantized(&x).unwrap();
+        assert_eq!((c[0], c[1], c[2], c[3], c[31]), (-127, 0, 2, 2, -2));
+        assert_eq!((d[0], s[0], s[1]), (1.0, -123, -2));
+        assert_eq!(ds[0], -125.0);
+    }
+
+    #[test]
+    fn quantize_never_leaves_its_range() {
+        let mut state = 7u32;
+        for _ in 0..100_000 {
+            let x: [f32; 32] = core::array::from_fn(|_| {
+                state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+                let v = f32::from_bits(state);
+                if v.is_finite() { v } else { 1.0 }
+            });
+            let (c, ..) = quantized(&x).unwrap();
+            assert!(c.iter().all(|&c| c != -128), "{x:?}");
+        }
+    }
+
+    #[test]
+    fn tiny_blocks_are_zero_and_non_finite_ones_are_errors() {
+        let (c, d, ..) = quantized(&[1e-31; 32]).unwrap();
+        assert_eq!((c[0], d[0]), (0, 0.0));
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = [0.0; 32];
+            x[17] = bad;
+            assert_eq!(quantized(&x), Err(NonFinite));
+            assert_eq!(
+                rms_norm(&x, &[1.0; 32], 1e-5, &mut [0.0; 32]),
+                Err(NonFinite)
+            );
+        }
+    }
+
+    #[test]
+    fn norm_has_unit_mean_square() {
+        let x: Vec<f32> = (0..100).map(|i| i as f32 - 30.0).collect();
+        let mut out = vec![0.0; 100];
+        rms_norm(&x, &[1.0; 100], 0.0, &mut out).unwrap();
+        let mean: f32 = out.iter().map(|v| v * v).sum::<f32>() / 100.0;
+        assert!((mean - 1.0).abs() < 1e-5);
+    }
+}
