@@ -26,8 +26,9 @@ class Reference:
         import transformers
 
         torch.set_num_threads(threads)
+        transformers.utils.logging.disable_progress_bar()
         self.torch = torch
-        self.name = f"transformers {transformers.__version__} (f32)"
+        self.name = f"transformers {transformers.__version__}, torch {torch.__version__} (f32)"
         # Flash and memory-efficient kernels reorder sums; the eager path is
         # the plainest reading of the published equations.
         self.model = transformers.AutoModelForCausalLM.from_pretrained(
