@@ -1,1 +1,8 @@
-//! placeholder
+//! OMEX's small languages: one pest file each, with typed syntax trees.
+
+mod error;
+pub mod quantity;
+pub mod quantization;
+pub mod reference;
+
+pub use error::SyntaxError;
