@@ -3,39 +3,15 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// What kind of fault an [`ImportError`] reports; the message has the details.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// The operating system failed a call, or the path is no regular file.
-    Io,
-    /// The disk has no room for the packed model.
-    NoSpace,
-    /// The file is not a GGUF file, or one of a version or byte order not read here.
-    Format,
-    /// The file ends before something it announces.
-    Truncated,
-    /// A count, length or size is impossible or beyond the limits.
-    Size,
-    /// A metadata key is duplicated, malformed, missing or of the wrong type or value.
-    Metadata,
-    /// A tensor's entry is malformed, duplicated, misaligned, overlapping or outside the file.
-    Tensor,
-    /// The file is sound, but the model in it needs something that is not supported.
-    Unsupported,
-    /// The metadata and tensors of the model contradict each other.
-    Model,
-    /// A weight is NaN or infinite.
-    Weight,
-    /// A packed model is damaged or of another version.
-    Integrity,
-}
+use crate::diagnostic::{Code, Diagnostic, clean};
 
-/// An error of model import.
+/// A fault of a model file, or a failure to read one or to write its packed
+/// form. Parsers over bytes know no file name; whoever opened the file adds it.
 ///
-/// Text that comes from the file is shown escaped and shortened.
+/// Text that comes from the file is quoted, which escapes and shortens it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImportError {
-    pub fault: Fault,
+    pub code: Code,
     pub file: Option<PathBuf>,
     /// Where in the file the fault is, in bytes from its start.
     pub offset_bytes: Option<u64>,
@@ -44,9 +20,9 @@ pub struct ImportError {
 }
 
 impl ImportError {
-    pub fn new(fault: Fault, message: impl Into<String>) -> Self {
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self {
-            fault,
+            code,
             file: None,
             offset_bytes: None,
             message: message.into(),
@@ -54,13 +30,14 @@ impl ImportError {
         }
     }
 
-    /// Wraps a failed system call: `what` says what was being done.
-    pub fn io(what: &str, path: &Path, error: &std::io::Error) -> Self {
-        let fault = match error.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Fault::NoSpace,
-            _ => Fault::Io,
+    /// A failed system call; `what` says what was being done. A full disk has
+    /// a code of its own, everything else has `code`.
+    pub fn io(code: Code, what: &str, path: &Path, error: &std::io::Error) -> Self {
+        let code = match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Code::NoSpace,
+            _ => code,
         };
-        Self::new(fault, format!("cannot {what}: {error}")).in_file(path)
+        Self::new(code, format!("cannot {what}: {error}")).in_file(path)
     }
 
     #[must_use]
@@ -69,6 +46,7 @@ impl ImportError {
         self
     }
 
+    /// Names the file, unless an inner caller already has.
     #[must_use]
     pub fn in_file(mut self, file: &Path) -> Self {
         self.file.get_or_insert_with(|| file.to_path_buf());
@@ -85,7 +63,7 @@ impl ImportError {
 impl fmt::Display for ImportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {
-            write!(f, "{}: ", shown(&file.to_string_lossy()))?;
+            write!(f, "{}: ", clean(&file.to_string_lossy()))?;
         }
         if let Some(offset) = self.offset_bytes {
             write!(f, "byte {offset}: ")?;
@@ -100,19 +78,14 @@ impl fmt::Display for ImportError {
 
 impl std::error::Error for ImportError {}
 
-/// Text from a file as it may be shown on a terminal: control characters
-/// escaped, at most 80 characters.
-pub fn shown(text: &str) -> String {
-    const CHARS_MAX: usize = 80;
-    let mut out: String = text
-        .chars()
-        .take(CHARS_MAX)
-        .flat_map(char::escape_debug)
-        .collect();
-    if text.chars().nth(CHARS_MAX).is_some() {
-        out.push('…');
+impl From<ImportError> for Diagnostic {
+    fn from(error: ImportError) -> Diagnostic {
+        let diagnostic = Diagnostic::error(error.code, error.message).help_if(error.help);
+        match error.file {
+            Some(file) => diagnostic.in_file(file.to_string_lossy(), error.offset_bytes),
+            None => diagnostic,
+        }
     }
-    out
 }
 
 #[cfg(test)]
@@ -120,15 +93,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_carry_no_terminal_escapes() {
-        let error = ImportError::new(
-            Fault::Tensor,
-            format!("tensor '{}'", shown("\x1b[31mred\n")),
-        )
-        .in_file(Path::new("/tmp/\x1b]0;x"))
-        .at(7);
-        let text = error.to_string();
-        assert_eq!(text, "/tmp/\\u{1b}]0;x: byte 7: tensor '\\u{1b}[31mred\\n'");
-        assert!(shown(&"x".repeat(1000)).chars().count() <= 81);
+    fn errors_become_diagnostics() {
+        let error = ImportError::new(Code::ModelTensor, "tensor `t` is wrong")
+            .at(7)
+            .in_file(Path::new("a.gguf"))
+            .in_file(Path::new("outer"))
+            .help("fix it");
+        assert_eq!(
+            error.to_string(),
+            "a.gguf: byte 7: tensor `t` is wrong (help: fix it)"
+        );
+        let diagnostic = Diagnostic::from(error);
+        assert_eq!(diagnostic.code(), Code::ModelTensor);
+        assert_eq!(
+            diagnostic.to_string(),
+            "error[OMX0104]: tensor `t` is wrong"
+        );
+        assert_eq!(diagnostic.helps(), ["fix it"]);
     }
 }

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use rustix::fs::OFlags;
 
-use super::error::{Fault, ImportError};
+use super::ImportError;
+use crate::diagnostic::Code;
 
 /// A regular file, opened once and mapped read-only.
 ///
@@ -33,12 +34,12 @@ impl MappedFile {
             // Opening a FIFO without a writer would block.
             .custom_flags(OFlags::NONBLOCK.bits() as i32)
             .open(path)
-            .map_err(|e| ImportError::io("open", path, &e))?;
+            .map_err(|e| ImportError::io(Code::FileRead, "open", path, &e))?;
         let metadata = file
             .metadata()
-            .map_err(|e| ImportError::io("stat", path, &e))?;
+            .map_err(|e| ImportError::io(Code::FileRead, "stat", path, &e))?;
         if !metadata.is_file() {
-            return Err(ImportError::new(Fault::Io, "not a regular file").in_file(path));
+            return Err(ImportError::new(Code::FileRead, "not a regular file").in_file(path));
         }
         let map = if metadata.len() == 0 {
             None
@@ -49,7 +50,7 @@ impl MappedFile {
             // written once, and bytes read from here are bounds-checked where
             // they are used.
             let map = unsafe { Mmap::map(&file) };
-            Some(map.map_err(|e| ImportError::io("map", path, &e))?)
+            Some(map.map_err(|e| ImportError::io(Code::FileRead, "map", path, &e))?)
         };
         Ok(Self {
             path: path.to_path_buf(),
@@ -84,7 +85,7 @@ mod tests {
     fn only_regular_files_are_opened() {
         for path in ["/dev/zero", "/tmp", "/nonexistent/model.gguf"] {
             let error = MappedFile::open(Path::new(path)).unwrap_err();
-            assert_eq!(error.fault, Fault::Io, "{path}");
+            assert_eq!(error.code, Code::FileRead, "{path}");
             assert!(error.to_string().starts_with(path), "{error}");
         }
     }

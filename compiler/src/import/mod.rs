@@ -15,5 +15,5 @@ pub mod gguf;
 
 mod map;
 
-pub use error::{Fault, ImportError, shown};
+pub use error::ImportError;
 pub use map::MappedFile;

@@ -3,7 +3,8 @@
 
 use super::value::{Array, ArrayIter, Value, ValueType};
 use super::{Entry, Gguf};
-use crate::import::{Fault, ImportError, shown};
+use crate::diagnostic::{Code, quoted};
+use crate::import::ImportError;
 
 /// What is inside a value of the variant, None for another one.
 macro_rules! take {
@@ -71,8 +72,8 @@ impl<'a> Gguf<'a> {
                 && let Err(e) = std::str::from_utf8(bytes)
             {
                 return Err(ImportError::new(
-                    Fault::Metadata,
-                    format!("string {index} of '{}' is not UTF-8: {e}", shown(key)),
+                    Code::ModelMetadata,
+                    format!("string {index} of {} is not UTF-8: {e}", quoted(key)),
                 )
                 .at(offset));
             }
@@ -134,8 +135,8 @@ impl<'a> Gguf<'a> {
     ) -> Result<T, ImportError> {
         get(self, key)?.ok_or_else(|| {
             ImportError::new(
-                Fault::Metadata,
-                format!("metadata key '{}' is missing", shown(key)),
+                Code::ModelMetadata,
+                format!("metadata key {} is missing", quoted(key)),
             )
         })
     }
@@ -170,10 +171,10 @@ impl<'a> Gguf<'a> {
         };
         convert(entry.value).map(Some).ok_or_else(|| {
             ImportError::new(
-                Fault::Metadata,
+                Code::ModelMetadata,
                 format!(
-                    "metadata key '{}' is {} ({}); {expected} is needed",
-                    shown(key),
+                    "metadata key {} is {} ({}); {expected} is needed",
+                    quoted(key),
                     entry.value,
                     entry.value.type_name()
                 ),

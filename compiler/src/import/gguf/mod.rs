@@ -21,8 +21,9 @@ use std::ops::Range;
 pub use lookup::StrArray;
 pub use value::{Array, ArrayIter, Value, ValueType};
 
+use super::ImportError;
 use super::ggml_type::{GgmlType, removed_type_name};
-use super::{Fault, ImportError, shown};
+use crate::diagnostic::{Code, quoted};
 use read::Cursor;
 
 /// The alignment of a file that states none.
@@ -122,10 +123,10 @@ impl<'a> Gguf<'a> {
             if let Some(first) = keys.insert(entry.key, index) {
                 let first: &Entry<'_> = &metadata[first];
                 return Err(ImportError::new(
-                    Fault::Metadata,
+                    Code::ModelMetadata,
                     format!(
-                        "metadata key '{}' is there twice, first at byte {}",
-                        shown(entry.key),
+                        "metadata key {} is there twice, first at byte {}",
+                        quoted(entry.key),
                         first.offset_bytes
                     ),
                 )
@@ -143,10 +144,10 @@ impl<'a> Gguf<'a> {
             if let Some(first) = names.insert(tensor.name, index) {
                 let first: &Tensor<'_> = &tensors[first];
                 return Err(ImportError::new(
-                    Fault::Tensor,
+                    Code::ModelTensor,
                     format!(
-                        "tensor '{}' is there twice, first at byte {}",
-                        shown(tensor.name),
+                        "tensor {} is there twice, first at byte {}",
+                        quoted(tensor.name),
                         first.offset_bytes
                     ),
                 )
@@ -199,7 +200,7 @@ fn parse_version(cursor: &mut Cursor<'_>) -> Result<u32, ImportError> {
         b"FUGG" => return Err(big_endian(0)),
         _ => {
             let error = ImportError::new(
-                Fault::Format,
+                Code::ModelInvalid,
                 format!(
                     "not a GGUF file: it begins with \"{}\", not with \"GGUF\"",
                     magic.escape_ascii()
@@ -219,14 +220,15 @@ fn parse_version(cursor: &mut Cursor<'_>) -> Result<u32, ImportError> {
     let version = cursor.u32("the version")?;
     match version {
         2 | 3 => Ok(version),
-        1 => Err(
-            ImportError::new(Fault::Format, "GGUF version 1; versions 2 and 3 are read")
-                .at(at)
-                .help("convert the model again with a current converter"),
-        ),
+        1 => Err(ImportError::new(
+            Code::ModelInvalid,
+            "GGUF version 1; versions 2 and 3 are read",
+        )
+        .at(at)
+        .help("convert the model again with a current converter")),
         _ if (1..=0xFFFF).contains(&version.swap_bytes()) => Err(big_endian(at)),
         _ => Err(ImportError::new(
-            Fault::Format,
+            Code::ModelInvalid,
             format!("GGUF version {version}; versions 2 and 3 are read"),
         )
         .at(at)),
@@ -235,7 +237,7 @@ fn parse_version(cursor: &mut Cursor<'_>) -> Result<u32, ImportError> {
 
 fn big_endian(at: u64) -> ImportError {
     ImportError::new(
-        Fault::Format,
+        Code::ModelInvalid,
         "a big-endian GGUF file; little-endian ones are read",
     )
     .at(at)
@@ -260,7 +262,7 @@ fn alignment(metadata: &[Entry<'_>], keys: &BTreeMap<&str, usize>) -> Result<u64
     match entry.value {
         Value::U32(v) if v.is_power_of_two() && v >= 8 && u64::from(v) <= ALIGNMENT_MAX => Ok(v.into()),
         value => Err(ImportError::new(
-            Fault::Metadata,
+            Code::ModelMetadata,
             format!(
                 "general.alignment is {value} ({}); a uint32 power of two from 8 to {ALIGNMENT_MAX} is needed",
                 value.type_name()
@@ -277,8 +279,8 @@ fn parse_tensor<'a>(
 ) -> Result<Tensor<'a>, ImportError> {
     let offset_bytes = cursor.position();
     let name = cursor.name("a tensor's name")?;
-    let fault = |at: u64, fault: Fault, what: String| {
-        ImportError::new(fault, format!("tensor '{}' {what}", shown(name))).at(at)
+    let fault = |at: u64, code: Code, what: String| {
+        ImportError::new(code, format!("tensor {} {what}", quoted(name))).at(at)
     };
 
     let at = cursor.position();
@@ -286,7 +288,7 @@ fn parse_tensor<'a>(
     if !(1..=DIMS_MAX).contains(&n_dims) {
         return Err(fault(
             at,
-            Fault::Size,
+            Code::ModelInvalid,
             format!("has {n_dims} dimensions; 1 to {DIMS_MAX} are possible"),
         ));
     }
@@ -300,7 +302,7 @@ fn parse_tensor<'a>(
     if dims.contains(&0) {
         return Err(fault(
             at,
-            Fault::Size,
+            Code::ModelInvalid,
             format!("has a dimension of 0: {dims:?}"),
         ));
     }
@@ -310,20 +312,20 @@ fn parse_tensor<'a>(
     let ggml_type = GgmlType::from_id(id).ok_or_else(|| match removed_type_name(id) {
         Some(removed) => fault(
             type_at,
-            Fault::Unsupported,
+            Code::ModelUnsupported,
             format!("has type {id} ({removed}), which ggml has removed"),
         )
         .help("quantize the model again"),
         None => fault(
             type_at,
-            Fault::Tensor,
+            Code::ModelTensor,
             format!("has type {id}, which ggml does not know"),
         ),
     })?;
     if !ne[0].is_multiple_of(ggml_type.block_elements()) {
         return Err(fault(
             at,
-            Fault::Tensor,
+            Code::ModelTensor,
             format!(
                 "has rows of {} elements, not a multiple of the {} elements of a {} block",
                 ne[0],
@@ -337,7 +339,7 @@ fn parse_tensor<'a>(
         .ok_or_else(|| {
             fault(
                 at,
-                Fault::Size,
+                Code::ModelInvalid,
                 format!("has more than 2^64 elements or bytes: {dims:?}"),
             )
         })?;
@@ -347,14 +349,14 @@ fn parse_tensor<'a>(
     if !start.is_multiple_of(alignment_bytes) {
         return Err(fault(
             start_at,
-            Fault::Tensor,
+            Code::ModelTensor,
             format!("begins at offset {start}, not a multiple of the alignment {alignment_bytes}"),
         ));
     }
     let end = start.checked_add(size).ok_or_else(|| {
         fault(
             start_at,
-            Fault::Size,
+            Code::ModelInvalid,
             format!("of {size} bytes begins at offset {start} and ends beyond 2^64"),
         )
     })?;
@@ -387,10 +389,10 @@ fn place_tensors(
             .map(|end| range.start + data_start..end);
         tensor.range = absolute.ok_or_else(|| {
             ImportError::new(
-                Fault::Truncated,
+                Code::ModelTruncated,
                 format!(
-                    "tensor '{}' needs bytes {} to {} of the tensor data, which begins at byte {data_start}; the file ends at byte {file_bytes}",
-                    shown(tensor.name),
+                    "tensor {} needs bytes {} to {} of the tensor data, which begins at byte {data_start}; the file ends at byte {file_bytes}",
+                    quoted(tensor.name),
                     range.start,
                     range.end
                 ),
@@ -403,13 +405,13 @@ fn place_tensors(
     for pair in by_start.windows(2) {
         if pair[1].range.start < pair[0].range.end {
             return Err(ImportError::new(
-                Fault::Tensor,
+                Code::ModelTensor,
                 format!(
-                    "tensor '{}' (bytes {} to {}) overlaps tensor '{}' (bytes {} to {})",
-                    shown(pair[1].name),
+                    "tensor {} (bytes {} to {}) overlaps tensor {} (bytes {} to {})",
+                    quoted(pair[1].name),
                     pair[1].range.start,
                     pair[1].range.end,
-                    shown(pair[0].name),
+                    quoted(pair[0].name),
                     pair[0].range.start,
                     pair[0].range.end,
                 ),

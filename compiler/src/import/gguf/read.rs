@@ -1,7 +1,8 @@
 //! A cursor over the header bytes that knows what it is reading.
 
 use super::value::{Array, Value, ValueType, scalar};
-use crate::import::{Fault, ImportError, shown};
+use crate::diagnostic::{Code, quoted};
+use crate::import::ImportError;
 
 /// Reads little-endian values from `bytes[position..]`. Every length is
 /// compared with the bytes that remain before it is used.
@@ -28,7 +29,7 @@ impl<'a> Cursor<'a> {
         let remaining = self.remaining();
         if len > remaining {
             return Err(ImportError::new(
-                Fault::Truncated,
+                Code::ModelTruncated,
                 format!("the file ends inside {what}: {len} bytes needed, {remaining} there"),
             )
             .at(self.position()));
@@ -66,7 +67,7 @@ impl<'a> Cursor<'a> {
         let allowed = count_max.min(self.remaining() / bytes_min);
         if count > allowed {
             return Err(ImportError::new(
-                Fault::Size,
+                Code::ModelInvalid,
                 format!(
                     "{what} is {count}, but at most {allowed} are possible in the {} bytes that follow",
                     self.remaining()
@@ -83,7 +84,7 @@ impl<'a> Cursor<'a> {
         let remaining = self.remaining();
         if len > remaining {
             return Err(ImportError::new(
-                Fault::Size,
+                Code::ModelInvalid,
                 format!("{what} is {len} bytes long, but only {remaining} follow"),
             )
             .at(at));
@@ -96,11 +97,11 @@ impl<'a> Cursor<'a> {
         let at = self.position();
         let bytes = self.string(what)?;
         let name = std::str::from_utf8(bytes).map_err(|e| {
-            ImportError::new(Fault::Format, format!("{what} is not UTF-8: {e}")).at(at)
+            ImportError::new(Code::ModelInvalid, format!("{what} is not UTF-8: {e}")).at(at)
         })?;
         if name.is_empty() || name.len() > 0xFFFF {
             return Err(ImportError::new(
-                Fault::Size,
+                Code::ModelInvalid,
                 format!(
                     "{what} is {} bytes long; 1 to 65535 are allowed",
                     name.len()
@@ -116,10 +117,10 @@ impl<'a> Cursor<'a> {
         let id = self.u32("a metadata value's type")?;
         ValueType::from_id(id).ok_or_else(|| {
             ImportError::new(
-                Fault::Metadata,
+                Code::ModelMetadata,
                 format!(
-                    "metadata key '{}' has value type {id}; types 0 to 12 exist",
-                    shown(key)
+                    "metadata key {} has value type {id}; types 0 to 12 exist",
+                    quoted(key)
                 ),
             )
             .at(at)
@@ -132,7 +133,7 @@ impl<'a> Cursor<'a> {
             return Ok(Value::Array(self.array(key)?));
         }
         let Some(size) = ty.size_bytes() else {
-            let what = format!("the value of '{}'", shown(key));
+            let what = format!("the value of {}", quoted(key));
             return Ok(Value::String(self.string(&what)?));
         };
         let at = self.position();
@@ -143,11 +144,11 @@ impl<'a> Cursor<'a> {
     fn array(&mut self, key: &str) -> Result<Array<'a>, ImportError> {
         let at = self.position();
         let element_type = self.value_type(key)?;
-        let what = format!("the length of array '{}'", shown(key));
+        let what = format!("the length of array {}", quoted(key));
         if element_type == ValueType::Array {
             return Err(ImportError::new(
-                Fault::Unsupported,
-                format!("metadata key '{}' is an array of arrays", shown(key)),
+                Code::ModelUnsupported,
+                format!("metadata key {} is an array of arrays", quoted(key)),
             )
             .at(at)
             .help("arrays of scalars and strings are read"));
@@ -163,7 +164,7 @@ impl<'a> Cursor<'a> {
                 return Err(bool_fault(key, bytes[i], (start + i) as u64));
             }
         } else {
-            let element = format!("a string of array '{}'", shown(key));
+            let element = format!("a string of array {}", quoted(key));
             for _ in 0..len {
                 self.string(&element)?;
             }
@@ -179,10 +180,10 @@ impl<'a> Cursor<'a> {
 
 fn bool_fault(key: &str, value: u8, at: u64) -> ImportError {
     ImportError::new(
-        Fault::Metadata,
+        Code::ModelMetadata,
         format!(
-            "metadata key '{}' holds a bool of value {value}; 0 and 1 exist",
-            shown(key)
+            "metadata key {} holds a bool of value {value}; 0 and 1 exist",
+            quoted(key)
         ),
     )
     .at(at)

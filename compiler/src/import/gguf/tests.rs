@@ -1,6 +1,6 @@
 use super::write::HeaderWriter;
 use super::*;
-use crate::import::Fault::{self, *};
+use Code::*;
 
 /// A small sound file with every kind of value and three tensors.
 fn sound() -> Vec<u8> {
@@ -104,7 +104,7 @@ fn a_file_cut_anywhere_is_refused() {
         let offset = error.offset_bytes.expect("a byte offset");
         assert!(offset <= len as u64, "cut at {len}: {error}");
         assert!(
-            matches!(error.fault, Truncated | Size),
+            matches!(error.code, ModelTruncated | ModelInvalid),
             "cut at {len}: {error}"
         );
     }
@@ -174,72 +174,102 @@ fn faulty_headers_are_named() {
             w.scalar("k", ValueType::Array, &value);
         })
     };
-    let cases: &[(&str, Vec<u8>, Fault, u64, &str)] = &[
-        ("empty", vec![], Truncated, 0, "4 bytes needed, 0 there"),
+    let cases: &[(&str, Vec<u8>, Code, u64, &str)] = &[
+        (
+            "empty",
+            vec![],
+            ModelTruncated,
+            0,
+            "4 bytes needed, 0 there",
+        ),
         (
             "magic",
             patched(0, b"GGUX"),
-            Format,
+            ModelInvalid,
             0,
             "begins with \"GGUX\"",
         ),
         (
             "old magic",
             patched(0, b"tjgg"),
-            Format,
+            ModelInvalid,
             0,
             "from before GGUF",
         ),
-        ("zip", patched(0, b"PK\x03\x04"), Format, 0, "zip archive"),
+        (
+            "zip",
+            patched(0, b"PK\x03\x04"),
+            ModelInvalid,
+            0,
+            "zip archive",
+        ),
         (
             "swapped magic",
             patched(0, b"FUGG"),
-            Format,
+            ModelInvalid,
             0,
             "big-endian",
         ),
         (
             "big-endian",
             patched(4, &3u32.to_be_bytes()),
-            Format,
+            ModelInvalid,
             4,
             "big-endian",
         ),
-        ("version 0", patched(4, &[0]), Format, 4, "GGUF version 0"),
-        ("version 1", patched(4, &[1]), Format, 4, "GGUF version 1"),
-        ("version 4", patched(4, &[4]), Format, 4, "GGUF version 4"),
+        (
+            "version 0",
+            patched(4, &[0]),
+            ModelInvalid,
+            4,
+            "GGUF version 0",
+        ),
+        (
+            "version 1",
+            patched(4, &[1]),
+            ModelInvalid,
+            4,
+            "GGUF version 1",
+        ),
+        (
+            "version 4",
+            patched(4, &[4]),
+            ModelInvalid,
+            4,
+            "GGUF version 4",
+        ),
         (
             "tensors 2^63",
             patched(8, &(1u64 << 63).to_le_bytes()),
-            Size,
+            ModelInvalid,
             8,
             "9223372036854775808",
         ),
         (
             "tensors -1",
             patched(8, &[0xFF; 8]),
-            Size,
+            ModelInvalid,
             8,
             "number of tensors",
         ),
         (
             "keys 2^63",
             patched(16, &(1u64 << 63).to_le_bytes()),
-            Size,
+            ModelInvalid,
             16,
             "metadata keys",
         ),
         (
             "key of 2^64-1 bytes",
             patched(24, &[0xFF; 8]),
-            Size,
+            ModelInvalid,
             24,
             "18446744073709551615",
         ),
         (
             "key that is no UTF-8",
             patched(32, &[0xFF]),
-            Format,
+            ModelInvalid,
             24,
             "not UTF-8",
         ),
@@ -248,7 +278,7 @@ fn faulty_headers_are_named() {
             metadata(&|w| {
                 w.u32("", 0);
             }),
-            Size,
+            ModelInvalid,
             24,
             "0 bytes long",
         ),
@@ -257,7 +287,7 @@ fn faulty_headers_are_named() {
             metadata(&|w| {
                 w.u32("k", 0).u32("k", 0);
             }),
-            Metadata,
+            ModelMetadata,
             41,
             "twice, first at byte 24",
         ),
@@ -267,7 +297,7 @@ fn faulty_headers_are_named() {
                 w.scalar("k", ValueType::U8, &[0]);
             })
             .tap(|b| b[33] = 13),
-            Metadata,
+            ModelMetadata,
             33,
             "value type 13",
         ),
@@ -276,14 +306,14 @@ fn faulty_headers_are_named() {
             metadata(&|w| {
                 w.scalar("k", ValueType::Bool, &[2]);
             }),
-            Metadata,
+            ModelMetadata,
             37,
             "bool of value 2",
         ),
         (
             "bool 2 in an array",
             raw_array(7, 3, &[0, 1, 2]),
-            Metadata,
+            ModelMetadata,
             51,
             "bool of value 2",
         ),
@@ -292,77 +322,77 @@ fn faulty_headers_are_named() {
             metadata(&|w| {
                 w.scalar("k", ValueType::String, &[0xFF; 8]);
             }),
-            Size,
+            ModelInvalid,
             37,
             "bytes long",
         ),
         (
             "array 2^63",
             raw_array(4, 1 << 63, &[]),
-            Size,
+            ModelInvalid,
             41,
-            "length of array 'k'",
+            "length of array `k`",
         ),
         (
             "array whose bytes wrap",
             raw_array(10, (1 << 61) + 1, &[0; 64]),
-            Size,
+            ModelInvalid,
             41,
             "at most",
         ),
         (
             "strings 2^60",
             raw_array(8, 1 << 60, &[0; 64]),
-            Size,
+            ModelInvalid,
             41,
             "at most",
         ),
         (
             "string in an array",
             raw_array(8, 1, &[0xFF; 8]),
-            Size,
+            ModelInvalid,
             49,
-            "a string of array 'k'",
+            "a string of array `k`",
         ),
         (
             "array of arrays",
             raw_array(9, 1, &[0; 16]),
-            Unsupported,
+            ModelUnsupported,
             37,
             "array of arrays",
         ),
         (
             "array of type 255",
             raw_array(255, 1, &[0; 16]),
-            Metadata,
+            ModelMetadata,
             37,
             "value type 255",
         ),
         (
             "alignment 0",
             alignment(0),
-            Metadata,
+            ModelMetadata,
             24,
             "general.alignment is 0",
         ),
         (
             "alignment 3",
             alignment(3),
-            Metadata,
+            ModelMetadata,
             24,
             "general.alignment is 3",
         ),
         (
             "alignment 4",
             alignment(4),
-            Metadata,
+            ModelMetadata,
             24,
             "general.alignment is 4",
         ),
         (
             "alignment 2^31",
             alignment(1 << 31),
-            Metadata,
+            ModelMetadata,
             24,
             "general.alignment is 2147483648",
         ),
@@ -371,7 +401,7 @@ fn faulty_headers_are_named() {
             metadata(&|w| {
                 w.str("general.alignment", "32");
             }),
-            Metadata,
+            ModelMetadata,
             24,
             "(string)",
         ),
@@ -384,110 +414,115 @@ fn faulty_headers_are_named() {
 #[test]
 fn faulty_tensors_are_named() {
     type Info = (&'static str, &'static [u64], u32, u64);
-    let cases: &[(&str, &[Info], Fault, &str)] = &[
+    let cases: &[(&str, &[Info], Code, &str)] = &[
         (
             "no dimensions",
             &[("t", &[], 0, 0)],
-            Size,
+            ModelInvalid,
             "has 0 dimensions",
         ),
         (
             "5 dimensions",
             &[("t", &[1; 5], 0, 0)],
-            Size,
+            ModelInvalid,
             "has 5 dimensions",
         ),
         (
             "dimension 0",
             &[("t", &[4, 0], 0, 0)],
-            Size,
+            ModelInvalid,
             "dimension of 0: [4, 0]",
         ),
         (
             "product wraps",
             &[("t", &[1 << 32, 1 << 32, 2], 0, 0)],
-            Size,
+            ModelInvalid,
             "more than 2^64",
         ),
         (
             "product wraps to 0 and back",
             &[("t", &[1 << 32, 1 << 32, 0], 0, 0)],
-            Size,
+            ModelInvalid,
             "dimension of 0",
         ),
         (
             "bytes wrap",
             &[("t", &[1 << 62], 0, 0)],
-            Size,
+            ModelInvalid,
             "more than 2^64",
         ),
         (
             "end wraps",
             &[("t", &[1 << 61], 0, 1 << 63)],
-            Size,
+            ModelInvalid,
             "ends beyond 2^64",
         ),
         (
             "end wraps with the header",
             &[("t", &[8], 0, u64::MAX - 31)],
-            Size,
+            ModelInvalid,
             "ends beyond 2^64",
         ),
         (
             "offset 2^63",
             &[("t", &[8], 0, 1 << 63)],
-            Truncated,
+            ModelTruncated,
             "the file ends at byte",
         ),
         (
             "type 255",
             &[("t", &[4], 255, 0)],
-            Tensor,
+            ModelTensor,
             "type 255, which ggml does not know",
         ),
         (
             "removed type",
             &[("t", &[32], 4, 0)],
-            Unsupported,
+            ModelUnsupported,
             "type 4 (Q4_2)",
         ),
         (
             "partial block",
             &[("t", &[33, 2], 3, 0)],
-            Tensor,
+            ModelTensor,
             "rows of 33 elements",
         ),
         (
             "misaligned",
             &[("t", &[4], 0, 8)],
-            Tensor,
+            ModelTensor,
             "offset 8, not a multiple of the alignment 32",
         ),
         (
             "past the end",
             &[("t", &[1 << 20], 0, 0)],
-            Truncated,
+            ModelTruncated,
             "needs bytes 0 to 4194304",
         ),
         (
             "duplicate",
             &[("t", &[4], 0, 0), ("t", &[4], 0, 32)],
-            Tensor,
-            "'t' is there twice",
+            ModelTensor,
+            "`t` is there twice",
         ),
         (
             "overlap",
             &[("a", &[16], 0, 0), ("b", &[4], 0, 32)],
-            Tensor,
-            "'b' (bytes 128 to 144) overlaps tensor 'a' (bytes 96 to 160)",
+            ModelTensor,
+            "`b` (bytes 128 to 144) overlaps tensor `a` (bytes 96 to 160)",
         ),
         (
             "same place",
             &[("a", &[4], 0, 0), ("b", &[4], 0, 0)],
-            Tensor,
+            ModelTensor,
             "overlaps",
         ),
-        ("empty name", &[("", &[4], 0, 0)], Size, "0 bytes long"),
+        (
+            "empty name",
+            &[("", &[4], 0, 0)],
+            ModelInvalid,
+            "0 bytes long",
+        ),
     ];
     for (name, infos, fault, message) in cases {
         let mut w = HeaderWriter::default();
@@ -497,7 +532,7 @@ fn faulty_tensors_are_named() {
         let mut bytes = w.to_bytes();
         bytes.extend([0; 128]);
         let error = parse_error(&bytes);
-        assert_eq!(error.fault, *fault, "{name}: {error}");
+        assert_eq!(error.code, *fault, "{name}: {error}");
         assert!(error.to_string().contains(message), "{name}: {error}");
         assert!(
             error.offset_bytes.is_some_and(|at| at >= 24),
@@ -536,22 +571,22 @@ fn lookups_name_key_expected_and_found_type() {
     let cases = [
         (
             gguf.get_u32("s").unwrap_err(),
-            "'s' is \"x\" (string); an integer",
+            "`s` is `x` (string); an integer",
         ),
         (
             gguf.get_u32("i").unwrap_err(),
-            "'i' is -1 (int32); an integer from 0",
+            "`i` is -1 (int32); an integer from 0",
         ),
         (
             gguf.get_u32("big").unwrap_err(),
-            "'big' is 1099511627776 (uint64); an integer from 0 to 4294967295",
+            "`big` is 1099511627776 (uint64); an integer from 0 to 4294967295",
         ),
         (gguf.get_f32("i").unwrap_err(), "a float32 is needed"),
         (gguf.get_bool("i").unwrap_err(), "a bool is needed"),
         (gguf.get_str("bad").unwrap_err(), "a UTF-8 string is needed"),
         (
             gguf.get_array_str("bads").unwrap_err(),
-            "string 0 of 'bads' is not UTF-8",
+            "string 0 of `bads` is not UTF-8",
         ),
         (
             gguf.get_array_str("s").unwrap_err(),
@@ -559,15 +594,15 @@ fn lookups_name_key_expected_and_found_type() {
         ),
         (
             gguf.get_array_f32("names").map(|_| ()).unwrap_err(),
-            "'names' is 1 x string (array of string); an array of float32 is needed",
+            "`names` is 1 x string (array of string); an array of float32 is needed",
         ),
         (
             gguf.required("absent", Gguf::get_u32).unwrap_err(),
-            "'absent' is missing",
+            "`absent` is missing",
         ),
     ];
     for (error, message) in cases {
-        assert_eq!(error.fault, Metadata);
+        assert_eq!(error.code, ModelMetadata);
         assert!(error.to_string().contains(message), "{error}");
     }
 }
@@ -605,9 +640,9 @@ fn damaged_files_never_panic() {
     }
 }
 
-fn check(name: &str, bytes: &[u8], fault: Fault, offset: u64, message: &str) {
+fn check(name: &str, bytes: &[u8], fault: Code, offset: u64, message: &str) {
     let error = parse_error(bytes);
-    assert_eq!(error.fault, fault, "{name}: {error}");
+    assert_eq!(error.code, fault, "{name}: {error}");
     assert_eq!(error.offset_bytes, Some(offset), "{name}: {error}");
     assert!(error.to_string().contains(message), "{name}: {error}");
 }

@@ -178,8 +178,8 @@ impl fmt::Display for Value<'_> {
             Self::String(v) => {
                 write!(
                     f,
-                    "\"{}\"",
-                    crate::import::shown(&String::from_utf8_lossy(v))
+                    "{}",
+                    crate::diagnostic::quoted(&String::from_utf8_lossy(v))
                 )
             }
             Self::Array(v) => write!(f, "{} x {}", v.len, v.element_type.name()),
