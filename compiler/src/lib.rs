@@ -1,4 +1,5 @@
 //! Compiles OMEX task containers and models into plans.
 
+pub mod container;
 pub mod diagnostic;
 pub mod import;
