@@ -1,0 +1,160 @@
+//! The plan: everything that a run needs, decided ahead of time.
+
+use omex_kernels::KernelSpec;
+
+use crate::ids::{BufferId, KernelId, TensorId};
+use crate::memory::MemoryContract;
+use crate::packed::{Digest, Page, Tensor};
+use crate::task::Program;
+use crate::wire::{Decode, Encode, SpecWire};
+
+/// An executable plan. The raw sections (code, tokenizer tables) lie beside it
+/// in the file; see [`crate::file`].
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct Plan {
+    pub target: Target,
+    pub model: Model,
+    pub weights: Weights,
+    /// Small constants (RoPE frequencies) as f64; args index them by range.
+    pub constants: Vec<f64>,
+    pub kernels: Vec<Kernel>,
+    pub buffers: Vec<Buffer>,
+    pub arena_bytes: u64,
+    /// Steps in execution order.
+    pub steps: Vec<Step>,
+    pub phases: Vec<Phase>,
+    /// The first so many phases run for every pass, over all its columns; the
+    /// rest is the head, which runs for one selected column when its logits
+    /// are wanted.
+    pub body_phases: u32,
+    pub tokens_buffer: BufferId,
+    pub logits_buffer: BufferId,
+    /// Columns (tokens) of the largest pass: the prefill chunk.
+    pub columns_max: u32,
+    pub threads_max: u32,
+    pub program: Program,
+    pub memory: MemoryContract,
+    /// Hash of every choice that affects the bits of the result, inputs apart.
+    pub result_id: Digest,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Target {
+    /// Profile name, e.g. `pi5`.
+    pub name: String,
+    /// `x86_64` or `aarch64`.
+    pub arch: String,
+    /// CPU features that the code uses, by their `/proc/cpuinfo`-independent
+    /// Rust names (`avx512vnni`, `dotprod`), sorted.
+    pub features: Vec<String>,
+}
+
+/// What reports say of the model, and the limits that the runtime enforces.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Model {
+    pub name: String,
+    pub architecture: String,
+    pub vocabulary: u32,
+    pub layers: u32,
+    /// Positions that the KV cache holds.
+    pub context: u32,
+    /// Tokens of end-of-generation kind, sorted.
+    pub end_tokens: Vec<u32>,
+}
+
+/// Where weights come from.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Weights {
+    /// Digest that names the packed model.
+    pub packed_digest: Digest,
+    pub packed_file_bytes: u64,
+    pub source: WeightSource,
+    pub pages: Vec<Page>,
+    pub tensors: Vec<Tensor>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum WeightSource {
+    /// The packed file is mapped read-only.
+    Mapped,
+    /// Every page is read once, at load, into the arena: `slots[page]` is its buffer.
+    Read { slots: Vec<BufferId> },
+}
+
+/// A kernel and, where the target's code generator has one, its code.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct Kernel {
+    pub spec: SpecWire,
+    /// Absent: the runtime's own implementation computes it.
+    pub code: Option<CodeRange>,
+}
+
+impl Kernel {
+    pub fn spec(&self) -> &KernelSpec {
+        &self.spec.0
+    }
+}
+
+/// Bytes of the code section; the entry point is the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct CodeRange {
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub enum BufferKind {
+    /// Token ids of a pass.
+    Tokens,
+    Activation,
+    /// Persists across passes.
+    KvRing,
+    /// Holds one page of weights for the whole run.
+    ResidentPage,
+    /// Logits of the selected column; persists until the next.
+    Logits,
+}
+
+/// A slot of the arena.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Buffer {
+    pub name: String,
+    pub kind: BufferKind,
+    pub offset: u64,
+    pub bytes: u64,
+    /// Phases in which it is live: `first..end`. Persistent kinds span all.
+    pub first_phase: u32,
+    pub end_phase: u32,
+}
+
+/// One kernel call.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Step {
+    pub kernel: KernelId,
+    /// Parallel to the spec's operands.
+    pub args: Vec<Arg>,
+    /// For reports and errors: e.g. `ffn_down`.
+    pub name: String,
+    /// Layer, or `None` outside the layers.
+    pub layer: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Arg {
+    Buffer(BufferId),
+    /// The selected column of a buffer: the head's input.
+    SelectedColumn(BufferId),
+    Tensor(TensorId),
+    /// `constants[first..first + count]`.
+    Constants {
+        first: u32,
+        count: u32,
+    },
+}
+
+/// Steps without dependencies among each other; a barrier follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Phase {
+    pub first_step: u32,
+    pub steps: u32,
+}
