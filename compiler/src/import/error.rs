@@ -41,6 +41,12 @@ impl ImportError {
     }
 
     #[must_use]
+    pub fn code(mut self, code: Code) -> Self {
+        self.code = code;
+        self
+    }
+
+    #[must_use]
     pub fn at(mut self, offset_bytes: u64) -> Self {
         self.offset_bytes = Some(offset_bytes);
         self

@@ -2,7 +2,7 @@
 //! to the packed weights.
 //!
 //! - [`gguf`] reads (and writes) the container format,
-//! - `llama` maps metadata and tensor names of the llama family to a typed
+//! - [`llama`] maps metadata and tensor names of the llama family to a typed
 //!   [`llama::ModelConfig`].
 //!
 //! Everything here takes files as hostile: no count is believed before it has
@@ -12,7 +12,7 @@
 mod error;
 pub mod ggml_type;
 pub mod gguf;
-
+pub mod llama;
 mod map;
 
 pub use error::ImportError;

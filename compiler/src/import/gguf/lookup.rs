@@ -85,7 +85,7 @@ impl<'a> Gguf<'a> {
     pub fn get_array_f32(
         &self,
         key: &str,
-    ) -> Result<Option<impl ExactSizeIterator<Item = f32> + 'a>, ImportError> {
+    ) -> Result<Option<impl ExactSizeIterator<Item = f32> + use<'a>>, ImportError> {
         let array = self.get_array_of(key, "an array of float32", |ty| ty == ValueType::F32)?;
         Ok(array.map(|array| {
             array.iter().map(|(_, value)| match value {
@@ -99,7 +99,7 @@ impl<'a> Gguf<'a> {
     pub fn get_array_integer(
         &self,
         key: &str,
-    ) -> Result<Option<impl ExactSizeIterator<Item = i128> + 'a>, ImportError> {
+    ) -> Result<Option<impl ExactSizeIterator<Item = i128> + use<'a>>, ImportError> {
         let is_integer = |ty| match ty {
             ValueType::U8
             | ValueType::I8

@@ -143,6 +143,15 @@ impl Value<'_> {
         }
     }
 
+    /// The value as a number, None if it is none.
+    pub fn as_number(&self) -> Option<f64> {
+        match *self {
+            Self::F32(v) => Some(v.into()),
+            Self::F64(v) => Some(v),
+            other => other.as_integer().map(|v| v as f64),
+        }
+    }
+
     /// The type, with that of the elements for an array.
     pub fn type_name(&self) -> String {
         match self {
