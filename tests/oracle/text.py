@@ -76,7 +76,7 @@ def two_best(logits: np.ndarray) -> list[tuple[int, int]]:
 
 def measure(llama: LlamaCpp, omex: Omex, reference: Reference) -> dict:
     vocabulary = llama.llama.n_vocab()
-    prompts, errors = [], []
+    prompts, errors, own_errors = [], [], []
     for number, prompt in enumerate(PROMPTS, 1):
         print(f"prompt {number} of {len(PROMPTS)}: {prompt}", file=sys.stderr)
         ids = llama.chat_ids(prompt)
@@ -97,7 +97,9 @@ def measure(llama: LlamaCpp, omex: Omex, reference: Reference) -> dict:
         own = ours.logits[last : len(common)]
         pairs = two_best(peer[:agreed])
         if agreed:
-            errors += np.abs(gaps(peer[:agreed], pairs) - gaps(expected[:agreed], pairs)).tolist()
+            true_gaps = gaps(expected[:agreed], pairs)
+            errors += np.abs(gaps(peer[:agreed], pairs) - true_gaps).tolist()
+            own_errors += np.abs(gaps(own[:agreed], pairs) - true_gaps).tolist()
         if ours.token_ids == theirs:
             continue
         # A side that ended here chose a stop token, the largest of its logits.
@@ -125,6 +127,8 @@ def measure(llama: LlamaCpp, omex: Omex, reference: Reference) -> dict:
         "tokens_max": TOKENS_MAX,
         "gap_error_max": limit,
         "gap_error_rms": float(np.sqrt(np.mean(np.square(errors)))),
+        "gap_error_rms_omex": float(np.sqrt(np.mean(np.square(own_errors)))),
+        "positions": len(errors),
         "prompts": prompts,
     }
 
@@ -154,7 +158,8 @@ def table(report: dict) -> str:
         "",
         "A near tie is a gap in transformers' logits of at most"
         f" {report['gap_error_max']:.3f}, the largest error of llama.cpp in the gap of its two best"
-        f" tokens where both agree (root mean square {report['gap_error_rms']:.3f}).",
+        f" tokens over the {report['positions']} positions where both agree. The root mean square of"
+        f" these errors is {report['gap_error_rms']:.3f} for llama.cpp, {report['gap_error_rms_omex']:.3f} for omex.",
     ]
     return "\n".join(lines)
 
