@@ -37,7 +37,7 @@ def run(command: list, folder: Path) -> tuple[str, int]:
     """Standard output of a command and the peak resident bytes of its process."""
     with open(folder / "stdout", "wb+") as stdout, open(folder / "stderr", "wb+") as stderr:
         process = subprocess.Popen(
-            [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
+            [str(word) for word in command], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -140,6 +140,11 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, help="a plan of the same model (default: built here)")
     parser.add_argument("-o", "--output", type=Path, help="write every sample here as JSON")
     arguments = parser.parse_args()
+    if arguments.model != MODEL and not arguments.plan:
+        parser.error("--model needs a --plan of it")
+    for name in ("model", "llama", "omex", "plan"):
+        if getattr(arguments, name):
+            setattr(arguments, name, getattr(arguments, name).resolve())
     for needed, remedy in [
         (arguments.model, "examples/fetch_model.sh fetches it"),
         (arguments.llama / "llama-bench", "benches/peers.sh builds it"),

@@ -132,11 +132,12 @@ class Omex:
 
     @classmethod
     def build(cls, folder: Path, threads: int) -> "Omex":
-        """Builds the evaluation plan with the binaries of target/release."""
+        """Builds a plan of MODEL with the binaries of target/release."""
         binaries = ROOT / "target/release"
         plan = folder / "plan.bin"
         subprocess.run(
             [binaries / "omexc", "build", CONTAINER, "--target", "host", "-o", plan],
+            cwd=ROOT,
             check=True,
             stdout=subprocess.DEVNULL,
         )

@@ -172,6 +172,8 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-o", "--output", type=Path, help="write the report here as JSON")
     arguments = parser.parse_args()
+    if arguments.model != MODEL and not arguments.plan:
+        parser.error("--model needs a --plan of it")
     if not arguments.model.exists():
         sys.exit(f"{arguments.model} does not exist; examples/fetch_model.sh fetches it")
 
