@@ -8,37 +8,49 @@ use omex_kernels::spec::SPEC_WORDS;
 
 pub(crate) use bincode::{Decode, Encode};
 
-/// Largest metadata that is decoded: far above any real plan.
-pub(crate) const METADATA_BYTES_MAX: usize = 256 << 20;
-
 /// Fixed-width little-endian integers: the encoded size of a value does not
-/// depend on the numbers in it, so plans of one shape have one size.
-fn config() -> bincode::config::Configuration<
+/// depend on the numbers in it, so plans of one shape have one size. `LIMIT`
+/// bounds the bytes that decoding may claim for values and containers.
+fn config<const LIMIT: usize>() -> bincode::config::Configuration<
     bincode::config::LittleEndian,
     bincode::config::Fixint,
-    bincode::config::Limit<METADATA_BYTES_MAX>,
+    bincode::config::Limit<LIMIT>,
 > {
     bincode::config::standard()
         .with_fixed_int_encoding()
-        .with_limit::<METADATA_BYTES_MAX>()
+        .with_limit::<LIMIT>()
 }
 
 /// Bytes that are not a value, or not only one.
 #[derive(Debug)]
 pub struct DecodeError(pub String);
 
+/// Largest metadata that is decoded: far above any real plan.
+const ENCODED_BYTES_MAX: usize = 32 << 20;
+
 pub(crate) fn encode<T: Encode>(value: &T) -> Vec<u8> {
-    bincode::encode_to_vec(value, config()).expect("plan metadata always encodes")
+    bincode::encode_to_vec(value, config::<{ usize::MAX }>()).expect("plan metadata always encodes")
 }
 
 /// Decodes exactly one value that fills `bytes`.
 ///
-/// Errors: malformed or trailing bytes. Allocation is bounded by the input:
-/// the codec claims a container's bytes against the limit before allocating,
-/// and the limit is lowered to a multiple of the input's length by the caller's
-/// section size check.
+/// The codec claims a container's memory against its limit before it
+/// allocates, and limits are compile-time constants: the ladder picks the
+/// smallest that is at least 8 times the input, so that a forged count
+/// allocates no more than a constant factor of what was read.
+///
+/// Errors: malformed or trailing bytes, or more than 32 MiB of them.
 pub(crate) fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, DecodeError> {
-    match bincode::decode_from_slice::<T, _>(bytes, config()) {
+    let result = match bytes.len() {
+        0..=0x2000 => bincode::decode_from_slice(bytes, config::<0x1_0000>()),
+        0x2001..=0x2_0000 => bincode::decode_from_slice(bytes, config::<0x10_0000>()),
+        0x2_0001..=0x20_0000 => bincode::decode_from_slice(bytes, config::<0x100_0000>()),
+        0x20_0001..=ENCODED_BYTES_MAX => {
+            bincode::decode_from_slice(bytes, config::<{ 8 * ENCODED_BYTES_MAX }>())
+        }
+        more => return Err(DecodeError(format!("{more} bytes are too many"))),
+    };
+    match result {
         Ok((value, used)) if used == bytes.len() => Ok(value),
         Ok((_, used)) => Err(DecodeError(format!(
             "{} trailing bytes",
