@@ -26,21 +26,12 @@ pub struct MappedFile {
 }
 
 impl MappedFile {
-    /// Opens and maps the file. Anything but a regular file (a directory, FIFO
-    /// or device) is refused without blocking on it.
+    /// Opens and maps the file, which must be a regular one.
     pub fn open(path: &Path) -> Result<Self, ImportError> {
-        let file = OpenOptions::new()
-            .read(true)
-            // Opening a FIFO without a writer would block.
-            .custom_flags(OFlags::NONBLOCK.bits() as i32)
-            .open(path)
-            .map_err(|e| ImportError::io(Code::FileRead, "open", path, &e))?;
+        let file = open_regular(path)?;
         let metadata = file
             .metadata()
             .map_err(|e| ImportError::io(Code::FileRead, "stat", path, &e))?;
-        if !metadata.is_file() {
-            return Err(ImportError::new(Code::FileRead, "not a regular file").in_file(path));
-        }
         let map = if metadata.len() == 0 {
             None
         } else {
@@ -67,6 +58,24 @@ impl MappedFile {
     pub fn file(&self) -> &File {
         &self.file
     }
+}
+
+/// Opens a file for reading. Anything but a regular file (a directory, FIFO or
+/// device) is refused without blocking on it.
+pub(super) fn open_regular(path: &Path) -> Result<File, ImportError> {
+    let file = OpenOptions::new()
+        .read(true)
+        // Opening a FIFO without a writer would block.
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(path)
+        .map_err(|e| ImportError::io(Code::FileRead, "open", path, &e))?;
+    let metadata = file
+        .metadata()
+        .map_err(|e| ImportError::io(Code::FileRead, "stat", path, &e))?;
+    if !metadata.is_file() {
+        return Err(ImportError::new(Code::FileRead, "not a regular file").in_file(path));
+    }
+    Ok(file)
 }
 
 impl Deref for MappedFile {

@@ -3,7 +3,8 @@
 //!
 //! - [`gguf`] reads (and writes) the container format,
 //! - [`llama`] maps metadata and tensor names of the llama family to a typed
-//!   [`llama::ModelConfig`].
+//!   [`llama::ModelConfig`],
+//! - [`pack`] repacks the weights into the packed model of the cache.
 //!
 //! Everything here takes files as hostile: no count is believed before it has
 //! been compared with the bytes that remain, and every fault is an
@@ -14,6 +15,8 @@ pub mod ggml_type;
 pub mod gguf;
 pub mod llama;
 mod map;
+pub mod pack;
+pub mod synth;
 
 pub use error::ImportError;
 pub use map::MappedFile;

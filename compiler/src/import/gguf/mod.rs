@@ -58,6 +58,10 @@ pub struct Entry<'a> {
     pub offset_bytes: u64,
 }
 
+/// Index into [`Gguf::tensors`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TensorId(pub u32);
+
 /// A tensor's entry.
 #[derive(Clone, Debug)]
 pub struct Tensor<'a> {
@@ -184,6 +188,10 @@ impl<'a> Gguf<'a> {
 
     pub fn tensor(&self, name: &str) -> Option<&Tensor<'a>> {
         self.names.get(name).map(|&i| &self.tensors[i])
+    }
+
+    pub fn tensor_at(&self, id: TensorId) -> &Tensor<'a> {
+        &self.tensors[id.0 as usize]
     }
 
     /// A tensor's bytes.

@@ -11,6 +11,7 @@
 //! [`ModelConfig`] that exists is complete and consistent.
 
 mod hyperparameters;
+mod schedule;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,7 @@ use omex_kernels::WeightFormat;
 use omex_kernels::spec::RopePairing;
 
 use super::ImportError;
-use super::gguf::Gguf;
+use super::gguf::{Gguf, TensorId};
 
 /// What is known of an architecture beyond its metadata: a row of the table
 /// that another architecture of the family extends.
@@ -80,10 +81,6 @@ pub struct Rope {
     /// `rope_freqs.weight`, one per pair.
     pub factors: Option<Vec<f32>>,
 }
-
-/// Index into [`Gguf::tensors`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TensorId(pub u32);
 
 /// A weight matrix: `rows` outputs, `columns` inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

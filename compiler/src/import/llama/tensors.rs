@@ -7,10 +7,10 @@ use omex_kernels::WeightFormat;
 use omex_kernels::block::float_at;
 use omex_kernels::format::Descriptor;
 
-use super::{Hyperparameters, Layer, Linear, Matrix, Output, TensorId, Vector, Weights};
+use super::{Hyperparameters, Layer, Linear, Matrix, Output, Vector, Weights};
 use crate::diagnostic::{Code, quoted};
 use crate::import::ImportError;
-use crate::import::gguf::{Gguf, Tensor};
+use crate::import::gguf::{Gguf, Tensor, TensorId};
 
 /// Finds and checks all tensors; sets `vocab_len` and the RoPE factors.
 pub(super) fn read(
@@ -133,7 +133,7 @@ impl Vector {
     ///
     /// The first element that is NaN or infinite.
     pub fn read(&self, gguf: &Gguf<'_>) -> Result<Vec<f32>, ImportError> {
-        let bytes = gguf.data(&gguf.tensors()[self.tensor.0 as usize]);
+        let bytes = gguf.data(gguf.tensor_at(self.tensor));
         let elements: Vec<f32> = (0..self.len as usize)
             .map(|i| float_at(self.format, bytes, i))
             .collect();
@@ -145,7 +145,7 @@ impl Vector {
 }
 
 fn element_fault(gguf: &Gguf<'_>, vector: &Vector, i: usize, what: &str) -> ImportError {
-    let tensor = &gguf.tensors()[vector.tensor.0 as usize];
+    let tensor = gguf.tensor_at(vector.tensor);
     let value = float_at(vector.format, gguf.data(tensor), i);
     ImportError::new(
         Code::ModelTensor,
@@ -179,7 +179,7 @@ impl<'g, 'a> Finder<'g, 'a> {
         let id = *self.ids.get(name).ok_or_else(|| {
             ImportError::new(Code::ModelTensor, format!("tensor `{name}` is missing"))
         })?;
-        Ok((id, &self.gguf.tensors()[id.0 as usize]))
+        Ok((id, self.gguf.tensor_at(id)))
     }
 
     /// Finds a tensor of the given dimensions (row length first).

@@ -141,7 +141,7 @@ fn a_complete_model_is_read() {
         }
     );
     let gguf = Gguf::parse(&bytes).unwrap();
-    let name = |id: TensorId| gguf.tensors()[id.0 as usize].name;
+    let name = |id: TensorId| gguf.tensor_at(id).name;
     assert_eq!(config.weights.output, Output::Tied);
     assert_eq!(config.weights.layers.len(), 2);
     let layer = &config.weights.layers[1];
