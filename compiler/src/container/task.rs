@@ -168,7 +168,8 @@ pub enum Action {
 pub struct Inference {
     /// None: the model is named by -m or by the registry's `[default]`.
     pub model: Option<Spanned<ModelReference>>,
-    pub prompt: Prompt,
+    /// Shared by the nodes that have the same.
+    pub prompt: Arc<Prompt>,
     pub sampling: Sampling,
     /// At least 1, per window.
     pub max_tokens: u32,
@@ -179,7 +180,7 @@ pub struct Inference {
 }
 
 /// The text around the input. Rendered through the model's chat template, unless `raw`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prompt {
     pub system: Option<String>,
     /// Text before `{{input}}`.

@@ -153,7 +153,7 @@ codes! {
     NoModel = 65, Io, "no model is named",
         "The model of an inferring node is its `model_reference`, else the flow's `model_path`, else -m, else the registry's `[default]`. None of them names one.";
     QuantityInvalid = 66, InvalidInput, "a quantity cannot be read",
-        "Quantities are numbers with a unit: 1200MiB, 1.5GiB, 60min, 2s. They must be whole numbers of bytes or milliseconds below 2^64.";
+        "Quantities are numbers with a unit: 1200MiB, 1.5GiB, 60min, 2s. A fraction of a byte or of a millisecond is dropped; the result is below 2^64.";
     QuantizationUnknown = 67, InvalidInput, "a quantization is not known",
         "Quantizations are named as in GGUF (q4_0, q4_k, q8_0, bf16, ...) or by width (int4, int8, q4, q8).";
 

@@ -30,6 +30,24 @@ impl Sink {
         }
     }
 
+    /// As [`push`](Self::push), without making a finding that would not be kept.
+    pub fn push_with(&mut self, severity: Severity, diagnostic: impl FnOnce() -> Diagnostic) {
+        let seen = match severity {
+            Severity::Error => &mut self.errors,
+            Severity::Warning | Severity::Note => &mut self.warnings,
+        };
+        if *seen < DIAGNOSTICS_MAX {
+            self.push(diagnostic());
+        } else {
+            *seen += 1;
+        }
+    }
+
+    /// How many errors there were, kept or not.
+    pub fn errors(&self) -> usize {
+        self.errors
+    }
+
     pub fn has_errors(&self) -> bool {
         self.errors > 0
     }

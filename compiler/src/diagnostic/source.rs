@@ -121,6 +121,11 @@ impl Source {
             .map_or(self.text.len(), |&start| start as usize)
     }
 
+    /// The byte offset at which a line, counted from 1, starts.
+    pub(crate) fn line_start_of(&self, line: usize) -> usize {
+        self.line_start(line.saturating_sub(1))
+    }
+
     /// The line (from 0) that holds a byte offset.
     pub(super) fn line_of(&self, offset: usize) -> usize {
         self.line_starts()

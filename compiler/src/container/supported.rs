@@ -1,0 +1,80 @@
+//! What a valid container may ask for and this version does not build: refused by name.
+
+use super::task::{MemoryLevel, Task, Unsupported};
+use crate::diagnostic::{Code, Diagnostic, Sink};
+
+impl Task {
+    /// Everything that the task asks for and the compiler cannot give. Errors are what would
+    /// change the result or break a promise; warnings are hints that have no effect yet.
+    pub fn require_supported(&self) -> Vec<Diagnostic> {
+        let mut sink = Sink::new();
+        for found in &self.unsupported {
+            sink.push(self.refusal(found));
+        }
+        let models = self.models();
+        if let [first, second, ..] = models.as_slice() {
+            let message = "several models in one task are not supported yet";
+            sink.push(
+                Diagnostic::error(Code::NotSupported, message)
+                    .at(&self.source, second.span, "another model")
+                    .label(&self.source, first.span, "the first one")
+                    .help("make one container for each model"),
+            );
+        }
+        let mut hint = |what: &str, span| {
+            sink.push(self.refusal(&Unsupported {
+                what: what.to_owned(),
+                span,
+                needed: false,
+            }));
+        };
+        if let Some(layers) = self.model.load_layers {
+            hint("`load_layers`", layers.span);
+        }
+        if let Some(compress) = self.model.compress.filter(|compress| compress.value) {
+            hint("compressed pages", compress.span);
+        }
+        if let Some(prefetch) = self
+            .storage
+            .model_prefetch
+            .filter(|prefetch| prefetch.value)
+        {
+            hint("`model_prefetch`", prefetch.span);
+        }
+        if let Some(fetch) = self.storage.allow_remote_fetch.filter(|fetch| fetch.value) {
+            hint("fetching models", fetch.span);
+        }
+        if let Some(retry) = self.completion.retry_on_fail.filter(|retry| retry.value) {
+            hint("`retry_on_fail`", retry.span);
+        }
+        for node in &self.nodes {
+            if let Some(memory) = node
+                .memory
+                .filter(|memory| memory.value != MemoryLevel::Adaptive)
+            {
+                hint("a `memory_profile` other than `adaptive`", memory.span);
+            }
+        }
+        if let Some(deadline) = self.completion.max_runtime_ms {
+            let what = "`max_runtime_minutes`".to_owned();
+            sink.push(self.refusal(&Unsupported {
+                what,
+                span: deadline.span,
+                needed: true,
+            }));
+        }
+        sink.into_vec()
+    }
+
+    fn refusal(&self, found: &Unsupported) -> Diagnostic {
+        if found.needed {
+            let message = format!("{} is not supported yet", found.what);
+            Diagnostic::error(Code::NotSupported, message).at(&self.source, found.span, "")
+        } else {
+            let message = format!("{} has no effect yet", found.what);
+            Diagnostic::warning(Code::NotSupported, message)
+                .at(&self.source, found.span, "")
+                .note("the result is the same without it")
+        }
+    }
+}
