@@ -3,3 +3,4 @@
 pub mod container;
 pub mod diagnostic;
 pub mod import;
+pub mod tokenizer;

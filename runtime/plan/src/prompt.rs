@@ -42,8 +42,7 @@ impl Trim {
             Self::Right => (false, true),
             Self::Both => (true, true),
         };
-        while left && let Some((_, rest)) = first_character(text).filter(|(c, _)| is_space(*c))
-        {
+        while left && let Some((_, rest)) = first_character(text).filter(|(c, _)| is_space(*c)) {
             text = rest;
         }
         while right && let Some((_, rest)) = last_character(text).filter(|(c, _)| is_space(*c)) {
@@ -82,12 +81,18 @@ mod tests {
 
     #[test]
     fn trims_like_python() {
-        let all: String = (0..0x110000).filter_map(char::from_u32).filter(|&c| is_space(c)).collect();
+        let all: String = (0..0x110000)
+            .filter_map(char::from_u32)
+            .filter(|&c| is_space(c))
+            .collect();
         assert_eq!(all.chars().count(), 29, "str.isspace has 29 characters");
         let text = format!("{all}a b{all}");
         let end = text.len() - all.len();
         assert_eq!(Trim::Both.apply(text.as_bytes()), b"a b");
-        assert_eq!(Trim::Left.apply(text.as_bytes()), &text.as_bytes()[all.len()..]);
+        assert_eq!(
+            Trim::Left.apply(text.as_bytes()),
+            &text.as_bytes()[all.len()..]
+        );
         assert_eq!(Trim::Right.apply(text.as_bytes()), &text.as_bytes()[..end]);
         assert_eq!(Trim::None.apply(text.as_bytes()), text.as_bytes());
         assert_eq!(Trim::Both.apply(all.as_bytes()), b"");

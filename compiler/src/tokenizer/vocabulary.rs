@@ -1,0 +1,190 @@
+//! A model's vocabulary as its file states it.
+
+use omex_runtime::tokenizer::TokenKind;
+
+use super::pre::{self, Splitting};
+use crate::diagnostic::{Code, quoted};
+use crate::import::ImportError;
+use crate::import::gguf::Gguf;
+
+/// How text becomes tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Model {
+    /// Byte-level BPE (GGUF's `gpt2`): token texts spell bytes in GPT-2's alphabet.
+    ByteLevel {
+        splitting: Splitting,
+        /// Pairs of token texts with a space between them, in rank order.
+        merges: Vec<String>,
+    },
+    /// SentencePiece's BPE (GGUF's `llama`): the merge with the highest score comes first.
+    Scores(Vec<f32>),
+}
+
+/// Everything about tokens that a model file states.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vocabulary {
+    pub model: Model,
+    /// Texts as the file spells them: GPT-2's byte alphabet or U+2581 for spaces in normal
+    /// tokens, plain text in control and user-defined ones.
+    pub tokens: Vec<String>,
+    pub kinds: Vec<TokenKind>,
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+    pub eot: Option<u32>,
+    /// End of message, before a tool answers.
+    pub eom: Option<u32>,
+    pub unknown: Option<u32>,
+    pub padding: Option<u32>,
+    pub add_bos: bool,
+    pub add_eos: bool,
+    /// Scores: a space goes before text at the start and after added tokens.
+    pub add_space_prefix: bool,
+    /// Control tokens take the white space after them (Phi-3).
+    pub strip_right: bool,
+    /// Jinja source of the chat template.
+    pub chat_template: Option<String>,
+}
+
+impl Vocabulary {
+    /// Reads the `tokenizer.*` keys of a GGUF file.
+    ///
+    /// # Errors
+    /// `TokenizerUnsupported` for a tokenizer model or pre-tokenizer that is not known,
+    /// `ModelMetadata` for a key that is missing or of the wrong type, `TokenizerInvalid`
+    /// for keys that do not fit together.
+    pub fn from_gguf(gguf: &Gguf<'_>) -> Result<Self, ImportError> {
+        let model = gguf.required("tokenizer.ggml.model", Gguf::get_str)?;
+        let tokens: Vec<String> = gguf
+            .required("tokenizer.ggml.tokens", Gguf::get_array_str)?
+            .iter()
+            .map(str::to_owned)
+            .collect();
+        let kinds = match gguf.get_array_integer("tokenizer.ggml.token_type")? {
+            Some(types) => types.map(kind_from_gguf).collect(),
+            None => vec![TokenKind::Normal; tokens.len()],
+        };
+        if kinds.len() != tokens.len() {
+            return Err(ImportError::new(
+                Code::TokenizerInvalid,
+                format!("{} tokens have {} token types", tokens.len(), kinds.len()),
+            ));
+        }
+
+        let (model, defaults) = match model {
+            "gpt2" => {
+                let Some(name) = gguf.get_str("tokenizer.ggml.pre")? else {
+                    return Err(ImportError::new(
+                        Code::TokenizerUnsupported,
+                        "the model does not name its pre-tokenizer (tokenizer.ggml.pre)",
+                    )
+                    .help("convert the model again with a current converter: a guess would change tokens"));
+                };
+                let splitting = pre::splitting(name)?;
+                let add_bos = splitting.add_bos;
+                let merges = gguf
+                    .required("tokenizer.ggml.merges", Gguf::get_array_str)?
+                    .iter()
+                    .map(str::to_owned)
+                    .collect();
+                let defaults = Defaults {
+                    ids: [None; 3],
+                    add_bos,
+                    space_prefix: false,
+                };
+                (Model::ByteLevel { splitting, merges }, defaults)
+            }
+            "llama" => {
+                let scores = gguf.required("tokenizer.ggml.scores", Gguf::get_array_f32)?;
+                let ids = [Some(1), Some(2), Some(0)];
+                let defaults = Defaults {
+                    ids,
+                    add_bos: true,
+                    space_prefix: true,
+                };
+                (Model::Scores(scores.collect()), defaults)
+            }
+            other => {
+                return Err(ImportError::new(
+                    Code::TokenizerUnsupported,
+                    format!("the tokenizer model {} is not supported", quoted(other)),
+                )
+                .help("byte-level BPE (gpt2) and SentencePiece BPE (llama) are"));
+            }
+        };
+        let spm = matches!(model, Model::Scores(_));
+        if spm && gguf.get_bool("tokenizer.ggml.remove_extra_whitespaces")? == Some(true) {
+            return Err(ImportError::new(
+                Code::TokenizerUnsupported,
+                "the tokenizer removes extra white space, which is not supported",
+            ));
+        }
+
+        let id = |key: &str, default: Option<u32>| -> Result<Option<u32>, ImportError> {
+            let key = format!("tokenizer.ggml.{key}");
+            // Some converters write -1 or 2^32 - 1 for a token that the model does not have.
+            let Some(value) = gguf.get(&key) else {
+                return Ok(default.filter(|&id| (id as usize) < tokens.len()));
+            };
+            if matches!(value.as_integer(), Some(-1 | 0xffff_ffff)) {
+                return Ok(None);
+            }
+            let id = gguf.get_u32(&key)?;
+            match id {
+                Some(id) if id as usize >= tokens.len() => Err(ImportError::new(
+                    Code::TokenizerInvalid,
+                    format!(
+                        "{key} is {id}, but the vocabulary has {} tokens",
+                        tokens.len()
+                    ),
+                )),
+                id => Ok(id),
+            }
+        };
+        let [bos, eos, unknown] = defaults.ids;
+        let flag = |key: &str, default: bool| -> Result<bool, ImportError> {
+            Ok(gguf
+                .get_bool(&format!("tokenizer.ggml.{key}"))?
+                .unwrap_or(default))
+        };
+        let name = gguf
+            .get_str("general.name")?
+            .unwrap_or_default()
+            .to_ascii_lowercase();
+        Ok(Self {
+            bos: id("bos_token_id", bos)?,
+            eos: id("eos_token_id", eos)?,
+            eot: id("eot_token_id", None)?,
+            eom: id("eom_token_id", None)?,
+            unknown: id("unknown_token_id", unknown)?,
+            padding: id("padding_token_id", None)?,
+            add_bos: flag("add_bos_token", defaults.add_bos)?,
+            add_eos: flag("add_eos_token", false)?,
+            add_space_prefix: spm && flag("add_space_prefix", defaults.space_prefix)?,
+            strip_right: name.contains("phi-3") || name.contains("phi3"),
+            chat_template: gguf.get_str("tokenizer.chat_template")?.map(str::to_owned),
+            model,
+            tokens,
+            kinds,
+        })
+    }
+}
+
+/// What the tokenizer model implies where the file is silent.
+struct Defaults {
+    /// Beginning of text, end of text, unknown.
+    ids: [Option<u32>; 3],
+    add_bos: bool,
+    space_prefix: bool,
+}
+
+/// GGUF's token types; one that it does not define is an ordinary token.
+fn kind_from_gguf(code: i128) -> TokenKind {
+    match code {
+        2 => TokenKind::Unknown,
+        3 => TokenKind::Control,
+        4 => TokenKind::UserDefined,
+        5 => TokenKind::Unused,
+        6 => TokenKind::Byte,
+        _ => TokenKind::Normal,
+    }
+}

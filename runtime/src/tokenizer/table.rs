@@ -1,0 +1,527 @@
+//! The compiled tokenizer's byte format: one little-endian table that is read in place.
+//!
+//! ```text
+//! header    magic "OMXT", version, then the `Field`s, all u32
+//! directory per `Section`: offset and length in bytes, u32 each
+//! sections  at offsets that are multiples of 8, zero padding between them
+//! ```
+//!
+//! Ids that are absent hold [`NONE`]. Everything that indexes something else is checked
+//! once, in [`Tables::parse`], so that the encoder can index without further thought.
+
+use std::fmt;
+
+/// First four bytes of a table.
+pub const MAGIC: [u8; 4] = *b"OMXT";
+/// Version of the format; a table of another version is refused.
+pub const VERSION: u32 = 1;
+/// Stands for "no id" and for an empty slot of an index.
+pub const NONE: u32 = u32::MAX;
+
+/// Scalars of the header, in file order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// 0: byte-level BPE, 1: scores over characters with byte fallback (SentencePiece).
+    Model,
+    /// Bits of [`option`].
+    Options,
+    Vocabulary,
+    /// Character classes of the pre-tokenizer, without the end-of-text class.
+    Classes,
+    /// Splitting stages of the pre-tokenizer.
+    Stages,
+    /// Longest token in bytes.
+    TokenBytesMax,
+    Bos,
+    Eos,
+    Eot,
+    Unknown,
+    Padding,
+}
+
+/// How many [`Field`]s there are.
+pub const FIELDS: usize = 11;
+
+/// Bits of [`Field::Options`].
+pub mod option {
+    /// A piece that is a token as a whole is that token, whatever the merges say.
+    pub const IGNORE_MERGES: u32 = 1;
+    /// A space goes before text at the start and after every added token.
+    pub const SPACE_PREFIX: u32 = 2;
+    pub const ADD_BOS: u32 = 4;
+    pub const ADD_EOS: u32 = 8;
+    pub const ALL: u32 = 15;
+}
+
+/// Sections, in file order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    /// u32 per token and one more: where its bytes start.
+    TokenOffsets,
+    /// The bytes of all tokens as they appear in text.
+    TokenBytes,
+    /// u8 per token: kind in the low three bits, then bits of [`flag`].
+    TokenFlags,
+    /// u32 per byte value: the token of that byte alone.
+    ByteIds,
+    /// BPE: three u32 per merge in rank order: left, right, merged.
+    Merges,
+    /// BPE: open-addressing index of `Merges` by [`hash_pair`], u32 rank per slot.
+    MergeIndex,
+    /// Scores: u32 per token, lower merges first; [`NONE`] never merges.
+    Ranks,
+    /// Open-addressing index of tokens by [`hash_bytes`], u32 id per slot.
+    TextIndex,
+    /// u32 ids of the tokens that are matched as whole text, sorted by their bytes.
+    Added,
+    /// u16 per 256 code points: which block of `ClassLeaves` holds their classes.
+    ClassBlocks,
+    /// u8 class per code point, in blocks of 256.
+    ClassLeaves,
+    /// Per stage: u32 number of states, u32 start state, then u16 per state and class
+    /// (the last class is the end of text), padded to a multiple of 4 bytes.
+    Stages,
+    /// Scores: one bit per pair of bytes that meet at a character border inside a token.
+    Joints,
+}
+
+/// How many [`Section`]s there are.
+pub const SECTIONS: usize = 13;
+const NAMES: [&str; SECTIONS] = [
+    "token offsets",
+    "token bytes",
+    "token flags",
+    "byte ids",
+    "merges",
+    "merge index",
+    "ranks",
+    "text index",
+    "added tokens",
+    "class blocks",
+    "class leaves",
+    "stages",
+    "joints",
+];
+/// Size of header and directory in bytes.
+pub const HEAD_BYTES: usize = 8 + 4 * FIELDS + 8 * SECTIONS;
+
+/// Bits of a token's flags above its kind.
+pub mod flag {
+    pub const KIND: u8 = 7;
+    /// Generation ends with this token.
+    pub const END: u8 = 8;
+    /// White space before the token belongs to it.
+    pub const STRIP_LEFT: u8 = 16;
+    /// White space after the token belongs to it.
+    pub const STRIP_RIGHT: u8 = 32;
+    pub const ALL: u8 = 63;
+}
+
+/// A transition: the next state in the low bits, then what has ended before this class.
+pub mod transition {
+    pub const STATE: u16 = 0x3fff;
+    /// The text so far is a piece.
+    pub const PIECE: u16 = 0x4000;
+    /// The text so far is not a piece and no piece starts within it.
+    pub const SKIP: u16 = 0x8000;
+}
+
+/// Code points per block of the class table.
+pub const BLOCK: usize = 256;
+/// Blocks that cover all code points.
+pub const BLOCKS: usize = 0x110000 / BLOCK;
+
+/// FNV-1a, the hash of [`Section::TextIndex`].
+#[must_use]
+pub fn hash_bytes(bytes: &[u8]) -> u32 {
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &b| {
+        (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+    });
+    (hash ^ (hash >> 32)) as u32
+}
+
+/// Multiplicative hash of two ids, the hash of [`Section::MergeIndex`].
+#[must_use]
+pub fn hash_pair(left: u32, right: u32) -> u32 {
+    let key = (u64::from(left) << 32) | u64::from(right);
+    let hash = (key ^ (key >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (hash >> 32) as u32
+}
+
+/// Why bytes are not a tokenizer table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The bytes do not start with the magic number.
+    NotATokenizer,
+    /// The table has another version.
+    Version { found: u32 },
+    /// A section, or the header, does not hold what it must.
+    Invalid {
+        section: &'static str,
+        reason: &'static str,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotATokenizer => write!(f, "not a tokenizer table"),
+            Self::Version { found } => write!(
+                f,
+                "tokenizer table version {found}, this runtime reads version {VERSION}: \
+                 rebuild the plan with this version's omexc"
+            ),
+            Self::Invalid { section, reason } => {
+                write!(f, "invalid tokenizer table: {section}: {reason}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// A section of u32 values, read in place.
+#[derive(Clone, Copy)]
+pub(super) struct U32s<'a>(&'a [[u8; 4]]);
+
+impl<'a> U32s<'a> {
+    pub(super) fn len(self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn at(self, index: usize) -> u32 {
+        u32::from_le_bytes(self.0[index])
+    }
+
+    pub(super) fn iter(self) -> impl Iterator<Item = u32> + 'a {
+        self.0.iter().map(|&bytes| u32::from_le_bytes(bytes))
+    }
+}
+
+/// A splitting automaton: `table[state * (classes + 1) + class]`.
+#[derive(Clone, Copy)]
+pub(super) struct Stage<'a> {
+    pub(super) start: u16,
+    table: &'a [[u8; 2]],
+}
+
+impl Stage<'_> {
+    pub(super) fn next(&self, stride: usize, state: u16, class: usize) -> u16 {
+        u16::from_le_bytes(self.table[usize::from(state) * stride + class])
+    }
+}
+
+/// More stages than any known pre-tokenizer has.
+pub const STAGES_MAX: usize = 8;
+
+/// The checked sections of a table.
+#[derive(Clone)]
+pub(super) struct Tables<'a> {
+    pub(super) fields: [u32; FIELDS],
+    pub(super) token_offsets: U32s<'a>,
+    pub(super) token_bytes: &'a [u8],
+    pub(super) token_flags: &'a [u8],
+    pub(super) byte_ids: U32s<'a>,
+    pub(super) merges: U32s<'a>,
+    pub(super) merge_index: U32s<'a>,
+    pub(super) ranks: U32s<'a>,
+    pub(super) text_index: U32s<'a>,
+    pub(super) added: U32s<'a>,
+    pub(super) class_blocks: &'a [[u8; 2]],
+    pub(super) class_leaves: &'a [u8],
+    pub(super) stages: [Stage<'a>; STAGES_MAX],
+    pub(super) joints: &'a [u8],
+}
+
+impl<'a> Tables<'a> {
+    pub(super) fn field(&self, field: Field) -> u32 {
+        self.fields[field as usize]
+    }
+
+    pub(super) fn token(&self, id: u32) -> &'a [u8] {
+        let id = id as usize;
+        &self.token_bytes
+            [self.token_offsets.at(id) as usize..self.token_offsets.at(id + 1) as usize]
+    }
+
+    /// Checks the whole table: afterwards every id, offset, state and class is in range
+    /// and every index has an empty slot, where its probing ends.
+    pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
+        let header = |reason| Error::Invalid {
+            section: "header",
+            reason,
+        };
+        let word = |at: usize| -> Result<u32, Error> {
+            let word = bytes.get(at..at + 4).ok_or(header("truncated"))?;
+            Ok(u32::from_le_bytes(word.try_into().expect("four bytes")))
+        };
+        if bytes.get(..4) != Some(&MAGIC) {
+            return Err(Error::NotATokenizer);
+        }
+        let version = word(4)?;
+        if version != VERSION {
+            return Err(Error::Version { found: version });
+        }
+        let mut fields = [0; FIELDS];
+        for (i, field) in fields.iter_mut().enumerate() {
+            *field = word(8 + 4 * i)?;
+        }
+        let mut sections = [&[][..]; SECTIONS];
+        let mut end = HEAD_BYTES;
+        for (i, section) in sections.iter_mut().enumerate() {
+            let at = 8 + 4 * FIELDS + 8 * i;
+            let (offset, len) = (word(at)? as usize, word(at + 4)? as usize);
+            let invalid = |reason| Error::Invalid {
+                section: NAMES[i],
+                reason,
+            };
+            let start = end.next_multiple_of(8);
+            if offset != start {
+                return Err(invalid("not where the section before it ends"));
+            }
+            end = start.checked_add(len).ok_or(invalid("too long"))?;
+            *section = bytes
+                .get(start..end)
+                .ok_or(invalid("past the end of the table"))?;
+        }
+        if end != bytes.len() {
+            return Err(header("bytes after the last section"));
+        }
+        Self::check(fields, sections)
+    }
+
+    fn check(fields: [u32; FIELDS], sections: [&'a [u8]; SECTIONS]) -> Result<Self, Error> {
+        let invalid = |section: Section, reason| Error::Invalid {
+            section: NAMES[section as usize],
+            reason,
+        };
+        let ensure = |holds: bool, section: Section, reason| {
+            if holds {
+                Ok(())
+            } else {
+                Err(invalid(section, reason))
+            }
+        };
+        let u32s = |section: Section| {
+            let (words, rest) = sections[section as usize].as_chunks::<4>();
+            ensure(rest.is_empty(), section, "not whole words").map(|()| U32s(words))
+        };
+        let header = |holds: bool, reason| {
+            let section = "header";
+            holds
+                .then_some(())
+                .ok_or(Error::Invalid { section, reason })
+        };
+        let field = |field: Field| fields[field as usize];
+
+        let vocabulary = field(Field::Vocabulary);
+        header(field(Field::Model) <= 1, "unknown model")?;
+        let bpe = field(Field::Model) == 0;
+        header(
+            field(Field::Options) & !option::ALL == 0,
+            "unknown option bits",
+        )?;
+        header(
+            vocabulary > 0 && vocabulary < NONE,
+            "vocabulary size out of range",
+        )?;
+        for id in [
+            Field::Bos,
+            Field::Eos,
+            Field::Eot,
+            Field::Unknown,
+            Field::Padding,
+        ] {
+            let id = field(id);
+            header(
+                id == NONE || id < vocabulary,
+                "special token out of the vocabulary",
+            )?;
+        }
+        let count = vocabulary as usize;
+
+        let token_offsets = u32s(Section::TokenOffsets)?;
+        let token_bytes = sections[Section::TokenBytes as usize];
+        ensure(
+            token_offsets.len() == count + 1
+                && token_offsets.at(0) == 0
+                && token_offsets.at(count) as usize == token_bytes.len(),
+            Section::TokenOffsets,
+            "do not cover the token bytes",
+        )?;
+        let mut longest = 0;
+        let mut last = 0;
+        for offset in token_offsets.iter() {
+            ensure(offset >= last, Section::TokenOffsets, "not ascending")?;
+            longest = longest.max(offset - last);
+            last = offset;
+        }
+        header(
+            longest == field(Field::TokenBytesMax),
+            "wrong longest token",
+        )?;
+
+        let token_flags = sections[Section::TokenFlags as usize];
+        ensure(
+            token_flags.len() == count
+                && token_flags
+                    .iter()
+                    .all(|f| f & !flag::ALL == 0 && f & flag::KIND < super::KINDS),
+            Section::TokenFlags,
+            "not one valid entry per token",
+        )?;
+
+        let ids = |ids: U32s<'a>, none: bool, section| {
+            let valid = |id| id < vocabulary || (none && id == NONE);
+            ensure(
+                ids.iter().all(valid),
+                section,
+                "a token out of the vocabulary",
+            )
+        };
+        let byte_ids = u32s(Section::ByteIds)?;
+        ensure(byte_ids.len() == 256, Section::ByteIds, "not 256 entries")?;
+        ids(byte_ids, true, Section::ByteIds)?;
+
+        let index = |section: Section, entries: usize| {
+            let index = u32s(section)?;
+            ensure(
+                index.len().is_power_of_two(),
+                section,
+                "size is not a power of two",
+            )?;
+            let mut free = false;
+            for slot in index.iter() {
+                free |= slot == NONE;
+                ensure(
+                    slot == NONE || (slot as usize) < entries,
+                    section,
+                    "an entry out of range",
+                )?;
+            }
+            ensure(free, section, "no free slot")?;
+            Ok(index)
+        };
+        let merges = u32s(Section::Merges)?;
+        ensure(
+            merges.len().is_multiple_of(3),
+            Section::Merges,
+            "not whole merges",
+        )?;
+        ids(merges, false, Section::Merges)?;
+        let merge_index = index(Section::MergeIndex, merges.len() / 3)?;
+        let text_index = index(Section::TextIndex, count)?;
+        let ranks = u32s(Section::Ranks)?;
+        let joints = sections[Section::Joints as usize];
+        if bpe {
+            ensure(
+                ranks.len() == 0,
+                Section::Ranks,
+                "present in a byte-level model",
+            )?;
+            ensure(
+                joints.is_empty(),
+                Section::Joints,
+                "present in a byte-level model",
+            )?;
+        } else {
+            ensure(ranks.len() == count, Section::Ranks, "not one per token")?;
+            ensure(joints.len() == 256 * 256 / 8, Section::Joints, "wrong size")?;
+        }
+
+        let added = u32s(Section::Added)?;
+        ids(added, false, Section::Added)?;
+        let text = |id: u32| {
+            let id = id as usize;
+            &token_bytes[token_offsets.at(id) as usize..token_offsets.at(id + 1) as usize]
+        };
+        let mut before: &[u8] = &[];
+        for id in added.iter() {
+            ensure(
+                text(id) > before,
+                Section::Added,
+                "not sorted, or an empty or repeated text",
+            )?;
+            before = text(id);
+        }
+
+        let stages_len = field(Field::Stages) as usize;
+        header(stages_len <= STAGES_MAX, "too many stages")?;
+        let (class_blocks, rest) = sections[Section::ClassBlocks as usize].as_chunks::<2>();
+        let class_leaves = sections[Section::ClassLeaves as usize];
+        let classes = field(Field::Classes) as usize;
+        header(classes <= 255, "too many classes")?;
+        if stages_len > 0 {
+            ensure(
+                class_blocks.len() == BLOCKS
+                    && rest.is_empty()
+                    && class_blocks.iter().all(|&b| {
+                        (usize::from(u16::from_le_bytes(b)) + 1) * BLOCK <= class_leaves.len()
+                    }),
+                Section::ClassBlocks,
+                "do not cover all code points",
+            )?;
+            ensure(
+                class_leaves
+                    .iter()
+                    .all(|&class| usize::from(class) < classes),
+                Section::ClassLeaves,
+                "a class out of range",
+            )?;
+        }
+
+        let mut stages = [Stage {
+            start: 0,
+            table: &[],
+        }; STAGES_MAX];
+        let mut rest = sections[Section::Stages as usize];
+        for stage in &mut stages[..stages_len] {
+            let invalid = |reason| invalid(Section::Stages, reason);
+            let (head, tail) = rest.split_first_chunk::<8>().ok_or(invalid("truncated"))?;
+            let [states, start] = [&head[..4], &head[4..]]
+                .map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")));
+            if states == 0 || states > u32::from(transition::STATE) + 1 || start >= states {
+                return Err(invalid("number of states or start state out of range"));
+            }
+            let bytes = states as usize * (classes + 1) * 2;
+            let padded = bytes.next_multiple_of(4);
+            if tail.len() < padded {
+                return Err(invalid("truncated"));
+            }
+            let (table, _) = tail[..bytes].as_chunks::<2>();
+            if table
+                .iter()
+                .any(|&t| u32::from(u16::from_le_bytes(t) & transition::STATE) >= states)
+            {
+                return Err(invalid("a transition out of range"));
+            }
+            *stage = Stage {
+                start: start as u16,
+                table,
+            };
+            rest = &tail[padded..];
+        }
+        ensure(
+            rest.is_empty(),
+            Section::Stages,
+            "bytes after the last stage",
+        )?;
+
+        Ok(Self {
+            fields,
+            token_offsets,
+            token_bytes,
+            token_flags,
+            byte_ids,
+            merges,
+            merge_index,
+            ranks,
+            text_index,
+            added,
+            class_blocks,
+            class_leaves,
+            stages,
+            joints,
+        })
+    }
+}
