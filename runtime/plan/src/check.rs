@@ -529,7 +529,9 @@ fn check_program(plan: &Plan) -> Result<(), CheckError> {
                 sampling,
                 stop,
             } => {
-                let mut tokens = prompt.prefix_tokens.iter().chain(&prompt.suffix_tokens);
+                let mut tokens = (prompt.prefix_tokens.iter())
+                    .chain(&prompt.suffix_tokens)
+                    .chain(prompt.empty_tokens.iter().flatten());
                 ensure!(
                     tokens.all(|&t| t < plan.model.vocabulary)
                         && *tokens_max < plan.model.context

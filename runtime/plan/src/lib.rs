@@ -16,6 +16,8 @@ pub mod prompt;
 pub mod task;
 mod wire;
 
+pub use wire::SpecWire;
+
 pub use check::{CheckedPlan, check};
 pub use ids::*;
 pub use plan::*;

@@ -1,6 +1,6 @@
 //! A prompt with one open place, as the compiler leaves it and the runtime fills it.
 
-use bincode::{Decode, Encode};
+use crate::wire::{Decode, Encode};
 
 /// A rendered chat template, cut at the place of the input.
 ///
