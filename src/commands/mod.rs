@@ -1,0 +1,205 @@
+//! The commands of the full `omex` and of `omexc`.
+
+pub mod build;
+pub mod cache;
+pub mod execute;
+pub mod explain;
+pub mod inspect;
+pub mod output;
+pub mod report;
+pub mod targets;
+pub mod tokenize;
+pub mod validate;
+
+use std::ffi::{OsStr, OsString};
+use std::process::ExitCode;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::args::{RUN_FLAGS, RunArgs};
+use output::{Failure, Output};
+
+/// Compile task containers ahead of time.
+#[derive(Debug, Parser)]
+#[command(name = "omexc", version, about, propagate_version = true)]
+struct Omexc {
+    #[command(flatten)]
+    output: output::OutputArgs,
+    #[command(subcommand)]
+    command: OmexcCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum OmexcCommand {
+    /// Compile a container, its model and a target into a plan
+    Build(build::BuildArgs),
+    /// List the device profiles, with the source of each figure
+    Targets(targets::TargetsArgs),
+    /// Tell the story of an error code
+    Explain(explain::ExplainArgs),
+}
+
+/// Run plans and look into them.
+#[derive(Debug, Parser)]
+#[command(name = "omex", version, about, propagate_version = true)]
+struct Omex {
+    #[command(flatten)]
+    output: output::OutputArgs,
+    #[command(subcommand)]
+    command: OmexCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum OmexCommand {
+    /// Build a container (cached by its content) and run it
+    Execute(execute::ExecuteArgs),
+    /// Check a container without building it
+    Validate(validate::ValidateArgs),
+    /// Show what is in a model, a packed model or a plan
+    Inspect(inspect::InspectArgs),
+    /// Turn text into token ids and back
+    Tokenize(tokenize::TokenizeArgs),
+    /// Reports on plans
+    #[command(subcommand)]
+    Debug(DebugCommand),
+    /// Packed models and cached plans
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
+    /// Tell the story of an error code
+    Explain(explain::ExplainArgs),
+    /// `omexc build`, for the child process of `omex execute`
+    #[command(hide = true)]
+    Build(build::BuildArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum DebugCommand {
+    /// Memory of a plan or container
+    #[command(subcommand)]
+    Memory(MemoryCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum MemoryCommand {
+    /// Where every byte goes, without a run
+    Report(report::ReportArgs),
+}
+
+/// `omexc`.
+pub fn omexc() -> ExitCode {
+    let cli = Omexc::parse();
+    let output = cli.output.output();
+    finish(
+        &output,
+        match cli.command {
+            OmexcCommand::Build(args) => build::build(&args, &output),
+            OmexcCommand::Targets(args) => targets::targets(&args, &output),
+            OmexcCommand::Explain(args) => explain::explain(&args),
+        },
+    )
+}
+
+/// `omex` with all its commands.
+pub fn omex() -> ExitCode {
+    let command = Omex::command()
+        .subcommand(run_command())
+        .subcommand(trust_command());
+    let matches = command.get_matches();
+    match matches.subcommand() {
+        Some(("run", matches)) => return crate::run::main(run_args(matches)),
+        Some(("trust", matches)) => {
+            let words = matches.get_many::<OsString>("arguments");
+            return crate::trust::main(words.into_iter().flatten().cloned().collect());
+        }
+        _ => {}
+    }
+    let cli = Omex::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    let output = cli.output.output();
+    let result = match cli.command {
+        OmexCommand::Execute(args) => return execute::execute(&args, &output),
+        OmexCommand::Validate(args) => validate::validate(&args, &output),
+        OmexCommand::Inspect(args) => inspect::inspect(&args, &output),
+        OmexCommand::Tokenize(args) => tokenize::tokenize(&args),
+        OmexCommand::Debug(DebugCommand::Memory(MemoryCommand::Report(args))) => {
+            report::report(&args, &output)
+        }
+        OmexCommand::Cache(command) => cache::cache(&command),
+        OmexCommand::Explain(args) => explain::explain(&args),
+        OmexCommand::Build(args) => build::build(&args, &output),
+    };
+    finish(&output, result)
+}
+
+fn finish(output: &Output, result: Result<(), Failure>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => output.fail(failure),
+    }
+}
+
+/// `omex run`, from the table that the small runtime parses itself.
+fn run_command() -> Command {
+    let plan = Arg::new("plan")
+        .value_name("PLAN")
+        .required(true)
+        .value_parser(clap::value_parser!(OsString))
+        .help("The plan to execute");
+    RUN_FLAGS.iter().fold(
+        Command::new("run").about("Execute a plan").arg(plan),
+        |command, flag| {
+            let arg = Arg::new(flag.long).long(flag.long).help(flag.help);
+            let arg = match flag.short {
+                Some(short) => arg.short(short),
+                None => arg,
+            };
+            command.arg(match flag.value {
+                Some(name) => arg
+                    .value_name(name)
+                    .value_parser(clap::value_parser!(OsString))
+                    .allow_hyphen_values(true)
+                    .action(ArgAction::Append),
+                None => arg.action(ArgAction::SetTrue),
+            })
+        },
+    )
+}
+
+/// Turns clap's matches of `omex run` into the table's form; wrong values end
+/// the process as usage errors.
+fn run_args(matches: &ArgMatches) -> RunArgs {
+    let mut run = RunArgs::default();
+    let mut apply = || {
+        let plan = matches.get_one::<OsString>("plan");
+        run.plan = plan.cloned().unwrap_or_default().into();
+        for flag in RUN_FLAGS {
+            if flag.value.is_some() {
+                let values = matches.get_many::<OsString>(flag.long);
+                for value in values.into_iter().flatten() {
+                    run.set(flag.long, value)?;
+                }
+            } else if matches.get_flag(flag.long) {
+                run.set(flag.long, OsStr::new(""))?;
+            }
+        }
+        run.validate()
+    };
+    match apply() {
+        Ok(()) => run,
+        Err(e) => run_command()
+            .bin_name("omex run")
+            .error(clap::error::ErrorKind::ValueValidation, e)
+            .exit(),
+    }
+}
+
+fn trust_command() -> Command {
+    Command::new("trust")
+        .about("List or extend what code this machine maps")
+        .override_usage("omex trust list\n       omex trust add KEY")
+        .arg(
+            Arg::new("arguments")
+                .value_name("list|add")
+                .num_args(0..)
+                .value_parser(clap::value_parser!(OsString)),
+        )
+}
