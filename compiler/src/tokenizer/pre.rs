@@ -28,7 +28,7 @@ pub(super) struct Stage {
 
 /// The Unicode version of the regex engine behind Hugging Face's `Split` and `ByteLevel`
 /// (Oniguruma): later characters are neither letters nor numbers to it.
-const ENGINE_AGE: &str = "15.1";
+const ENGINE_AGE: &str = "16.0";
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
