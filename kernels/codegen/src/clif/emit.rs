@@ -1,0 +1,275 @@
+//! Instructions, loops and pinned values on top of cranelift's builder.
+
+use crate::Arch;
+use cranelift_codegen::ir::immediates::V128Imm;
+use cranelift_codegen::ir::types::{F32X4, I8X16, I16X8, I32, I32X4, I64};
+use cranelift_codegen::ir::{
+    BlockArg, ConstantData, Endianness, InstBuilder, MemFlagsData, StackSlotData, StackSlotKind, Type, Value, types,
+};
+use cranelift_codegen::isa::TargetFrontendConfig;
+use cranelift_frontend::FunctionBuilder;
+
+/// An address: a pointer and a constant displacement in bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Address {
+    pub(super) base: Value,
+    pub(super) offset: i32,
+}
+
+impl Address {
+    pub(super) fn new(base: Value) -> Address {
+        Address { base, offset: 0 }
+    }
+
+    pub(super) fn plus(self, bytes: u32) -> Address {
+        let offset = self.offset + i32::try_from(bytes).expect("a displacement");
+        Address { offset, ..self }
+    }
+}
+
+pub(super) struct Emit<'a> {
+    pub(super) b: FunctionBuilder<'a>,
+    pub(super) arch: Arch,
+    /// The function's argument.
+    pub(super) args: Value,
+}
+
+fn block_args(values: &[Value]) -> Vec<BlockArg> {
+    values.iter().copied().map(BlockArg::Value).collect()
+}
+
+impl<'a> Emit<'a> {
+    pub(super) fn new(mut b: FunctionBuilder<'a>, arch: Arch) -> Emit<'a> {
+        let entry = b.create_block();
+        b.append_block_params_for_function_params(entry);
+        b.switch_to_block(entry);
+        let args = b.block_params(entry)[0];
+        Emit { b, arch, args }
+    }
+
+    pub(super) fn finish(mut self, frontend: TargetFrontendConfig) {
+        self.b.ins().return_(&[]);
+        self.b.seal_all_blocks();
+        self.b.finalize(frontend);
+    }
+
+    // Memory.
+
+    pub(super) fn load(&mut self, ty: Type, at: Address) -> Value {
+        let flags = MemFlagsData::new().with_notrap();
+        self.b.ins().load(ty, flags, at.base, at.offset)
+    }
+
+    pub(super) fn store(&mut self, value: Value, at: Address) {
+        let flags = MemFlagsData::new().with_notrap();
+        self.b.ins().store(flags, value, at.base, at.offset);
+    }
+
+    /// Four sign-extended 16-bit elements.
+    pub(super) fn load_i16x4(&mut self, at: Address) -> Value {
+        let flags = MemFlagsData::new().with_notrap();
+        self.b.ins().sload16x4(flags, at.base, at.offset)
+    }
+
+    /// One 32-bit element in all four lanes of `ty`, computed here and kept.
+    pub(super) fn load_splat(&mut self, ty: Type, at: Address) -> Value {
+        let lane = self.load(ty.lane_type(), at);
+        let splat = self.b.ins().splat(ty, lane);
+        self.pin(splat)
+    }
+
+    /// The address of `bytes` bytes of the stack frame.
+    pub(super) fn stack(&mut self, bytes: u32) -> Value {
+        let data = StackSlotData::new(StackSlotKind::ExplicitSlot, bytes, 6);
+        let slot = self.b.create_sized_stack_slot(data);
+        self.b.ins().stack_addr(I64, slot, 0)
+    }
+
+    pub(super) fn advance(&mut self, pointer: Value, bytes: u64) -> Value {
+        if bytes == 0 {
+            return pointer;
+        }
+        let bytes = i64::try_from(bytes).expect("a stride");
+        self.b.ins().iadd_imm_s(pointer, bytes)
+    }
+
+    // Constants.
+
+    pub(super) fn int(&mut self, value: i64) -> Value {
+        self.b.ins().iconst(I64, value)
+    }
+
+    pub(super) fn bytes(&mut self, bytes: [u8; 16]) -> Value {
+        self.vector(I8X16, bytes)
+    }
+
+    pub(super) fn u32s(&mut self, value: u32) -> Value {
+        self.vector(I32X4, splat_bytes(value))
+    }
+
+    pub(super) fn f32s(&mut self, value: f32) -> Value {
+        self.vector(F32X4, splat_bytes(value.to_bits()))
+    }
+
+    pub(super) fn vector(&mut self, ty: Type, bytes: [u8; 16]) -> Value {
+        let constant = self.b.func.dfg.constants.insert(ConstantData::from(V128Imm(bytes)));
+        self.b.ins().vconst(ty, constant)
+    }
+
+    // Vector operations.
+
+    /// Reinterprets the 16 bytes.
+    pub(super) fn cast(&mut self, ty: Type, value: Value) -> Value {
+        if self.b.func.dfg.value_type(value) == ty {
+            return value;
+        }
+        let flags = MemFlagsData::new().with_endianness(Endianness::Little);
+        self.b.ins().bitcast(ty, flags, value)
+    }
+
+    fn amount(&mut self, bits: u32) -> Value {
+        self.b.ins().iconst(I32, bits as i64)
+    }
+
+    pub(super) fn shift_left(&mut self, value: Value, bits: u32) -> Value {
+        let amount = self.amount(bits);
+        self.b.ins().ishl(value, amount)
+    }
+
+    pub(super) fn shift_right(&mut self, value: Value, bits: u32) -> Value {
+        let amount = self.amount(bits);
+        self.b.ins().ushr(value, amount)
+    }
+
+    pub(super) fn shift_right_signed(&mut self, value: Value, bits: u32) -> Value {
+        let amount = self.amount(bits);
+        self.b.ins().sshr(value, amount)
+    }
+
+    /// The bits `from..from + width` of every byte moved to bit `to`, all
+    /// other bits zero. `mask` holds `width` ones at bit `to` of every byte.
+    ///
+    /// x86 has no shifts of bytes: wider lanes are shifted and the mask removes
+    /// what came from the neighbour.
+    pub(super) fn byte_field(&mut self, value: Value, from: u32, to: u32, mask: Value) -> Value {
+        let lanes = match self.arch {
+            Arch::X86_64 => I16X8,
+            Arch::Aarch64 => I8X16,
+        };
+        let shifted = if from == to {
+            value
+        } else {
+            let value = self.cast(lanes, value);
+            let shifted = if from > to {
+                self.shift_right(value, from - to)
+            } else {
+                self.shift_left(value, to - from)
+            };
+            self.cast(I8X16, shifted)
+        };
+        self.b.ins().band(shifted, mask)
+    }
+
+    /// Sixteen bytes as four vectors of i32.
+    pub(super) fn widen_bytes(&mut self, value: Value, signed: bool) -> [Value; 4] {
+        let mut halves = |v: Value| {
+            if signed {
+                [self.b.ins().swiden_low(v), self.b.ins().swiden_high(v)]
+            } else {
+                [self.b.ins().uwiden_low(v), self.b.ins().uwiden_high(v)]
+            }
+        };
+        let [low, high] = halves(value);
+        let ([a, b], [c, d]) = (halves(low), halves(high));
+        [a, b, c, d]
+    }
+
+    pub(super) fn to_f32(&mut self, value: Value) -> Value {
+        self.b.ins().fcvt_from_sint(F32X4, value)
+    }
+
+    /// `accumulator + a * b`, rounded twice.
+    pub(super) fn mul_add(&mut self, accumulator: Value, a: Value, b: Value) -> Value {
+        let product = self.b.ins().fmul(a, b);
+        self.b.ins().fadd(accumulator, product)
+    }
+
+    // Control.
+
+    /// Computes `value` here, once. Without it a value with several uses
+    /// cannot be merged with the load below it, because cranelift might have to
+    /// repeat the load; a block parameter is opaque to that analysis and costs
+    /// no instruction.
+    pub(super) fn pin(&mut self, value: Value) -> Value {
+        let ty = self.b.func.dfg.value_type(value);
+        let block = self.b.create_block();
+        let pinned = self.b.append_block_param(block, ty);
+        self.b.ins().jump(block, &block_args(&[value]));
+        self.b.switch_to_block(block);
+        pinned
+    }
+
+    /// Executes `body` `count` times (at least once), feeding its results back.
+    pub(super) fn repeat(
+        &mut self,
+        count: u32,
+        carried: &[Value],
+        body: impl FnOnce(&mut Self, &[Value]) -> Vec<Value>,
+    ) -> Vec<Value> {
+        assert!(count > 0, "a loop without iterations");
+        if count == 1 {
+            return body(self, carried);
+        }
+        let count = self.int(count as i64);
+        self.repeat_from(count, carried, body)
+    }
+
+    /// Executes `body` `count` times, which may be zero.
+    pub(super) fn repeat_dynamic<const N: usize>(
+        &mut self,
+        count: Value,
+        carried: [Value; N],
+        body: impl FnOnce(&mut Self, [Value; N]) -> [Value; N],
+    ) {
+        let (some, done) = (self.b.create_block(), self.b.create_block());
+        self.b.ins().brif(count, some, &[], done, &[]);
+        self.b.switch_to_block(some);
+        self.repeat_from(count, &carried, |e, v| {
+            body(e, v.try_into().expect("as many values as carried")).to_vec()
+        });
+        self.b.ins().jump(done, &[]);
+        self.b.switch_to_block(done);
+    }
+
+    fn repeat_from(
+        &mut self,
+        count: Value,
+        carried: &[Value],
+        body: impl FnOnce(&mut Self, &[Value]) -> Vec<Value>,
+    ) -> Vec<Value> {
+        let (head, exit) = (self.b.create_block(), self.b.create_block());
+        let left = self.b.append_block_param(head, types::I64);
+        for &value in carried {
+            let ty = self.b.func.dfg.value_type(value);
+            self.b.append_block_param(head, ty);
+            self.b.append_block_param(exit, ty);
+        }
+        let mut enter = vec![count];
+        enter.extend(carried);
+        self.b.ins().jump(head, &block_args(&enter));
+        self.b.switch_to_block(head);
+        let params = self.b.block_params(head)[1..].to_vec();
+        let results = body(self, &params);
+        let left = self.b.ins().iadd_imm_s(left, -1);
+        let mut again = vec![left];
+        again.extend(&results);
+        self.b.ins().brif(left, head, &block_args(&again), exit, &block_args(&results));
+        self.b.switch_to_block(exit);
+        self.b.block_params(exit).to_vec()
+    }
+}
+
+fn splat_bytes(value: u32) -> [u8; 16] {
+    let b = value.to_le_bytes();
+    std::array::from_fn(|i| b[i % 4])
+}

@@ -1,0 +1,294 @@
+//! Generated code equals the scalar reference bit for bit, at every ISA level
+//! that this CPU can execute.
+
+mod support;
+
+use omex_codegen::{Arch, CodeBlob, Feature, Isa, compile};
+use omex_kernels::{KernelSpec, WeightFormat, pad_to_panel};
+use support::exec::Executable;
+use support::{Data, Random, pack, random_q8, random_rows};
+
+/// The levels between which generated code differs.
+fn isas() -> Vec<Isa> {
+    use Feature::*;
+    let Some(host) = Isa::host().filter(|h| h.arch == Arch::X86_64) else {
+        return Isa::host().into_iter().collect();
+    };
+    let sse: &[Feature] = &[Ssse3, Sse41];
+    let avx2: &[Feature] = &[Ssse3, Sse41, Sse42, Avx, Avx2];
+    let levels = [
+        sse.to_vec(),
+        avx2.to_vec(),
+        [avx2, &[AvxVnni]].concat(),
+        [avx2, &[Avx512F, Avx512Bw, Avx512Vl, Avx512Vnni]].concat(),
+    ];
+    levels
+        .into_iter()
+        .map(|features| Isa::new(Arch::X86_64, features))
+        .filter(|isa| isa.features.without(host.features).is_empty())
+        .collect()
+}
+
+struct Case {
+    format: WeightFormat,
+    rows: u32,
+    k: u32,
+    columns: u32,
+    bias: bool,
+    residual: bool,
+    data: Data,
+    seed: u64,
+}
+
+struct Inputs {
+    weights: Vec<u8>,
+    activations: Vec<u8>,
+    bias: Vec<f32>,
+    residual: Vec<f32>,
+}
+
+impl Case {
+    fn spec(&self) -> KernelSpec {
+        let Case {
+            format,
+            rows,
+            k,
+            bias,
+            residual,
+            ..
+        } = *self;
+        KernelSpec::Matmul {
+            format,
+            rows,
+            k,
+            bias,
+            residual,
+        }
+    }
+
+    fn inputs(&self) -> Inputs {
+        let mut r = Random(self.seed);
+        let rows = random_rows(&mut r, self.format, self.rows, self.k, self.data);
+        let stride = pad_to_panel(self.rows);
+        let mut floats = |n: u32| -> Vec<f32> {
+            (0..n)
+                .map(|_| r.below(4000) as f32 / 1000.0 - 2.0)
+                .collect()
+        };
+        let bias = if self.bias {
+            floats(stride)
+        } else {
+            Vec::new()
+        };
+        let residual = if self.residual {
+            floats(stride * self.columns)
+        } else {
+            Vec::new()
+        };
+        let activations = if self.format.takes_q8() {
+            random_q8(&mut r, self.k, self.columns, self.data)
+        } else {
+            floats(pad_to_panel(self.k) * self.columns)
+                .iter()
+                .flat_map(|x| x.to_le_bytes())
+                .collect()
+        };
+        Inputs {
+            weights: pack(self.format, self.rows, self.k, &rows),
+            activations,
+            bias,
+            residual,
+        }
+    }
+
+    /// The reference's results, over the padded rows too.
+    fn expected(&self, i: &Inputs) -> Vec<f32> {
+        reference::matmul(
+            &self.spec(),
+            self.columns,
+            &i.weights,
+            &i.activations,
+            &i.bias,
+            &i.residual,
+        )
+    }
+
+    fn check(&self, isa: &Isa, blob: &CodeBlob, inputs: &Inputs, expected: &[f32]) {
+        let got = Executable::new(blob).matmul(
+            &self.spec(),
+            self.columns,
+            &inputs.weights,
+            &inputs.activations,
+            &inputs.bias,
+            &inputs.residual,
+        );
+        for (at, (got, expected)) in got.iter().zip(expected).enumerate() {
+            let (c, r) = (
+                at as u32 / pad_to_panel(self.rows),
+                at as u32 % pad_to_panel(self.rows),
+            );
+            assert!(
+                expected.is_finite() && got.to_bits() == expected.to_bits(),
+                "{:?}, {} columns, {:?}, seed {}, {:?}: row {r}, column {c} is {got:e}, not {expected:e}",
+                self.spec(),
+                self.columns,
+                self.data,
+                self.seed,
+                isa.features.iter().map(Feature::name).collect::<Vec<_>>(),
+            );
+        }
+    }
+}
+
+mod reference {
+    use omex_kernels::KernelSpec;
+    use omex_kernels::activation::Q8Layout;
+    use omex_kernels::pad_to_panel;
+    use omex_kernels::reference::{Q8Blocks, epilogue, matmul_panel_f32, matmul_panel_q8};
+
+    fn words<const N: usize, T>(bytes: &[u8], f: fn([u8; N]) -> T) -> Vec<T> {
+        bytes
+            .chunks_exact(N)
+            .map(|b| f(b.try_into().unwrap()))
+            .collect()
+    }
+
+    pub(crate) fn matmul(
+        spec: &KernelSpec,
+        columns: u32,
+        weights: &[u8],
+        activations: &[u8],
+        bias: &[f32],
+        residual: &[f32],
+    ) -> Vec<f32> {
+        let KernelSpec::Matmul {
+            format, rows, k, ..
+        } = *spec
+        else {
+            panic!("not a matmul")
+        };
+        let stride = pad_to_panel(rows) as usize;
+        let mut out = vec![0.0f32; stride * columns as usize];
+        for c in 0..columns as usize {
+            for (p, panel) in weights
+                .chunks_exact(format.panel_bytes(k) as usize)
+                .enumerate()
+            {
+                let acc = if format.takes_q8() {
+                    let l = Q8Layout::new(k);
+                    let record = &activations[c * l.stride as usize..(c + 1) * l.stride as usize];
+                    let part = |at: u32, len: u32| &record[at as usize..(at + len) as usize];
+                    let codes: Vec<i8> = part(0, k).iter().map(|&b| b as i8).collect();
+                    let scales = words(part(l.scales_offset, k / 8), f32::from_le_bytes);
+                    let sums = words(part(l.sums_offset, k / 4), i32::from_le_bytes);
+                    let scaled_sums = words(part(l.scaled_sums_offset, k / 8), f32::from_le_bytes);
+                    let blocks = Q8Blocks {
+                        codes: &codes,
+                        scales: &scales,
+                        scaled_sums: &scaled_sums,
+                        sums: &sums,
+                    };
+                    matmul_panel_q8(format, k, panel, blocks)
+                } else {
+                    let column = pad_to_panel(k) as usize * 4;
+                    let a = words(
+                        &activations[c * column..(c + 1) * column],
+                        f32::from_le_bytes,
+                    );
+                    matmul_panel_f32(format, k, panel, &a)
+                };
+                let at = c * stride + 16 * p;
+                let bias = bias.get(16 * p..16 * p + 16).map(|b| b.try_into().unwrap());
+                let residual = residual.get(at..at + 16).map(|r| r.try_into().unwrap());
+                out[at..at + 16].copy_from_slice(&epilogue(acc, bias, residual));
+            }
+        }
+        out
+    }
+}
+
+fn check_all(cases: &[Case]) {
+    let isas = isas();
+    assert!(!isas.is_empty(), "no ISA level is executable here");
+    for case in cases {
+        let inputs = case.inputs();
+        let expected = case.expected(&inputs);
+        for isa in &isas {
+            let blob = compile(&case.spec(), isa).unwrap();
+            case.check(isa, &blob, &inputs, &expected);
+        }
+    }
+}
+
+/// Smallest k's of the format: both whole and partial chunks.
+fn ks(format: WeightFormat) -> [u32; 4] {
+    match format.k_multiple() {
+        256 => [256, 512, 768, 1280],
+        32 => [32, 64, 224, 576],
+        m => [m, 6 * m, 7 * m, 64 * m],
+    }
+}
+
+#[test]
+fn small_shapes() {
+    for format in WeightFormat::ALL {
+        let mut cases = Vec::new();
+        for rows in [1, 15, 16, 17, 33, 40] {
+            for (i, k) in ks(format).into_iter().enumerate() {
+                for columns in [1 + i as u32, 9 - i as u32] {
+                    cases.push(Case {
+                        format,
+                        rows,
+                        k,
+                        columns,
+                        bias: rows % 2 == 1,
+                        residual: columns % 2 == 1,
+                        data: Data::Usual,
+                        seed: 1 + rows as u64 * 1000 + k as u64 * 10 + columns as u64,
+                    });
+                }
+            }
+        }
+        check_all(&cases);
+    }
+}
+
+#[test]
+fn extremes() {
+    for format in WeightFormat::ALL {
+        let cases: Vec<Case> = (0..40)
+            .map(|i| Case {
+                format,
+                rows: 16,
+                k: ks(format)[i % 4],
+                columns: [1, 4, 5, 6][i / 4 % 4],
+                bias: false,
+                residual: false,
+                data: Data::Extreme,
+                seed: 77 + i as u64,
+            })
+            .collect();
+        check_all(&cases);
+    }
+}
+
+#[test]
+fn large_random() {
+    let mut r = Random(42);
+    for format in WeightFormat::ALL {
+        let unit = format.k_multiple().max(32);
+        let cases: Vec<Case> = (0..3)
+            .map(|_| Case {
+                format,
+                rows: 1 + r.below(200) as u32,
+                k: unit * (1 + r.below(4096 / unit as u64) as u32),
+                columns: 1 + r.below(20) as u32,
+                bias: r.below(2) == 0,
+                residual: r.below(2) == 0,
+                data: Data::Usual,
+                seed: r.next() | 1,
+            })
+            .collect();
+        check_all(&cases);
+    }
+}
