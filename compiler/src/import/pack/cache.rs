@@ -339,3 +339,20 @@ impl Drop for Temporary {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_refused_before_anything_is_written() {
+        let dir = std::env::temp_dir();
+        check_free_space(&dir, 0).unwrap();
+        let error = check_free_space(&dir, u64::MAX).unwrap_err();
+        assert_eq!(error.code, Code::NoSpace);
+        assert!(
+            error.message.contains("needs 17592186044416 MiB"),
+            "{error}"
+        );
+    }
+}
