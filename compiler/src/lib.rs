@@ -4,3 +4,5 @@ pub mod container;
 pub mod diagnostic;
 pub mod import;
 pub mod tokenizer;
+pub mod ir;
+pub mod passes;

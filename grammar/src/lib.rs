@@ -1,6 +1,7 @@
 //! OMEX's small languages: one pest file each, with typed syntax trees.
 
 mod error;
+pub mod ir;
 pub mod quantity;
 pub mod quantization;
 pub mod reference;

@@ -1,0 +1,205 @@
+//! Gives every value its storage: which values share a slot, how large it is
+//! and in which phases it is live.
+//!
+//! Requires: stage `Selected` and its schedule.
+//! Ensures: every computed value has a slot, live from the phase that writes it
+//! to the last that reads it; persistent slots are live throughout. A matmul's
+//! residual and output share one slot where the residual dies there.
+//! Breaks: nothing.
+
+use std::collections::BTreeMap;
+
+use omex_kernels::KernelSpec;
+use omex_kernels::spec::{Access, OperandClass};
+use omex_plan::BufferKind;
+
+use super::schedule::{PhaseId, Schedule};
+use crate::ir::op::OpClass;
+use crate::ir::{Graph, Op, Type, ValueId};
+
+/// Index into [`Storage::slots`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotId(pub u32);
+
+/// A place in the arena.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    pub name: String,
+    pub kind: BufferKind,
+    pub bytes: u64,
+    /// Half-open range of phases.
+    pub first_phase: u32,
+    pub end_phase: u32,
+}
+
+/// Where a computed value lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Slot(SlotId),
+    /// One column of a slot.
+    SelectedColumn(SlotId),
+    /// The key and the value ring.
+    Rings { keys: SlotId, values: SlotId },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Storage {
+    pub slots: Vec<Slot>,
+    places: BTreeMap<ValueId, Place>,
+}
+
+impl Storage {
+    /// Panics for a value that is not computed: a source without storage.
+    pub fn place(&self, id: ValueId) -> Place {
+        self.places[&id]
+    }
+}
+
+/// `columns_max` is the number of columns of the largest pass.
+pub fn lifetimes(graph: &Graph, schedule: &Schedule, columns_max: u32) -> Storage {
+    let mut builder = Builder {
+        graph,
+        schedule,
+        phases: schedule.phases.len() as u32,
+        storage: Storage {
+            slots: Vec::new(),
+            places: BTreeMap::new(),
+        },
+    };
+    for id in graph.order() {
+        let node = graph.node(id);
+        match &node.op {
+            Op::Tokens => {
+                // The runtime writes it before the first phase.
+                let bytes = u64::from(columns_max) * 4;
+                let slot = builder.persistent("tokens".to_owned(), BufferKind::Tokens, bytes);
+                builder.storage.places.insert(id, Place::Slot(slot));
+            }
+            Op::SelectColumn => {
+                let place = match builder.storage.place(graph.operands(id)[0]) {
+                    Place::Slot(slot) | Place::SelectedColumn(slot) => Place::SelectedColumn(slot),
+                    Place::Rings { .. } => unreachable!("columns are selected, not rings"),
+                };
+                builder.storage.places.insert(id, place);
+            }
+            Op::Kernel(spec) => {
+                let phase = schedule.phase(id).expect("kernels are scheduled");
+                let in_body = phase.0 < schedule.body_phases;
+                builder.kernel(id, spec, phase, if in_body { columns_max } else { 1 });
+            }
+            _ => assert!(node.op.class() == OpClass::Source, "{:?}", node.op),
+        }
+    }
+    builder.storage
+}
+
+struct Builder<'a> {
+    graph: &'a Graph,
+    schedule: &'a Schedule,
+    phases: u32,
+    storage: Storage,
+}
+
+impl Builder<'_> {
+    fn push(&mut self, slot: Slot) -> SlotId {
+        self.storage.slots.push(slot);
+        SlotId(self.storage.slots.len() as u32 - 1)
+    }
+
+    fn persistent(&mut self, name: String, kind: BufferKind, bytes: u64) -> SlotId {
+        self.push(Slot {
+            name,
+            kind,
+            bytes,
+            first_phase: 0,
+            end_phase: self.phases,
+        })
+    }
+
+    fn kernel(&mut self, id: ValueId, spec: &KernelSpec, phase: PhaseId, columns: u32) {
+        let name = self.graph.node(id).site.to_string();
+        let operands = spec.operands(columns);
+        let written: Vec<_> = operands
+            .as_slice()
+            .iter()
+            .filter(|o| o.access == Access::Write)
+            .collect();
+        let place = match written[..] {
+            [keys, values] if keys.class == OperandClass::KvRing => {
+                let ring = |what: &str| format!("{name}.{what}");
+                let kind = BufferKind::KvRing;
+                Place::Rings {
+                    keys: self.persistent(ring(keys.name), kind, keys.bytes),
+                    values: self.persistent(ring(values.name), kind, values.bytes),
+                }
+            }
+            [_] if id == self.graph.result() => {
+                Place::Slot(self.persistent(name, BufferKind::Logits, written[0].bytes))
+            }
+            [out] => {
+                let end_phase = self.last_use(id) + 1;
+                let slot = match self.dying_residual(id, spec, phase) {
+                    Some(slot) => {
+                        let shared = &mut self.storage.slots[slot.0 as usize];
+                        assert_eq!(shared.bytes, out.bytes, "in-place values have one size");
+                        shared.end_phase = end_phase;
+                        slot
+                    }
+                    None => self.push(Slot {
+                        name,
+                        kind: BufferKind::Activation,
+                        bytes: out.bytes,
+                        first_phase: phase.0,
+                        end_phase,
+                    }),
+                };
+                Place::Slot(slot)
+            }
+            _ => unreachable!("a kernel writes one value"),
+        };
+        self.storage.places.insert(id, place);
+    }
+
+    /// Users of a value's bytes: through views as well.
+    fn readers(&self, id: ValueId) -> Vec<ValueId> {
+        let mut readers = Vec::new();
+        let mut pending = self.graph.users(id);
+        while let Some(user) = pending.pop() {
+            if self.graph.node(user).op.class() == OpClass::View {
+                pending.extend(self.graph.users(user));
+            } else {
+                readers.push(user);
+            }
+        }
+        readers
+    }
+
+    fn last_use(&self, id: ValueId) -> u32 {
+        let phase = |&user: &ValueId| self.schedule.phase(user).expect("users are kernels").0;
+        let last = self.readers(id).iter().map(phase).max();
+        last.expect("every value but the result is used")
+    }
+
+    /// The slot of a matmul's residual, when nobody else reads it in this phase
+    /// or later: then the output may replace it.
+    fn dying_residual(&self, id: ValueId, spec: &KernelSpec, phase: PhaseId) -> Option<SlotId> {
+        let KernelSpec::Matmul { residual: true, .. } = spec else {
+            return None;
+        };
+        let operands = self.graph.operands(id);
+        let residual = *operands.last()?;
+        let Type::Columns { .. } = self.graph.node(residual).ty else {
+            return None;
+        };
+        let Place::Slot(slot) = self.storage.place(residual) else {
+            return None;
+        };
+        let read_here = operands.iter().filter(|&&v| v == residual).count();
+        let readers = self.readers(residual);
+        let dies = readers
+            .iter()
+            .all(|&r| r == id || self.schedule.phase(r).is_some_and(|p| p < phase));
+        let is_activation = self.storage.slots[slot.0 as usize].kind == BufferKind::Activation;
+        (read_here == 1 && dies && is_activation).then_some(slot)
+    }
+}
