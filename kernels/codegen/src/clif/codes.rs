@@ -108,12 +108,18 @@ impl Codes {
     }
 
     /// The operands of group `group` of the four rows whose part of the first
-    /// step of the 32-block lies at `at`.
-    pub(super) fn load(&self, e: &mut Emit, constants: &Constants, at: Address, group: u32) -> Value {
-        let low = plane(e, at, self.bits.low, group, 0, constants.low_mask);
+    /// step of the 32-block lies at `at`. With `in_place`, groups with odd
+    /// numbers are 16 times as large.
+    pub(super) fn load(&self, e: &mut Emit, constants: &Constants, steps: &mut Steps, at: Address, group: u32) -> Value {
+        if let Some(high_nibble) = constants.high_nibble_mask {
+            let step = steps.load(e, 0, at, group / 2);
+            let mask = if group.is_multiple_of(2) { constants.low_mask } else { Some(high_nibble) };
+            return e.b.ins().band(mask.expect("a mask of nibbles"), step);
+        }
+        let low = plane(e, steps, 0, at, self.bits.low, group, 0, constants.low_mask);
         let code = if self.bits.high > 0 {
             let at = at.plus(64 * self.bits.low);
-            let high = plane(e, at, self.bits.high, group, self.bits.low, constants.high_mask);
+            let high = plane(e, steps, 1, at, self.bits.high, group, self.bits.low, constants.high_mask);
             e.b.ins().bor(low, high)
         } else {
             low
@@ -128,20 +134,46 @@ impl Codes {
             (Map::FlipSign | Map::Table(_), None) => panic!("constants of another format"),
         }
     }
+}
 
-    /// As [`Codes::load`] for formats with nibbles in place: groups with odd
-    /// numbers are 16 times as large.
-    pub(super) fn load_in_place(&self, e: &mut Emit, constants: &Constants, at: Address, group: u32) -> Value {
-        let mask = if group.is_multiple_of(2) { constants.low_mask } else { constants.high_nibble_mask };
-        let step = e.load(I8X16, at.plus(64 * (group / 2)));
-        e.b.ins().band(mask.expect("constants for nibbles in place"), step)
+/// The step of each plane that was loaded last, if it may stay in a register
+/// until the next group needs it.
+pub(super) struct Steps {
+    keep: bool,
+    last: [Option<(u32, Value)>; 2],
+}
+
+impl Steps {
+    pub(super) fn new(keep: bool) -> Steps {
+        Steps { keep, last: [None; 2] }
+    }
+
+    fn load(&mut self, e: &mut Emit, plane: usize, at: Address, step: u32) -> Value {
+        match self.last[plane] {
+            Some((last, value)) if self.keep && last == step => value,
+            Some(_) | None => {
+                let value = e.load(I8X16, at.plus(64 * step));
+                self.last[plane] = Some((step, value));
+                value
+            }
+        }
     }
 }
 
-/// Bits of group `group` of a plane of `bits` bits, moved to bit `to`.
-fn plane(e: &mut Emit, at: Address, bits: u32, group: u32, to: u32, mask: Option<Value>) -> Value {
+/// Bits of group `group` of plane `index`, which has `bits` bits, moved to bit `to`.
+#[allow(clippy::too_many_arguments, reason = "the coordinates of one field")]
+fn plane(
+    e: &mut Emit,
+    steps: &mut Steps,
+    index: usize,
+    at: Address,
+    bits: u32,
+    group: u32,
+    to: u32,
+    mask: Option<Value>,
+) -> Value {
     let bit = group * bits;
-    let step = e.load(I8X16, at.plus(64 * (bit / 8)));
+    let step = steps.load(e, index, at, bit / 8);
     match mask {
         Some(mask) => e.byte_field(step, bit % 8, to, mask),
         None => step,

@@ -1,8 +1,8 @@
-//! Instructions, loops and pinned values on top of cranelift's builder.
+//! Instructions and loops on top of cranelift's builder.
 
 use crate::Arch;
 use cranelift_codegen::ir::immediates::V128Imm;
-use cranelift_codegen::ir::types::{F32X4, I8X16, I16X8, I32, I32X4, I64};
+use cranelift_codegen::ir::types::{F32, F32X4, I8X16, I16X8, I32, I32X4, I64};
 use cranelift_codegen::ir::{
     BlockArg, ConstantData, Endianness, InstBuilder, MemFlagsData, StackSlotData, StackSlotKind, Type, Value, types,
 };
@@ -71,11 +71,21 @@ impl<'a> Emit<'a> {
         self.b.ins().sload16x4(flags, at.base, at.offset)
     }
 
-    /// One 32-bit element in all four lanes of `ty`, computed here and kept.
+    /// One 32-bit element in all four lanes of `ty`. Loaded as a float, which
+    /// keeps it out of the general registers: cranelift cannot merge a load
+    /// into a broadcast that is used more than once.
     pub(super) fn load_splat(&mut self, ty: Type, at: Address) -> Value {
-        let lane = self.load(ty.lane_type(), at);
-        let splat = self.b.ins().splat(ty, lane);
-        self.pin(splat)
+        let lane = self.load(F32, at);
+        let splat = self.b.ins().splat(F32X4, lane);
+        self.cast(ty, splat)
+    }
+
+    /// Element `index` of four in all lanes.
+    pub(super) fn splat_lane(&mut self, value: Value, index: u32) -> Value {
+        let bytes = self.cast(I8X16, value);
+        let lanes = std::array::from_fn::<u8, 16, _>(|i| (4 * index + i as u32 % 4) as u8);
+        let lanes = self.b.func.dfg.immediates.push(ConstantData::from(&lanes[..]));
+        self.b.ins().shuffle(bytes, bytes, lanes)
     }
 
     /// The address of `bytes` bytes of the stack frame.
@@ -167,7 +177,7 @@ impl<'a> Emit<'a> {
             };
             self.cast(I8X16, shifted)
         };
-        self.b.ins().band(shifted, mask)
+        self.b.ins().band(mask, shifted)
     }
 
     /// Sixteen bytes as four vectors of i32.
@@ -195,19 +205,6 @@ impl<'a> Emit<'a> {
     }
 
     // Control.
-
-    /// Computes `value` here, once. Without it a value with several uses
-    /// cannot be merged with the load below it, because cranelift might have to
-    /// repeat the load; a block parameter is opaque to that analysis and costs
-    /// no instruction.
-    pub(super) fn pin(&mut self, value: Value) -> Value {
-        let ty = self.b.func.dfg.value_type(value);
-        let block = self.b.create_block();
-        let pinned = self.b.append_block_param(block, ty);
-        self.b.ins().jump(block, &block_args(&[value]));
-        self.b.switch_to_block(block);
-        pinned
-    }
 
     /// Executes `body` `count` times (at least once), feeding its results back.
     pub(super) fn repeat(

@@ -44,12 +44,7 @@ fn rows(e: &mut Emit, frame: &Frame, pass: &Pass, first: usize, quads: usize) {
                 }
                 continue;
             }
-            let w: Vec<Value> = (0..quads)
-                .map(|q| {
-                    let w = weight(e, q);
-                    e.pin(w)
-                })
-                .collect();
+            let w: Vec<Value> = (0..quads).map(|q| weight(e, q)).collect();
             for c in 0..pass.columns {
                 let at = activations.plus(frame.activation_stride * c as u32 + 4 * i);
                 let a = e.load_splat(F32X4, at);

@@ -1,7 +1,7 @@
 //! The cranelift back end: 128-bit vectors on x86-64 and aarch64.
 //!
 //! A kernel is one function built in the order in which it is to execute:
-//! - `emit`: instructions, loops and pinned values,
+//! - `emit`: instructions and loops,
 //! - `codes`: quantized codes from their bit planes,
 //! - `scales`: block headers to f32 scale tables,
 //! - `dot`: int8 dot products per instruction set,

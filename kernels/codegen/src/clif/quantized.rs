@@ -6,13 +6,13 @@
 //! tile of columns takes 8 rows at a time and keeps its f32 sums in the frame,
 //! because the registers hold the integer sums of rows x columns.
 
-use super::codes::{Codes, Constants, GROUPS};
+use super::codes::{Codes, Constants, GROUPS, Steps};
 use super::dot::{Dot, Sum};
 use super::emit::{Address, Emit};
 use super::frame::{Frame, Pass, QUADS};
 use super::scales::{COMMON, FIELD, Minimum, Scales};
 use crate::Isa;
-use cranelift_codegen::ir::types::{F32X4, I32, I32X4};
+use cranelift_codegen::ir::types::{F32X4, I8X16, I32, I32X4};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use omex_kernels::activation::Q8Layout;
 use omex_kernels::format::Quantized;
@@ -342,19 +342,25 @@ impl Body<'_, '_> {
                 dots.extend((1..parts).map(|_| Sum::new(None)));
             }
         }
+        let mut steps: [_; BODY_QUADS] = std::array::from_fn(|_| Steps::new(self.columns == 1));
+        let mut four_groups = None;
         for group in groups {
             let weights: [_; BODY_QUADS] = std::array::from_fn(|q| {
                 let at = Address::new(self.at.codes).plus(16 * (self.first_quad + q) as u32);
-                let codes = if self.in_place {
-                    kernel.codes.load_in_place(e, self.constants, at, group)
-                } else {
-                    kernel.codes.load(e, self.constants, at, group)
-                };
-                let codes = e.pin(codes);
+                let codes = kernel.codes.load(e, self.constants, &mut steps[q], at, group);
                 kernel.dot.weights(e, codes)
             });
             for c in 0..self.columns {
-                let splat = self.splat(e, I32X4, self.at.activations, c, 4 * group);
+                let splat = if self.columns == 1 {
+                    let whole = match four_groups {
+                        Some(whole) if !group.is_multiple_of(4) => whole,
+                        Some(_) | None => e.load(I8X16, Address::new(self.at.activations).plus(4 * group)),
+                    };
+                    four_groups = Some(whole);
+                    e.splat_lane(whole, group % 4)
+                } else {
+                    self.splat(e, I8X16, self.at.activations, c, 4 * group)
+                };
                 let a = kernel.dot.activations(e, splat);
                 for (q, w) in weights.into_iter().enumerate() {
                     let dot = &mut dots[(c * BODY_QUADS + q) * parts + group as usize % parts];
