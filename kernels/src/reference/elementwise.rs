@@ -98,11 +98,19 @@ pub fn quantize(x: &[f32], out: Q8BlocksMut<'_>) -> Result<(), NonFinite> {
 }
 
 /// RMSNorm (Zhang and Sennrich, arXiv 1910.07467): `out = (x * r) * weight`,
-/// `r = 1 / sqrt(mean(x^2) + eps)`. The sum of squares has 16 virtual lanes,
-/// lane i taking the elements whose index is i modulo 16, in order.
+/// with the r of [`rms_reciprocal`].
 ///
 /// Errors: a NaN or infinity in `x`, or a sum of squares that overflows.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> Result<(), NonFinite> {
+    rms_scale(x, rms_reciprocal(x, eps)?, weight, out);
+    Ok(())
+}
+
+/// `1 / sqrt(mean(x^2) + eps)`. The sum of squares has 16 virtual lanes, lane i
+/// taking the elements whose index is i modulo 16, in order.
+///
+/// Errors: a NaN or infinity in `x`, or a sum of squares that overflows.
+pub fn rms_reciprocal(x: &[f32], eps: f32) -> Result<f32, NonFinite> {
     let mut lanes = [0.0f32; LANES];
     for chunk in x.chunks(LANES) {
         for (lane, &v) in lanes.iter_mut().zip(chunk) {
@@ -113,11 +121,14 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> Result<
     if !sum.is_finite() {
         return Err(NonFinite);
     }
-    let r = 1.0 / sqrt(sum / x.len() as f32 + eps);
+    Ok(1.0 / sqrt(sum / x.len() as f32 + eps))
+}
+
+/// `out = (x * r) * weight`, element by element.
+pub fn rms_scale(x: &[f32], r: f32, weight: &[f32], out: &mut [f32]) {
     for ((o, &v), &w) in out.iter_mut().zip(x).zip(weight) {
         *o = (v * r) * w;
     }
-    Ok(())
 }
 
 /// `function(gate) * up`, element by element.

@@ -1,0 +1,132 @@
+//! Passes over a machine, on a pool of threads.
+
+use omex_plan::Plan;
+
+use super::machine::Machine;
+use super::step::Pass;
+use super::tile::Tiles;
+use crate::error::RunError;
+use crate::pool::Pool;
+
+/// Evaluates tokens.
+#[derive(Debug)]
+pub struct Engine {
+    machine: Machine,
+    tiles: Tiles,
+    pool: Pool,
+    /// The last pass, whose columns the head can select.
+    last: Option<Pass>,
+    barriers: u64,
+}
+
+impl Engine {
+    /// `pool` has at most the plan's `threads_max` threads.
+    pub fn new(machine: Machine, pool: Pool) -> Engine {
+        assert!(
+            pool.threads() <= machine.plan().threads_max,
+            "more threads than the plan has stacks for"
+        );
+        Engine {
+            tiles: Tiles::new(machine.plan(), pool.threads()),
+            machine,
+            pool,
+            last: None,
+            barriers: 0,
+        }
+    }
+
+    pub fn plan(&self) -> &Plan {
+        self.machine.plan()
+    }
+
+    pub fn threads(&self) -> u32 {
+        self.pool.threads()
+    }
+
+    /// Barriers passed since the load.
+    pub fn barriers(&self) -> u64 {
+        self.barriers
+    }
+
+    /// Evaluates `tokens`, at most `columns_max`, at positions from `position`
+    /// on. All positions before must have been evaluated.
+    ///
+    /// Errors: an activation or score that is NaN or infinite.
+    /// Panics: a token outside the vocabulary, or a position outside the
+    /// context: the caller counts both.
+    pub fn forward(&mut self, tokens: &[u32], position: u32) -> Result<(), RunError> {
+        let plan = self.machine.plan();
+        let columns = tokens.len() as u32;
+        assert!(
+            (1..=plan.columns_max).contains(&columns),
+            "a pass of {columns} columns, the plan allows {}",
+            plan.columns_max
+        );
+        assert!(
+            position as u64 + columns as u64 <= plan.model.context as u64,
+            "positions {position}..+{columns} outside the context of {}",
+            plan.model.context
+        );
+        let vocabulary = plan.model.vocabulary;
+        assert!(
+            tokens.iter().all(|&token| token < vocabulary),
+            "a token outside the vocabulary of {vocabulary}"
+        );
+        self.machine.put_tokens(tokens);
+        let pass = Pass {
+            columns,
+            position,
+            selected: 0,
+        };
+        self.last = None;
+        let body = self.plan().body_phases as usize;
+        self.run_phases(0, body, pass)?;
+        self.last = Some(pass);
+        Ok(())
+    }
+
+    /// Logits of one column of the last pass, one per token of the vocabulary.
+    ///
+    /// Errors: a logit that is NaN or infinite.
+    /// Panics: no pass before, or a column outside it.
+    pub fn logits(&mut self, column: u32) -> Result<&[f32], RunError> {
+        let last = self.last.expect("logits follow a pass");
+        assert!(column < last.columns, "a column of the last pass");
+        let plan = self.plan();
+        let (body, end) = (plan.body_phases as usize, plan.phases.len());
+        let pass = Pass {
+            columns: 1,
+            position: last.position + column,
+            selected: column,
+        };
+        self.run_phases(body, end, pass)?;
+        let logits = self.machine.logits();
+        if logits.iter().all(|logit| logit.is_finite()) {
+            Ok(logits)
+        } else {
+            Err(RunError::NonFinite {
+                step: "logits".to_owned(),
+                layer: None,
+                position: pass.position,
+            })
+        }
+    }
+
+    fn run_phases(&mut self, first: usize, end: usize, pass: Pass) -> Result<(), RunError> {
+        self.barriers += (end - first) as u64 + 1;
+        let failed = self
+            .machine
+            .run(&mut self.pool, &self.tiles, first..end, pass);
+        match failed {
+            None => Ok(()),
+            Some(index) => {
+                let step = &self.plan().steps[index];
+                Err(RunError::NonFinite {
+                    step: step.name.clone(),
+                    layer: step.layer,
+                    position: pass.position,
+                })
+            }
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! A checked plan with memory: its arena, its pages and its code.
+
+use omex_plan::packed::Page;
+use omex_plan::{CheckedPlan, KernelId, PageId, Plan};
+
+use crate::os::memory::{Code, FileMapping, Region};
+
+/// Where each page of weights lies, whatever brought it there.
+#[derive(Debug)]
+pub struct PageTable {
+    starts: Vec<*const u8>,
+    /// Keeps mapped pages alive; pages that were read lie in the arena.
+    _mapping: Option<FileMapping>,
+}
+
+impl PageTable {
+    /// Pages of a mapped packed model; `mapping` holds the whole file.
+    ///
+    /// Panics when a page is outside the mapping.
+    pub fn mapped(pages: &[Page], mapping: FileMapping) -> PageTable {
+        let start = |page: &Page| {
+            let bytes = &mapping[page.file_offset as usize..][..page.bytes as usize];
+            bytes.as_ptr()
+        };
+        PageTable {
+            starts: pages.iter().map(start).collect(),
+            _mapping: Some(mapping),
+        }
+    }
+
+    /// Pages at these addresses, which the caller keeps alive.
+    pub(crate) fn resident(starts: Vec<*const u8>) -> PageTable {
+        PageTable {
+            starts,
+            _mapping: None,
+        }
+    }
+
+    pub(super) fn start(&self, page: PageId) -> *const u8 {
+        self.starts[page.index()]
+    }
+}
+
+/// Everything that a pass reads and writes.
+#[derive(Debug)]
+pub struct Machine {
+    pub(super) plan: CheckedPlan,
+    pub(super) arena: Region,
+    pub(super) pages: PageTable,
+    /// Entry point of each kernel that has code.
+    entries: Vec<Option<*const u8>>,
+    _code: Option<Code>,
+}
+
+impl Machine {
+    /// `arena` has the plan's size; `pages` has all its pages; `entries` are
+    /// the kernels' entry points and stay valid as long as `code` lives or, for
+    /// code that was made in this process, for ever.
+    pub fn new(
+        plan: CheckedPlan,
+        arena: Region,
+        pages: PageTable,
+        entries: Vec<Option<*const u8>>,
+        code: Option<Code>,
+    ) -> Machine {
+        let checked = plan.plan();
+        assert_eq!(arena.len() as u64, checked.arena_bytes, "arena size");
+        assert_eq!(
+            pages.starts.len(),
+            checked.weights.pages.len(),
+            "page table"
+        );
+        assert_eq!(entries.len(), checked.kernels.len(), "kernel entries");
+        Machine {
+            plan,
+            arena,
+            pages,
+            entries,
+            _code: code,
+        }
+    }
+
+    pub fn plan(&self) -> &Plan {
+        self.plan.plan()
+    }
+
+    pub(super) fn entry(&self, kernel: KernelId) -> Option<*const u8> {
+        self.entries[kernel.index()]
+    }
+}

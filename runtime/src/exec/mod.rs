@@ -1,0 +1,9 @@
+//! Executes passes: the plan's steps over a few columns (tokens) at a position.
+
+mod engine;
+mod machine;
+mod step;
+mod tile;
+
+pub use engine::Engine;
+pub use machine::{Machine, PageTable};

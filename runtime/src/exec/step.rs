@@ -1,0 +1,603 @@
+//! Computes the work of a step on the arena and the pages.
+//!
+//! The only file that turns addresses into slices. Two facts make its slices
+//! sound. Bounds: every slice is checked against the size of its slot, tensor
+//! piece or constant range. Aliasing: a [`CheckedPlan`](omex_plan::CheckedPlan)
+//! proved that what a step writes overlaps neither what it reads (the residual
+//! of a matmul apart, which is copied before it is overwritten) nor anything
+//! that another step of its phase touches, and the units of one step write
+//! disjoint ranges by their definition in `omex_kernels::spec`.
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use omex_kernels::KernelSpec;
+use omex_kernels::abi::MatmulArgs;
+use omex_kernels::activation::Q8Layout;
+use omex_kernels::reference::{self, AttentionHead, KvHead, NonFinite, Q8Blocks, Q8BlocksMut};
+use omex_kernels::spec::{Activation, GATE_UNIT, HEAD_DIM_MAX, Rope, TableLayout};
+use omex_plan::packed::Tensor;
+use omex_plan::{Arg, BufferId, Step, TensorId};
+
+use super::machine::Machine;
+use super::tile::{PanelTile, Tiles, Work};
+use crate::pool::Pool;
+
+// SAFETY: a machine is addresses of memory that it owns and plain data. Its
+// safe methods read and write that memory only through `&mut Machine` or
+// through `Machine::compute`, whose contract excludes conflicts.
+unsafe impl Send for Machine {}
+// SAFETY: see above.
+unsafe impl Sync for Machine {}
+
+/// Elements that any bit pattern is valid for.
+trait Plain: Copy {}
+impl Plain for u8 {}
+impl Plain for i8 {}
+impl Plain for u16 {}
+impl Plain for u32 {}
+impl Plain for i32 {}
+impl Plain for f32 {}
+
+/// Bytes of one argument of a step.
+#[derive(Clone, Copy, Debug)]
+struct Bytes {
+    start: *mut u8,
+    len: usize,
+}
+
+impl Bytes {
+    /// Address of `count` elements at byte `offset`, checked.
+    fn address<T: Plain>(self, offset: usize, count: usize) -> *mut T {
+        let end = count
+            .checked_mul(size_of::<T>())
+            .and_then(|bytes| bytes.checked_add(offset));
+        assert!(
+            end.is_some_and(|end| end <= self.len),
+            "slice outside its slot"
+        );
+        let address = self.start.wrapping_add(offset).cast::<T>();
+        assert!(address.is_aligned(), "slice misaligned in its slot");
+        address
+    }
+
+    /// # Safety
+    /// Nothing writes these elements while the slice lives.
+    unsafe fn slice<'a, T: Plain>(self, offset: usize, count: usize) -> &'a [T] {
+        let address = self.address(offset, count);
+        // SAFETY: in bounds and aligned by the checks of `address`, initialised
+        // (arena and pages are zeroed or read), unwritten by the contract.
+        unsafe { std::slice::from_raw_parts(address, count) }
+    }
+
+    /// # Safety
+    /// Nothing else reads or writes these elements while the slice lives, and
+    /// they are not part of weights.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn slice_mut<'a, T: Plain>(self, offset: usize, count: usize) -> &'a mut [T] {
+        let address = self.address(offset, count);
+        // SAFETY: in bounds and aligned by the checks of `address`, initialised,
+        // exclusive by the contract.
+        unsafe { std::slice::from_raw_parts_mut(address, count) }
+    }
+}
+
+/// What a pass is over.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pass {
+    pub(super) columns: u32,
+    /// Position of the first column.
+    pub(super) position: u32,
+    /// The column that the head computes.
+    pub(super) selected: u32,
+}
+
+impl Machine {
+    /// Bytes of a buffer.
+    fn buffer(&self, id: BufferId) -> Bytes {
+        let buffer = &self.plan().buffers[id.index()];
+        let end = buffer.offset.checked_add(buffer.bytes);
+        assert!(
+            end.is_some_and(|end| end <= self.arena.len() as u64),
+            "buffer outside the arena"
+        );
+        Bytes {
+            start: self.arena.base().wrapping_add(buffer.offset as usize),
+            len: buffer.bytes as usize,
+        }
+    }
+
+    /// Bytes of units `unit..unit + count` of a tensor, which lie in one piece.
+    fn units(&self, tensor: &Tensor, unit: u32, count: u32, unit_bytes: u64) -> Bytes {
+        let index = tensor
+            .pieces
+            .partition_point(|piece| piece.first_unit + piece.units <= unit);
+        let piece = &tensor.pieces[index];
+        assert!(
+            piece.first_unit <= unit && unit + count <= piece.first_unit + piece.units,
+            "units outside their piece"
+        );
+        let offset = piece.offset + (unit - piece.first_unit) as u64 * unit_bytes;
+        let bytes = count as u64 * unit_bytes;
+        let page = &self.plan().weights.pages[piece.page.index()];
+        assert!(offset + bytes <= page.bytes, "piece outside its page");
+        let start = self.pages.start(piece.page);
+        Bytes {
+            start: start.wrapping_add(offset as usize).cast_mut(),
+            len: bytes as usize,
+        }
+    }
+
+    fn tensor(&self, id: TensorId) -> &Tensor {
+        &self.plan().weights.tensors[id.index()]
+    }
+
+    /// The bytes of an argument that is not a matrix. `column_bytes` is the
+    /// stride of the selected column.
+    fn argument(&self, arg: Arg, pass: Pass, column_bytes: u64) -> Bytes {
+        match arg {
+            Arg::Buffer(id) => self.buffer(id),
+            Arg::SelectedColumn(id) => {
+                let whole = self.buffer(id);
+                let skip = pass.selected as usize * column_bytes as usize;
+                assert!(skip <= whole.len, "selected column outside its buffer");
+                Bytes {
+                    start: whole.start.wrapping_add(skip),
+                    len: whole.len - skip,
+                }
+            }
+            Arg::Tensor(id) => {
+                let tensor = self.tensor(id);
+                let (_, bytes) = tensor.unit().expect("the plan's tensors are checked");
+                self.units(tensor, 0, 1, bytes)
+            }
+            Arg::Constants { .. } => unreachable!("constants are read as f64"),
+        }
+    }
+
+    fn constants(&self, arg: Arg) -> &[f64] {
+        match arg {
+            Arg::Constants { first, count } => {
+                &self.plan().constants[first as usize..][..count as usize]
+            }
+            Arg::Buffer(_) | Arg::SelectedColumn(_) | Arg::Tensor(_) => {
+                unreachable!("the plan's argument classes are checked")
+            }
+        }
+    }
+
+    fn matrix(&self, arg: Arg) -> &Tensor {
+        match arg {
+            Arg::Tensor(id) => self.tensor(id),
+            Arg::Buffer(_) | Arg::SelectedColumn(_) | Arg::Constants { .. } => {
+                unreachable!("the plan's argument classes are checked")
+            }
+        }
+    }
+
+    /// Writes the tokens of a pass.
+    pub(super) fn put_tokens(&mut self, tokens: &[u32]) {
+        let buffer = self.buffer(self.plan().tokens_buffer);
+        // SAFETY: `&mut self` excludes a running pass, and no slice outlives one.
+        unsafe { buffer.slice_mut(0, tokens.len()) }.copy_from_slice(tokens);
+    }
+
+    /// The logits of the vocabulary's tokens, without padding rows.
+    pub(super) fn logits(&self) -> &[f32] {
+        let buffer = self.buffer(self.plan().logits_buffer);
+        // SAFETY: passes run only through `Engine`, which borrows the machine
+        // mutably for them, so none runs while this slice lives.
+        unsafe { buffer.slice(0, self.plan().model.vocabulary as usize) }
+    }
+
+    /// Runs the plan's phases `phases` on the pool. Returns the earliest step
+    /// that met a value that is NaN or infinite, if one did; later phases are
+    /// then left out.
+    pub(super) fn run(
+        &mut self,
+        pool: &mut Pool,
+        tiles: &Tiles,
+        phases: Range<usize>,
+        pass: Pass,
+    ) -> Option<usize> {
+        const NONE: u32 = u32::MAX;
+        let machine = &*self;
+        let plan = machine.plan();
+        let phases = &plan.phases[phases];
+        // All work of a phase is done even when some of it fails, so which step
+        // is the earliest does not depend on the threads.
+        let failed = AtomicU32::new(NONE);
+        pool.run(&|team| {
+            for &phase in phases {
+                let count = tiles.of_phase(plan, phase, pass.columns);
+                let finite = team.phase(count, |tile| {
+                    let (index, work) = tiles.find(plan, phase, pass.columns, tile);
+                    // SAFETY: a tile is claimed by one thread, a barrier lies
+                    // between phases, and `&mut self` excludes other passes.
+                    let result = unsafe { machine.compute(&plan.steps[index], work, pass) };
+                    if result.is_err() {
+                        failed.fetch_min(index as u32, Ordering::Relaxed);
+                    }
+                    result.is_ok()
+                });
+                if !finite {
+                    break;
+                }
+            }
+        });
+        Some(failed.into_inner())
+            .filter(|&step| step != NONE)
+            .map(|step| step as usize)
+    }
+
+    /// Computes a part of a step's work.
+    ///
+    /// # Safety
+    /// Only work of one phase of a checked plan runs at the same time, and no
+    /// work is computed twice at once.
+    unsafe fn compute(&self, step: &Step, work: Work, pass: Pass) -> Result<(), NonFinite> {
+        match work {
+            Work::Panels(tile) => {
+                // SAFETY: this function's contract.
+                unsafe { self.matmul(step, tile, pass) };
+                Ok(())
+            }
+            Work::Units { first, end } => {
+                let mut result = Ok(());
+                for unit in first..end {
+                    // SAFETY: this function's contract; units write disjoint ranges.
+                    let unit_result = unsafe { self.compute_unit(step, unit, pass) };
+                    result = result.and(unit_result);
+                }
+                result
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Machine::compute`].
+    unsafe fn matmul(&self, step: &Step, tile: PanelTile, pass: Pass) {
+        let &KernelSpec::Matmul {
+            format,
+            rows,
+            k,
+            bias,
+            residual,
+        } = self.plan().kernels[step.kernel.index()].spec()
+        else {
+            unreachable!("panel tiles belong to matmuls")
+        };
+        let columns = pass.columns as usize;
+        let column_in = Activation::for_weights(format).stride_bytes(k);
+        let column_out = Activation::F32.stride_bytes(rows);
+        let panel_bytes = format.panel_bytes(k);
+        let mut args = step.args[1..].iter().copied();
+        let mut next = |column: u64| args.next().map(|arg| self.argument(arg, pass, column));
+        let checked = "the plan's argument counts are checked";
+        let activations = next(column_in).expect(checked);
+        let bias = bias.then(|| next(0).expect(checked));
+        let residual = residual.then(|| next(column_out).expect(checked));
+        let out = next(column_out).expect(checked);
+        let tensor = self.matrix(step.args[0]);
+        let weights = self.units(tensor, tile.first_panel, tile.panels, panel_bytes);
+
+        if let Some(entry) = self.entry(step.kernel) {
+            // The first row's byte within a column; `reach` ends the tile's
+            // rows in the last column.
+            let row = tile.first_panel as usize * 64;
+            let reach = (columns - 1) * column_out as usize + tile.panels as usize * 64;
+            let rows_of = |bytes: Bytes, reach: usize| bytes.address::<f32>(row, reach / 4);
+            let call = MatmulArgs {
+                weights: weights.start,
+                activations: activations.address::<u8>(0, columns * column_in as usize),
+                out: rows_of(out, reach),
+                bias: bias.map_or(std::ptr::null(), |b| rows_of(b, tile.panels as usize * 64)),
+                residual: residual.map_or(std::ptr::null(), |r| rows_of(r, reach)),
+                panels: tile.panels as u64,
+                columns: columns as u64,
+            };
+            // SAFETY: the code is trusted to implement its spec under this
+            // convention, and every range that the spec lets it touch was
+            // checked against its slot above.
+            unsafe {
+                let kernel: extern "C" fn(*const MatmulArgs) = std::mem::transmute(entry);
+                kernel(&raw const call);
+            }
+            return;
+        }
+        for panel in 0..tile.panels as usize {
+            let row = (tile.first_panel as usize + panel) * 64;
+            // SAFETY: weights and biases are never written.
+            let panel: &[u8] =
+                unsafe { weights.slice(panel * panel_bytes as usize, panel_bytes as usize) };
+            // SAFETY: as above.
+            let bias = bias.map(|b| unsafe { lanes(b, row) });
+            for column in 0..columns {
+                let at = column * column_in as usize;
+                let acc = if format.takes_q8() {
+                    // SAFETY: no step of the phase writes what this one reads.
+                    let blocks = unsafe { q8(activations, at, k, 0, k as usize) };
+                    reference::matmul_panel_q8(format, k, panel, blocks)
+                } else {
+                    // SAFETY: as above.
+                    let x = unsafe { activations.slice(at, k as usize) };
+                    reference::matmul_panel_f32(format, k, panel, x)
+                };
+                let at = column * column_out as usize + row;
+                // SAFETY: the residual may be the output itself, whose rows
+                // belong to this panel alone; they are copied before the write.
+                let residual = residual.map(|r| unsafe { lanes(r, at) });
+                let result = reference::epilogue(acc, bias.as_ref(), residual.as_ref());
+                // SAFETY: this panel's rows of the output are this work's alone.
+                unsafe { out.slice_mut(at, 16) }.copy_from_slice(&result);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Machine::compute`].
+    unsafe fn compute_unit(&self, step: &Step, unit: u32, pass: Pass) -> Result<(), NonFinite> {
+        let spec = self.plan().kernels[step.kernel.index()].spec();
+        // Strides of selected columns: an operand of one column is its stride.
+        let one = spec.operands(1);
+        let arg = |i: usize| self.argument(step.args[i], pass, one.as_slice()[i].bytes);
+        let stride = |i: usize| one.as_slice()[i].bytes as usize;
+        let column = unit as usize;
+        // SAFETY, for the whole match: reads are of ranges that no step of the
+        // phase writes, writes are of the unit's own range.
+        match *spec {
+            KernelSpec::Embed {
+                format,
+                layout,
+                rows: _,
+                k,
+                scale,
+            } => unsafe {
+                let token = arg(0).slice::<u32>(column * 4, 1)[0];
+                let out = arg(2).slice_mut::<f32>(column * stride(2), k as usize);
+                let table = self.matrix(step.args[1]);
+                match layout {
+                    TableLayout::Rows => {
+                        let bytes = format.row_bytes(k);
+                        let row = self.units(table, token, 1, bytes).slice(0, bytes as usize);
+                        reference::embed_rows(format, row, 0, scale.get(), out);
+                    }
+                    TableLayout::Panels => {
+                        let bytes = format.panel_bytes(k);
+                        let panel = self.units(table, token / 16, 1, bytes);
+                        let panel = panel.slice(0, bytes as usize);
+                        reference::embed_panels(format, panel, token % 16, scale.get(), out);
+                    }
+                }
+                Ok(())
+            },
+            KernelSpec::RopeTable { pairs } => unsafe {
+                let out = arg(1).slice_mut(column * stride(1), 2 * pairs as usize);
+                let frequencies = self.constants(step.args[0]);
+                reference::rope_table(pass.position + unit, frequencies, out);
+                Ok(())
+            },
+            KernelSpec::Norm { len, eps, output } => unsafe {
+                let x = arg(0).slice::<f32>(column * stride(0), len as usize);
+                let weight = arg(1).slice::<f32>(0, len as usize);
+                let r = reference::rms_reciprocal(x, eps.get())?;
+                let (out, at) = (arg(2), column * stride(2));
+                emit(out, at, output, len, 0, len as usize, |first, part| {
+                    let range = first..first + part.len();
+                    reference::rms_scale(&x[range.clone()], r, &weight[range], part);
+                })
+            },
+            KernelSpec::Quantize { len } => unsafe {
+                let x = arg(0).slice::<f32>(column * stride(0), len as usize);
+                let out = q8_mut(arg(1), column * stride(1), len, 0, len as usize);
+                reference::quantize(x, out)
+            },
+            KernelSpec::Matmul { .. } => unreachable!("matmuls are cut into panel tiles"),
+            KernelSpec::KvStore {
+                kv_heads,
+                head_dim,
+                ring,
+                rope,
+            } => unsafe {
+                let dim = head_dim as usize;
+                let column_stride = stride(0) / 4;
+                let heads_before = unit as usize * dim;
+                let span = (pass.columns as usize - 1) * column_stride + dim;
+                let k = arg(0).slice::<f32>(heads_before * 4, span);
+                let v = arg(1).slice::<f32>(heads_before * 4, span);
+                let table = rope.map(|r| rope_table(r, arg(2), stride(2), pass.columns));
+                let rings = 2 + rope.is_some() as usize;
+                let ring_elements = dim * ring as usize;
+                debug_assert!(unit < kv_heads);
+                let at = unit as usize * ring_elements * 2;
+                let keys = arg(rings).slice_mut::<u16>(at, ring_elements);
+                let values = arg(rings + 1).slice_mut::<u16>(at, ring_elements);
+                let (columns, position) = (pass.columns, pass.position);
+                reference::kv_store(
+                    k,
+                    v,
+                    column_stride,
+                    dim,
+                    columns,
+                    position,
+                    table,
+                    keys,
+                    values,
+                )
+            },
+            KernelSpec::Attention {
+                heads,
+                kv_heads,
+                head_dim,
+                ring,
+                window,
+                scale,
+                rope,
+                output,
+            } => unsafe {
+                let dim = head_dim as usize;
+                let (column, head) = ((unit / heads) as usize, (unit % heads) as usize);
+                let position = pass.position + column as u32;
+                let mut q = [0.0f32; HEAD_DIM_MAX as usize];
+                let q = &mut q[..dim];
+                q.copy_from_slice(arg(0).slice(column * stride(0) + head * dim * 4, dim));
+                if let Some(rope) = rope {
+                    let at = column * stride(1);
+                    let table = arg(1).slice::<f32>(at, 2 * rope.pairs as usize);
+                    reference::rotate_head(rope, table, q);
+                }
+                let rings = 1 + rope.is_some() as usize;
+                let kv_head = head / (heads / kv_heads) as usize;
+                let ring_elements = dim * ring as usize;
+                let at = kv_head * ring_elements * 2;
+                let kv = KvHead {
+                    keys: arg(rings).slice(at, ring_elements),
+                    values: arg(rings + 1).slice(at, ring_elements),
+                };
+                let query = AttentionHead {
+                    position,
+                    first: match window {
+                        0 => 0,
+                        window => (position + 1).saturating_sub(window),
+                    },
+                    scale: scale.get(),
+                };
+                let mut result = [0.0f32; HEAD_DIM_MAX as usize];
+                let result = &mut result[..dim];
+                reference::attend(query, q, kv, result)?;
+                let out = arg(rings + 2);
+                let at = column * stride(rings + 2);
+                let (len, first) = (heads * head_dim, head * dim);
+                emit(out, at, output, len, first, dim, |from, part| {
+                    part.copy_from_slice(&result[from - first..][..part.len()]);
+                })
+            },
+            KernelSpec::Gate {
+                function,
+                len,
+                output,
+            } => unsafe {
+                let per_column = len.div_ceil(GATE_UNIT);
+                let column = (unit / per_column) as usize;
+                let first = (unit % per_column * GATE_UNIT) as usize;
+                let count = (len as usize - first).min(GATE_UNIT as usize);
+                let gate = arg(0).slice::<f32>(column * stride(0) + first * 4, count);
+                let up = arg(1).slice::<f32>(column * stride(1) + first * 4, count);
+                let (out, at) = (arg(2), column * stride(2));
+                emit(out, at, output, len, first, count, |from, part| {
+                    let range = from - first..from - first + part.len();
+                    reference::gate(function, &gate[range.clone()], &up[range], part);
+                })
+            },
+        }
+    }
+}
+
+/// Writes elements `first..first + count` of the column of `len` elements at
+/// byte `at`, quantized when that is what `output` says. `fill` computes a run
+/// of elements from its first one's index on.
+///
+/// # Safety
+/// These elements are the caller's alone.
+unsafe fn emit(
+    out: Bytes,
+    at: usize,
+    output: Activation,
+    len: u32,
+    first: usize,
+    count: usize,
+    fill: impl Fn(usize, &mut [f32]),
+) -> Result<(), NonFinite> {
+    match output {
+        Activation::F32 => {
+            // SAFETY: this function's contract.
+            fill(first, unsafe { out.slice_mut(at + first * 4, count) });
+            Ok(())
+        }
+        Activation::Q8 => {
+            let mut part = [0.0f32; 256];
+            let mut done = 0;
+            let mut result = Ok(());
+            while done < count {
+                let size = (count - done).min(part.len());
+                let part = &mut part[..size];
+                fill(first + done, part);
+                // SAFETY: this function's contract; blocks of 32 do not share
+                // scales or sums.
+                let blocks = unsafe { q8_mut(out, at, len, first + done, size) };
+                result = result.and(reference::quantize(part, blocks));
+                done += size;
+            }
+            result
+        }
+    }
+}
+
+/// # Safety
+/// As for [`Bytes::slice`], for one panel's rows at byte `at`.
+unsafe fn lanes(bytes: Bytes, at: usize) -> [f32; 16] {
+    // SAFETY: this function's contract.
+    let slice = unsafe { bytes.slice::<f32>(at, 16) };
+    std::array::from_fn(|lane| slice[lane])
+}
+
+/// The tables of all columns and their stride, as `kv_store` takes them.
+///
+/// # Safety
+/// As for [`Bytes::slice`].
+unsafe fn rope_table<'a>(
+    rope: Rope,
+    bytes: Bytes,
+    stride_bytes: usize,
+    columns: u32,
+) -> (Rope, &'a [f32], usize) {
+    let stride = stride_bytes / 4;
+    let span = (columns as usize - 1) * stride + 2 * rope.pairs as usize;
+    // SAFETY: this function's contract.
+    (rope, unsafe { bytes.slice(0, span) }, stride)
+}
+
+/// Elements `first..first + count`, multiples of 32, of the int8 column of `k`
+/// elements at byte `at`.
+///
+/// # Safety
+/// As for [`Bytes::slice`].
+unsafe fn q8<'a>(bytes: Bytes, at: usize, k: u32, first: usize, count: usize) -> Q8Blocks<'a> {
+    let layout = Q8Layout::new(k);
+    let (block, blocks) = (first / 32, count / 32);
+    // SAFETY: this function's contract.
+    unsafe {
+        Q8Blocks {
+            codes: bytes.slice(at + first, count),
+            scales: bytes.slice(at + layout.scales_offset as usize + 4 * block, blocks),
+            scaled_sums: bytes.slice(at + layout.scaled_sums_offset as usize + 4 * block, blocks),
+            sums: bytes.slice(at + layout.sums_offset as usize + 8 * block, 2 * blocks),
+        }
+    }
+}
+
+/// As [`q8`], to be written.
+///
+/// # Safety
+/// As for [`Bytes::slice_mut`].
+unsafe fn q8_mut<'a>(
+    bytes: Bytes,
+    at: usize,
+    k: u32,
+    first: usize,
+    count: usize,
+) -> Q8BlocksMut<'a> {
+    let layout = Q8Layout::new(k);
+    let (block, blocks) = (first / 32, count / 32);
+    // SAFETY: this function's contract; the four ranges are disjoint.
+    unsafe {
+        Q8BlocksMut {
+            codes: bytes.slice_mut(at + first, count),
+            scales: bytes.slice_mut(at + layout.scales_offset as usize + 4 * block, blocks),
+            scaled_sums: bytes
+                .slice_mut(at + layout.scaled_sums_offset as usize + 4 * block, blocks),
+            sums: bytes.slice_mut(at + layout.sums_offset as usize + 8 * block, 2 * blocks),
+        }
+    }
+}

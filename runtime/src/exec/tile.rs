@@ -1,0 +1,137 @@
+//! How the work of a step is cut into tiles. Bits do not depend on it.
+
+use omex_kernels::KernelSpec;
+use omex_plan::{Arg, Phase, Plan, Step};
+
+/// Tiles per thread of a step: enough to even out a preempted core, few
+/// enough that claiming costs nothing.
+const TILES_PER_THREAD: u32 = 6;
+
+/// Consecutive panels of a matmul that lie in one piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PanelTile {
+    pub(super) piece: u32,
+    pub(super) first_panel: u32,
+    pub(super) panels: u32,
+}
+
+/// The tiles of all steps of a plan for a number of threads.
+#[derive(Debug)]
+pub(super) struct Tiles {
+    threads: u32,
+    panel_tiles: Vec<PanelTile>,
+    /// Per step: its first panel tile, and one more at the end.
+    first: Vec<u32>,
+}
+
+/// Work of one step that a thread claims at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    Panels(PanelTile),
+    Units { first: u32, end: u32 },
+}
+
+fn panels_per_tile(panels: u32, threads: u32) -> u32 {
+    panels.div_ceil(threads * TILES_PER_THREAD).max(1)
+}
+
+/// Largest number of panel tiles of a plan: one per wished tile and piece.
+pub fn panel_tiles_max(plan: &Plan, threads: u32) -> u64 {
+    let steps = plan.steps.iter();
+    steps
+        .map(|step| match matmul_pieces(plan, step) {
+            Some(pieces) => pieces as u64 + (threads * TILES_PER_THREAD) as u64,
+            None => 0,
+        })
+        .sum()
+}
+
+fn matmul_pieces(plan: &Plan, step: &Step) -> Option<usize> {
+    match (plan.kernels[step.kernel.index()].spec(), step.args[0]) {
+        (KernelSpec::Matmul { .. }, Arg::Tensor(id)) => {
+            Some(plan.weights.tensors[id.index()].pieces.len())
+        }
+        _ => None,
+    }
+}
+
+impl Tiles {
+    pub(super) fn new(plan: &Plan, threads: u32) -> Tiles {
+        let mut tiles = Tiles {
+            threads,
+            panel_tiles: Vec::with_capacity(panel_tiles_max(plan, threads) as usize),
+            first: Vec::with_capacity(plan.steps.len() + 1),
+        };
+        for step in &plan.steps {
+            tiles.first.push(tiles.panel_tiles.len() as u32);
+            let spec = plan.kernels[step.kernel.index()].spec();
+            if let (KernelSpec::Matmul { .. }, Arg::Tensor(id)) = (spec, step.args[0]) {
+                let size = panels_per_tile(spec.units(1), threads);
+                let pieces = &plan.weights.tensors[id.index()].pieces;
+                for (index, piece) in pieces.iter().enumerate() {
+                    for first in (0..piece.units).step_by(size as usize) {
+                        tiles.panel_tiles.push(PanelTile {
+                            piece: index as u32,
+                            first_panel: piece.first_unit + first,
+                            panels: size.min(piece.units - first),
+                        });
+                    }
+                }
+            }
+        }
+        tiles.first.push(tiles.panel_tiles.len() as u32);
+        tiles
+    }
+
+    /// Units per tile of a step that is not a matmul.
+    fn units_per_tile(&self, units: u32) -> u32 {
+        units.div_ceil(self.threads * TILES_PER_THREAD).max(1)
+    }
+
+    fn count(&self, plan: &Plan, step: usize, columns: u32) -> u32 {
+        let panels = self.first[step + 1] - self.first[step];
+        if panels > 0 {
+            return panels;
+        }
+        let kernel = plan.steps[step].kernel;
+        let units = plan.kernels[kernel.index()].spec().units(columns);
+        units.div_ceil(self.units_per_tile(units))
+    }
+
+    /// Number of tiles of a phase over `columns` columns.
+    pub(super) fn of_phase(&self, plan: &Plan, phase: Phase, columns: u32) -> u32 {
+        let steps = phase.first_step..phase.first_step + phase.steps;
+        steps
+            .map(|step| self.count(plan, step as usize, columns))
+            .sum()
+    }
+
+    /// The step and work of tile `tile` of a phase.
+    pub(super) fn find(
+        &self,
+        plan: &Plan,
+        phase: Phase,
+        columns: u32,
+        mut tile: u32,
+    ) -> (usize, Work) {
+        let mut step = phase.first_step as usize;
+        loop {
+            let count = self.count(plan, step, columns);
+            if tile < count {
+                break;
+            }
+            tile -= count;
+            step += 1;
+        }
+        if self.first[step + 1] > self.first[step] {
+            let panels = self.panel_tiles[(self.first[step] + tile) as usize];
+            return (step, Work::Panels(panels));
+        }
+        let kernel = plan.steps[step].kernel;
+        let units = plan.kernels[kernel.index()].spec().units(columns);
+        let size = self.units_per_tile(units);
+        let first = tile * size;
+        let end = units.min(first + size);
+        (step, Work::Units { first, end })
+    }
+}

@@ -1,0 +1,72 @@
+//! The plan's code: mapped when it is trusted, made again where that is
+//! possible, refused otherwise.
+
+use omex_kernels::KernelSpec;
+use omex_plan::Plan;
+use omex_plan::file::SectionKind;
+
+use super::PlanFile;
+use super::trust::TrustStore;
+use crate::error::RunError;
+use crate::hex;
+use crate::os::memory::Code;
+
+/// Entry points of a plan's kernels, and what keeps them alive.
+pub(super) struct LoadedCode {
+    pub(super) entries: Vec<Option<*const u8>>,
+    pub(super) mapping: Option<Code>,
+}
+
+pub(super) fn load(
+    file: &PlanFile<'_>,
+    plan: &Plan,
+    trust: Option<&TrustStore>,
+) -> Result<LoadedCode, RunError> {
+    let section = file.header.section(SectionKind::Code);
+    let malformed = |what: String| RunError::integrity(file.path, Some(section.offset), what);
+    let callable = |spec: &KernelSpec| matches!(spec, KernelSpec::Matmul { .. });
+    for (index, kernel) in plan.kernels.iter().enumerate() {
+        if kernel.code.is_some() && !callable(kernel.spec()) {
+            return Err(malformed(format!(
+                "kernel {index} has code, but only matmul kernels are called by address"
+            )));
+        }
+    }
+    let available = crate::os::process::memory_available_bytes().unwrap_or(u64::MAX);
+    if section.bytes > available / 2 {
+        let needed = section.bytes;
+        return Err(RunError::Memory(format!(
+            "the plan's code has {needed} bytes, but only {available} are available"
+        )));
+    }
+    let mut bytes = vec![0; section.bytes as usize];
+    file.read(SectionKind::Code, &mut bytes)?;
+    if plan.kernels.iter().all(|kernel| kernel.code.is_none()) {
+        return Ok(LoadedCode {
+            entries: vec![None; plan.kernels.len()],
+            mapping: None,
+        });
+    }
+    let trusted = match trust {
+        Some(store) => store.accepts(file.path, &file.header_bytes, &section.digest)?,
+        None => false,
+    };
+    if !trusted {
+        return generate(file, plan).ok_or_else(|| RunError::Untrusted {
+            path: file.path.to_owned(),
+            code_digest: hex::encode(&section.digest),
+        })?;
+    }
+    let mapping = Code::new(&bytes).map_err(RunError::io("make the code executable", file.path))?;
+    let entry = |range: omex_plan::CodeRange| mapping.address(range.offset as usize);
+    Ok(LoadedCode {
+        entries: plan.kernels.iter().map(|k| k.code.map(entry)).collect(),
+        mapping: Some(mapping),
+    })
+}
+
+/// Code for the plan's kernels made on this machine, or `None` where this
+/// build has no code generator.
+fn generate(_file: &PlanFile<'_>, _plan: &Plan) -> Option<Result<LoadedCode, RunError>> {
+    None
+}

@@ -1,0 +1,253 @@
+//! From a plan file to a machine that can run: everything is verified before
+//! anything of it is executable.
+
+mod code;
+mod packed;
+mod places;
+mod trust;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use omex_plan::file::{HEADER_BYTES, Header, SectionKind, decode_metadata};
+use omex_plan::memory::MemoryKind;
+use omex_plan::{CheckedPlan, Plan};
+
+use crate::error::RunError;
+use crate::exec::{Engine, Machine};
+use crate::os::file::open_regular;
+use crate::os::memory::{Frozen, Region};
+use crate::os::{cpu, process};
+use crate::pool::Pool;
+use crate::tokenizer::Tokenizer;
+
+use packed::PackedModel;
+pub use packed::packed_file_name;
+pub use places::Places;
+pub use trust::{TrustStore, TrustedKey};
+
+/// Largest metadata section that is read.
+const METADATA_BYTES_MAX: u64 = 256 << 20;
+
+/// How to load a plan.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// Threads to compute with, at most the plan's `threads_max`; absent: that.
+    pub threads: Option<u32>,
+    /// Folders that may hold the packed model, besides the plan's own.
+    pub model_folders: Vec<PathBuf>,
+    /// What code is trusted; absent: none.
+    pub trust: Option<TrustStore>,
+    /// Refuse to start when the process uses more than the plan's allowance
+    /// for it before anything is loaded.
+    pub enforce_allowance: bool,
+}
+
+/// A loaded plan.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) engine: Engine,
+    /// The tokenizer's tables, which passed its checks.
+    pub(crate) tokenizer: Frozen,
+}
+
+struct PlanFile<'a> {
+    path: &'a Path,
+    file: File,
+    header_bytes: [u8; HEADER_BYTES],
+    header: Header,
+}
+
+impl PlanFile<'_> {
+    fn open(path: &Path) -> Result<PlanFile<'_>, RunError> {
+        let (file, bytes) = open_regular(path).map_err(RunError::io("open the plan", path))?;
+        let mut header_bytes = [0; HEADER_BYTES];
+        let start = &mut header_bytes[..bytes.min(HEADER_BYTES as u64) as usize];
+        file.read_exact_at(start, 0)
+            .map_err(RunError::io("read the plan", path))?;
+        let header = Header::parse(start, bytes).map_err(|e| RunError::integrity(path, None, e))?;
+        Ok(PlanFile {
+            path,
+            file,
+            header_bytes,
+            header,
+        })
+    }
+
+    /// Fills `buffer` with a section and verifies it.
+    fn read(&self, kind: SectionKind, buffer: &mut [u8]) -> Result<(), RunError> {
+        let section = self.header.section(kind);
+        self.file
+            .read_exact_at(buffer, section.offset)
+            .map_err(RunError::io("read the plan", self.path))?;
+        self.header
+            .verify(kind, buffer)
+            .map_err(|e| RunError::integrity(self.path, Some(section.offset), e))
+    }
+
+    fn plan(&self) -> Result<CheckedPlan, RunError> {
+        let section = self.header.section(SectionKind::Metadata);
+        let malformed =
+            |e: &dyn std::fmt::Display| RunError::integrity(self.path, Some(section.offset), e);
+        if section.bytes > METADATA_BYTES_MAX {
+            return Err(malformed(&format!(
+                "the metadata has {} bytes, more than {METADATA_BYTES_MAX}",
+                section.bytes
+            )));
+        }
+        let mut bytes = vec![0; section.bytes as usize];
+        self.read(SectionKind::Metadata, &mut bytes)?;
+        let plan = decode_metadata(&bytes).map_err(|e| malformed(&e))?;
+        drop(bytes);
+        let code_bytes = self.header.section(SectionKind::Code).bytes;
+        omex_plan::check(plan, code_bytes).map_err(|e| malformed(&e))
+    }
+
+    fn require_machine(&self, plan: &Plan) -> Result<(), RunError> {
+        let refuse = |what: String| {
+            Err(RunError::Machine {
+                path: self.path.to_owned(),
+                what,
+            })
+        };
+        let arch = self.header.arch.name();
+        if arch != cpu::ARCH || plan.target.arch != cpu::ARCH {
+            return refuse(format!(
+                "the plan was built for {} ({arch}), this is {}; rebuild with `--target host`",
+                plan.target.name,
+                cpu::ARCH
+            ));
+        }
+        let features = plan.target.features.iter();
+        let missing: Vec<_> = features.filter(|name| !cpu::has_feature(name)).collect();
+        if !missing.is_empty() {
+            let missing: Vec<_> = missing.iter().map(|name| name.as_str()).collect();
+            return refuse(format!(
+                "the plan, built for {}, needs CPU features that this machine lacks: {}; \
+                 rebuild with `--target host`",
+                plan.target.name,
+                missing.join(", ")
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Loads the plan at `path`. Which checks come first is part of the contract:
+/// integrity, then the machine, then memory, then code, then weights.
+pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunError> {
+    let resident_at_start = process::rss_bytes();
+    let file = PlanFile::open(path)?;
+    let checked = file.plan()?;
+    let plan = checked.plan();
+    file.require_machine(plan)?;
+
+    let threads = options.threads.unwrap_or(plan.threads_max);
+    if !(1..=plan.threads_max).contains(&threads) {
+        return Err(RunError::Usage(format!(
+            "{threads} threads, but the plan has memory for 1 to {}",
+            plan.threads_max
+        )));
+    }
+    if options.enforce_allowance {
+        require_allowance(plan, resident_at_start)?;
+    }
+
+    let tokenizer = read_tokenizer(&file, plan)?;
+    let code = code::load(&file, plan, options.trust.as_ref())?;
+    let model = find_packed(&file, plan, options)?;
+
+    let mut arena = allocate_arena(plan)?;
+    let mut pool = Pool::new(threads)
+        .map_err(|e| RunError::Memory(format!("cannot start {threads} threads: {e}")))?;
+    let pages = model.load(plan, &mut arena, &mut pool)?;
+    let machine = Machine::new(checked, arena, pages, code.entries, code.mapping);
+    Ok(Loaded {
+        engine: Engine::new(machine, pool),
+        tokenizer,
+    })
+}
+
+fn require_allowance(plan: &Plan, resident: u64) -> Result<(), RunError> {
+    let items = plan.memory.items.iter();
+    let allowance = items
+        .filter(|item| item.kind == MemoryKind::Runtime)
+        .map(|item| item.bytes)
+        .next();
+    match allowance {
+        Some(allowed) if resident > allowed => Err(RunError::Memory(format!(
+            "the runtime itself already uses {resident} bytes, the plan allows it {allowed}; \
+             rebuild the plan with the version of `omexc` that belongs to this runtime"
+        ))),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn allocate_arena(plan: &Plan) -> Result<Region, RunError> {
+    let needed = plan.arena_bytes;
+    let refuse = |why: String| {
+        RunError::Memory(format!(
+            "the plan needs an arena of {needed} bytes (peak {} bytes in all), but {why}; \
+             rebuild with a smaller --ram, a smaller context or a smaller model",
+            plan.memory.rss_peak_bytes()
+        ))
+    };
+    if let Some(available) = process::memory_available_bytes() {
+        // Prefaulting more than there is would end the process, not the call.
+        if needed > available {
+            return Err(refuse(format!("only {available} bytes are available")));
+        }
+    }
+    let bytes = usize::try_from(needed).map_err(|e| refuse(e.to_string()))?;
+    Region::zeroed(bytes).map_err(|e| refuse(format!("the system refuses it: {e}")))
+}
+
+fn read_tokenizer(file: &PlanFile<'_>, plan: &Plan) -> Result<Frozen, RunError> {
+    let section = file.header.section(SectionKind::Tokenizer);
+    let available = process::memory_available_bytes().unwrap_or(u64::MAX);
+    if section.bytes > available {
+        return Err(RunError::Memory(format!(
+            "the plan's tokenizer has {} bytes, but only {available} are available",
+            section.bytes
+        )));
+    }
+    let mut region = Region::zeroed(section.bytes as usize)
+        .map_err(|e| RunError::Memory(format!("no memory for the tokenizer: {e}")))?;
+    file.read(SectionKind::Tokenizer, region.bytes_mut())?;
+    let tables = region
+        .freeze()
+        .map_err(RunError::io("protect the tokenizer", file.path))?;
+    let malformed = |what: String| RunError::integrity(file.path, Some(section.offset), what);
+    let tokenizer = Tokenizer::from_bytes(&tables).map_err(|e| malformed(e.to_string()))?;
+    let (tokens, vocabulary) = (tokenizer.vocabulary_size(), plan.model.vocabulary);
+    if tokens != vocabulary {
+        return Err(malformed(format!(
+            "the tokenizer has {tokens} tokens, the model {vocabulary}"
+        )));
+    }
+    Ok(tables)
+}
+
+fn find_packed(
+    file: &PlanFile<'_>,
+    plan: &Plan,
+    options: &LoadOptions,
+) -> Result<PackedModel, RunError> {
+    let bundle = file.header.section(SectionKind::Pages);
+    if bundle.bytes > 0 {
+        let clone = file
+            .file
+            .try_clone()
+            .map_err(RunError::io("reopen the plan", file.path))?;
+        let model = PackedModel::bundled(file.path, clone, bundle.offset);
+        model.verify(plan, bundle.bytes)?;
+        return Ok(model);
+    }
+    let beside = file.path.parent().unwrap_or(Path::new(""));
+    let mut folders = vec![beside];
+    folders.extend(options.model_folders.iter().map(PathBuf::as_path));
+    let model = PackedModel::find(&plan.weights.packed_digest, &folders)?;
+    model.verify(plan, model.len()?)?;
+    Ok(model)
+}

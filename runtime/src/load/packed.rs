@@ -1,0 +1,263 @@
+//! Finds a plan's packed model, verifies it and brings its pages to memory.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use omex_plan::packed::{Digest, PACKED_HEADER_BYTES, PACKED_MAGIC, PACKED_VERSION, Page};
+use omex_plan::{BufferId, Plan, WeightSource};
+
+use crate::error::RunError;
+use crate::exec::PageTable;
+use crate::hex;
+use crate::os::file::{UncachedFile, open_regular};
+use crate::os::memory::{FileMapping, Region};
+use crate::pool::Pool;
+
+/// Bytes hashed at once when a digest is computed from a file.
+const HASH_BUFFER_BYTES: usize = 64 << 10;
+
+/// The file name of the packed model with this digest.
+pub fn packed_file_name(digest: &Digest) -> String {
+    format!("{}.omex", hex::encode(digest))
+}
+
+/// A packed model within an open file.
+pub(super) struct PackedModel {
+    path: PathBuf,
+    file: File,
+    /// Where the model starts: 0, or the pages section of a bundled plan.
+    offset: u64,
+}
+
+impl PackedModel {
+    /// The model inside a bundled plan.
+    pub(super) fn bundled(path: &Path, file: File, offset: u64) -> PackedModel {
+        PackedModel {
+            path: path.to_owned(),
+            file,
+            offset,
+        }
+    }
+
+    /// The model's file in the first of `folders` that has it.
+    ///
+    /// Errors: none has it, or a file of its name cannot be opened.
+    pub(super) fn find(digest: &Digest, folders: &[&Path]) -> Result<PackedModel, RunError> {
+        let name = packed_file_name(digest);
+        let mut tried = Vec::new();
+        for folder in folders {
+            let path = folder.join(&name);
+            if tried.contains(&path) {
+                continue;
+            }
+            match open_regular(&path) {
+                Ok((file, _)) => {
+                    return Ok(PackedModel {
+                        path,
+                        file,
+                        offset: 0,
+                    });
+                }
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                    ) =>
+                {
+                    tried.push(path);
+                }
+                Err(e) => return Err(RunError::io("open the packed model", &path)(e)),
+            }
+        }
+        Err(RunError::PackedModelMissing { name, tried })
+    }
+
+    /// Checks that this is the model that the plan names: header, length, and
+    /// the index, whose digest is the model's.
+    pub(super) fn verify(&self, plan: &Plan, bytes: u64) -> Result<(), RunError> {
+        let wrong = |byte: u64, what: String| {
+            Err(RunError::integrity(
+                &self.path,
+                Some(self.offset + byte),
+                what,
+            ))
+        };
+        let wanted = plan.weights.packed_file_bytes;
+        if bytes != wanted {
+            return wrong(
+                bytes,
+                format!("the packed model has {bytes} bytes where the plan says {wanted}"),
+            );
+        }
+        let mut header = [0; PACKED_HEADER_BYTES as usize];
+        if bytes < PACKED_HEADER_BYTES {
+            return wrong(bytes, "too short for a packed model".to_owned());
+        }
+        self.read(&mut header, 0)?;
+        if header[..8] != PACKED_MAGIC {
+            return wrong(0, "not a packed model: the magic is missing".to_owned());
+        }
+        let version = u32::from_le_bytes(header[8..12].try_into().expect("four bytes"));
+        if version != PACKED_VERSION {
+            return wrong(
+                8,
+                format!(
+                    "packed-model version {version}, this runtime has {PACKED_VERSION}; \
+                     rebuild with `omexc build`"
+                ),
+            );
+        }
+        let index_bytes = u64::from_le_bytes(header[16..24].try_into().expect("eight bytes"));
+        if index_bytes > bytes - PACKED_HEADER_BYTES {
+            return wrong(16, format!("the index would have {index_bytes} bytes"));
+        }
+        if header[24..32] != bytes.to_le_bytes() {
+            return wrong(24, "the file's length is not the header's".to_owned());
+        }
+        if header[32..64] != plan.weights.packed_digest {
+            return wrong(
+                32,
+                "the digest is not the one that the plan names".to_owned(),
+            );
+        }
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; HASH_BUFFER_BYTES];
+        let mut done = 0;
+        while done < index_bytes {
+            let size = (index_bytes - done).min(buffer.len() as u64) as usize;
+            self.read(&mut buffer[..size], PACKED_HEADER_BYTES + done)?;
+            hasher.update(&buffer[..size]);
+            done += size as u64;
+        }
+        if hasher.finalize().as_bytes() != &plan.weights.packed_digest {
+            return wrong(
+                PACKED_HEADER_BYTES,
+                "the index does not match its digest".to_owned(),
+            );
+        }
+        Ok(())
+    }
+
+    pub(super) fn len(&self) -> Result<u64, RunError> {
+        let metadata = self.file.metadata();
+        Ok(metadata
+            .map_err(RunError::io("examine the packed model", &self.path))?
+            .len())
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), RunError> {
+        self.file
+            .read_exact_at(buffer, self.offset + offset)
+            .map_err(RunError::io("read the packed model", &self.path))
+    }
+
+    /// Brings every page to memory as the plan says, and verifies each.
+    pub(super) fn load(
+        self,
+        plan: &Plan,
+        arena: &mut Region,
+        pool: &mut Pool,
+    ) -> Result<PageTable, RunError> {
+        let pages = &plan.weights.pages;
+        match &plan.weights.source {
+            WeightSource::Mapped => {
+                let bytes = plan.weights.packed_file_bytes as usize;
+                let mapping = FileMapping::new(&self.file, self.offset, bytes)
+                    .map_err(RunError::io("map the packed model", &self.path))?;
+                let sound = |page: &Page| {
+                    let range = page.file_offset as usize..(page.file_offset + page.bytes) as usize;
+                    Ok(blake3::hash(&mapping[range]).as_bytes() == &page.digest)
+                };
+                self.for_each_page(pages, pool, |_, page| sound(page))?;
+                Ok(PageTable::mapped(pages, mapping))
+            }
+            WeightSource::Read { slots } => {
+                let starts = slots.iter().map(|slot| {
+                    let offset = plan.buffers[slot.index()].offset as usize;
+                    arena.base().wrapping_add(offset).cast_const()
+                });
+                let table = PageTable::resident(starts.collect());
+                let targets = page_slots(plan, slots, arena.bytes_mut());
+                let offset = self.offset;
+                let file = self
+                    .file
+                    .try_clone()
+                    .map_err(RunError::io("reopen the packed model", &self.path))?;
+                let file = UncachedFile::new(file);
+                self.for_each_page(pages, pool, |index, page| {
+                    let mut target = targets[index].lock().expect("no page panicked");
+                    let wanted = page.bytes as usize;
+                    file.read_at(&mut target, wanted, offset + page.file_offset)?;
+                    Ok(blake3::hash(&target[..wanted]).as_bytes() == &page.digest)
+                })?;
+                Ok(table)
+            }
+        }
+    }
+
+    /// Calls `load` for each page, on all threads; it says whether the page
+    /// matches its digest.
+    ///
+    /// Errors: the first page that does not, or that could not be read.
+    fn for_each_page(
+        &self,
+        pages: &[Page],
+        pool: &mut Pool,
+        load: impl Fn(usize, &Page) -> io::Result<bool> + Sync,
+    ) -> Result<(), RunError> {
+        let broken = AtomicU32::new(u32::MAX);
+        let error = Mutex::new(None);
+        pool.run(&|team| {
+            team.phase(pages.len() as u32, |index| {
+                match load(index as usize, &pages[index as usize]) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        broken.fetch_min(index, Ordering::Relaxed);
+                    }
+                    Err(e) => {
+                        let mut error = error.lock().expect("no page panicked");
+                        error.get_or_insert(e);
+                    }
+                }
+                true
+            });
+        });
+        if let Some(e) = error.into_inner().expect("no page panicked") {
+            return Err(RunError::io("read a page of the packed model", &self.path)(
+                e,
+            ));
+        }
+        match broken.into_inner() {
+            u32::MAX => Ok(()),
+            index => Err(RunError::integrity(
+                &self.path,
+                Some(self.offset + pages[index as usize].file_offset),
+                format!("page {index} of the packed model does not match its digest"),
+            )),
+        }
+    }
+}
+
+/// The arena's bytes of each page's slot. Checked plans have disjoint slots.
+fn page_slots<'a>(
+    plan: &Plan,
+    slots: &[BufferId],
+    arena: &'a mut [u8],
+) -> Vec<Mutex<&'a mut [u8]>> {
+    let mut by_offset: Vec<usize> = (0..slots.len()).collect();
+    by_offset.sort_unstable_by_key(|&page| plan.buffers[slots[page].index()].offset);
+    let mut targets: Vec<_> = slots.iter().map(|_| Mutex::new(&mut [][..])).collect();
+    let (mut rest, mut at) = (arena, 0);
+    for page in by_offset {
+        let buffer = &plan.buffers[slots[page].index()];
+        let (_, from_slot) = rest.split_at_mut((buffer.offset - at) as usize);
+        let (slot, behind) = from_slot.split_at_mut(buffer.bytes as usize);
+        targets[page] = Mutex::new(slot);
+        (rest, at) = (behind, buffer.offset + buffer.bytes);
+    }
+    targets
+}

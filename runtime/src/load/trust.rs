@@ -1,0 +1,203 @@
+//! Whose code is run: digests of code sections that were built here, and keys
+//! whose signatures on plans are accepted.
+//!
+//! A trust folder holds `code.txt`, one BLAKE3 digest in hexadecimal a line,
+//! and `keys.txt`, one ed25519 public key in hexadecimal a line, optionally
+//! followed by a name. `plan.bin.sig` beside a plan holds, in hexadecimal, the
+//! ed25519 signature of the plan's header, which contains the digests of all
+//! sections.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ed25519_dalek::{Signature, VerifyingKey};
+
+use crate::error::RunError;
+use crate::hex;
+use crate::os::file::{LockFile, read_small, write_atomic};
+
+/// Far above any list that people keep.
+const LIST_BYTES_MAX: u64 = 16 << 20;
+
+/// A folder with lists of what is trusted; it need not exist yet.
+#[derive(Clone, Debug)]
+pub struct TrustStore {
+    folder: PathBuf,
+}
+
+/// An accepted signer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustedKey {
+    pub key: [u8; 32],
+    pub name: String,
+}
+
+impl TrustStore {
+    pub fn new(folder: impl Into<PathBuf>) -> TrustStore {
+        TrustStore {
+            folder: folder.into(),
+        }
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Digests of the code sections that were built here, sorted.
+    pub fn code(&self) -> Result<Vec<[u8; 32]>, RunError> {
+        self.list("code.txt", |line| hex::decode(line))
+    }
+
+    /// The accepted signers, sorted.
+    pub fn keys(&self) -> Result<Vec<TrustedKey>, RunError> {
+        self.list("keys.txt", |line| {
+            let (key, name) = line.split_once(' ').unwrap_or((line, ""));
+            Some(TrustedKey {
+                key: hex::decode(key)?,
+                name: name.to_owned(),
+            })
+        })
+    }
+
+    /// Trusts the code section with this digest.
+    pub fn add_code(&self, digest: &[u8; 32]) -> Result<(), RunError> {
+        self.add("code.txt", &hex::encode(digest))
+    }
+
+    /// Trusts the signer with this public key.
+    ///
+    /// Errors: bytes that are no ed25519 public key, or a name of several lines.
+    pub fn add_key(&self, key: &[u8; 32], name: &str) -> Result<(), RunError> {
+        if VerifyingKey::from_bytes(key).is_err() {
+            let key = hex::encode(key);
+            return Err(RunError::Usage(format!(
+                "{key} is not an ed25519 public key"
+            )));
+        }
+        if name.chars().any(char::is_control) {
+            return Err(RunError::Usage("a key's name is one line".to_owned()));
+        }
+        let line = format!("{} {name}", hex::encode(key));
+        self.add("keys.txt", line.trim_end())
+    }
+
+    /// Whether the code of the plan at `plan_path` may run: it was built here,
+    /// or the plan is signed by a trusted key.
+    pub(crate) fn accepts(
+        &self,
+        plan_path: &Path,
+        plan_header: &[u8],
+        code_digest: &[u8; 32],
+    ) -> Result<bool, RunError> {
+        if self.code()?.contains(code_digest) {
+            return Ok(true);
+        }
+        let mut signature_path = plan_path.as_os_str().to_owned();
+        signature_path.push(".sig");
+        let signature_path = Path::new(&signature_path);
+        let text = match read_small(signature_path, 1024) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(RunError::io("read the signature", signature_path)(e)),
+        };
+        let text = String::from_utf8_lossy(&text);
+        let bytes = hex::decode::<64>(text.trim()).ok_or_else(|| {
+            RunError::integrity(
+                signature_path,
+                None,
+                "not a signature: 128 hexadecimal digits are expected",
+            )
+        })?;
+        let signature = Signature::from_bytes(&bytes);
+        Ok(self.keys()?.iter().any(|trusted| {
+            VerifyingKey::from_bytes(&trusted.key)
+                .is_ok_and(|key| key.verify_strict(plan_header, &signature).is_ok())
+        }))
+    }
+
+    fn list<T>(&self, name: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, RunError> {
+        let path = self.folder.join(name);
+        let text = self.read(&path)?;
+        let mut byte = 0;
+        let mut items = Vec::new();
+        for line in text.split_inclusive('\n') {
+            let item = parse(line.trim_end());
+            items.push(item.ok_or_else(|| {
+                RunError::integrity(&path, Some(byte), "not an entry of a trust list")
+            })?);
+            byte += line.len() as u64;
+        }
+        Ok(items)
+    }
+
+    fn read(&self, path: &Path) -> Result<String, RunError> {
+        match read_small(path, LIST_BYTES_MAX) {
+            Ok(bytes) => String::from_utf8(bytes)
+                .map_err(|_| RunError::integrity(path, None, "not a text file")),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            Err(e) => Err(RunError::io("read the trust list", path)(e)),
+        }
+    }
+
+    /// Inserts a line into a sorted list, unless it is there. Readers see the
+    /// old or the new list; the lock keeps two writers from losing a line.
+    fn add(&self, name: &str, line: &str) -> Result<(), RunError> {
+        std::fs::create_dir_all(&self.folder)
+            .map_err(RunError::io("create the trust folder", &self.folder))?;
+        let lock_path = self.folder.join("lock");
+        let _lock = LockFile::acquire(&lock_path)
+            .map_err(RunError::io("lock the trust folder", &lock_path))?;
+        let path = self.folder.join(name);
+        let text = self.read(&path)?;
+        let mut lines: Vec<&str> = text.lines().collect();
+        if let Err(at) = lines.binary_search(&line) {
+            lines.insert(at, line);
+            let mut text = lines.join("\n");
+            text.push('\n');
+            write_atomic(&path, text.as_bytes())
+                .map_err(RunError::io("write the trust list", &path))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ed25519_dalek::{Signer, SigningKey};
+
+    #[test]
+    fn code_is_accepted_when_listed_or_signed_by_a_listed_key() {
+        let folder = std::env::temp_dir().join(format!("omex-trust-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        let store = TrustStore::new(folder.join("trust"));
+        let plan = folder.join("plan.bin");
+        let accepts = |digest: u8| store.accepts(&plan, b"header", &[digest; 32]).unwrap();
+
+        assert!(!accepts(1));
+        store.add_code(&[2; 32]).unwrap();
+        store.add_code(&[1; 32]).unwrap();
+        store.add_code(&[2; 32]).unwrap();
+        assert_eq!(store.code().unwrap(), [[1; 32], [2; 32]]);
+        assert!(accepts(1) && accepts(2) && !accepts(3));
+
+        let signer = SigningKey::from_bytes(&[7; 32]);
+        let signature = signer.sign(b"header").to_bytes();
+        let sig = folder.join("plan.bin.sig");
+        std::fs::write(&sig, format!("{}\n", hex::encode(&signature))).unwrap();
+        assert!(!accepts(3));
+        store
+            .add_key(signer.verifying_key().as_bytes(), "ada")
+            .unwrap();
+        assert!(accepts(3));
+        std::fs::write(&sig, hex::encode(&[1; 64])).unwrap();
+        assert!(!accepts(3));
+        std::fs::write(&sig, "xyz").unwrap();
+        assert!(store.accepts(&plan, b"header", &[3; 32]).is_err());
+
+        assert!(store.add_key(&[0xfe; 32], "").is_err());
+        std::fs::write(folder.join("trust/code.txt"), "nonsense\n").unwrap();
+        assert!(store.code().is_err());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}

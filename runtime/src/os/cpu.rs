@@ -1,0 +1,57 @@
+//! Which CPU features this machine has, by the names that plans use.
+
+/// The architecture of this build, as plans name it.
+pub const ARCH: &str = std::env::consts::ARCH;
+
+macro_rules! detect {
+    ($detect:ident, $name:expr, $($feature:tt)*) => {
+        match $name {
+            $($feature => std::arch::$detect!($feature),)*
+            _ => false,
+        }
+    };
+}
+
+/// Whether this CPU and kernel support the feature with this Rust name; names
+/// that this build does not know are unsupported.
+#[cfg(target_arch = "x86_64")]
+pub fn has_feature(name: &str) -> bool {
+    detect!(
+        is_x86_feature_detected, name,
+        "sse" "sse2" "sse3" "ssse3" "sse4.1" "sse4.2" "popcnt" "avx" "avx2" "f16c" "fma" "bmi1"
+        "bmi2" "lzcnt" "movbe" "avxvnni" "avx512f" "avx512bw" "avx512cd" "avx512dq" "avx512vl"
+        "avx512ifma" "avx512vbmi" "avx512vbmi2" "avx512vnni" "avx512bitalg" "avx512vpopcntdq"
+        "avx512bf16" "avx512fp16" "gfni" "vaes" "vpclmulqdq"
+    )
+}
+
+/// Whether this CPU and kernel support the feature with this Rust name; names
+/// that this build does not know are unsupported.
+#[cfg(target_arch = "aarch64")]
+pub fn has_feature(name: &str) -> bool {
+    detect!(
+        is_aarch64_feature_detected, name,
+        "neon" "fp16" "fhm" "dotprod" "i8mm" "bf16" "lse" "lse2" "rdm" "fcma" "jsconv" "crc" "aes"
+        "sha2" "sha3" "sve" "sve2" "sme" "rcpc" "rcpc2" "dit" "flagm" "ssbs" "sb" "paca" "pacg"
+    )
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("OMEX runs on x86-64 and aarch64");
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("OMEX runs on Linux; macOS and Windows are not supported yet");
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn unknown_features_are_absent_and_baseline_ones_present() {
+        assert!(!super::has_feature("avx1024"));
+        let baseline = if cfg!(target_arch = "x86_64") {
+            "sse2"
+        } else {
+            "neon"
+        };
+        assert!(super::has_feature(baseline));
+    }
+}

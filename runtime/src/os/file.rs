@@ -1,0 +1,271 @@
+//! Opening, reading and writing files.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Advice, OFlags};
+
+/// Alignment of offsets, lengths and memory in unbuffered reads.
+pub const DIRECT_ALIGN: u64 = 4096;
+
+/// Opens a regular file for reading and says how long it is.
+///
+/// Errors: anything but a regular file (a pipe would block, a device has no
+/// length), besides the system's.
+pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
+    let file = OpenOptions::new()
+        .read(true)
+        // A FIFO without a writer would block the open itself.
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    if !metadata.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        ));
+    }
+    Ok((file, metadata.len()))
+}
+
+/// Reads a file that must not be longer than `bytes_max`.
+pub fn read_small(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let (file, len) = open_regular(path)?;
+    if len > bytes_max {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{len} bytes long, at most {bytes_max} are expected"),
+        ));
+    }
+    let mut bytes = vec![0; len as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// A file that is read past the page cache where the filesystem allows it.
+#[derive(Debug)]
+pub struct UncachedFile {
+    /// Opened with O_DIRECT, unless the filesystem refuses it.
+    direct: Option<File>,
+    buffered: File,
+}
+
+impl UncachedFile {
+    /// `file` is the same file, opened normally.
+    pub fn new(file: File) -> UncachedFile {
+        // Opening through /proc reaches the very file that was checked, even
+        // when its name means another one by now.
+        use std::os::fd::AsRawFd;
+        let same = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let direct = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlags::DIRECT.bits() as i32)
+            .open(same)
+            .ok();
+        UncachedFile {
+            direct,
+            buffered: file,
+        }
+    }
+
+    /// Reads `wanted` bytes from `offset` on to `buffer`'s start. Direct reads
+    /// take whole blocks, so the rest of `buffer` may be overwritten too.
+    ///
+    /// Errors: the file ends early, or the system's.
+    pub fn read_at(&self, buffer: &mut [u8], wanted: usize, offset: u64) -> io::Result<()> {
+        assert!(wanted <= buffer.len(), "the buffer holds the wanted bytes");
+        let aligned = wanted.next_multiple_of(DIRECT_ALIGN as usize);
+        let direct_fits = offset.is_multiple_of(DIRECT_ALIGN)
+            && (buffer.as_ptr() as u64).is_multiple_of(DIRECT_ALIGN)
+            && aligned <= buffer.len();
+        let mut done = 0;
+        if let (Some(direct), true) = (&self.direct, direct_fits) {
+            while done < wanted {
+                match direct.read_at(&mut buffer[done..aligned], offset + done as u64) {
+                    Ok(0) => break,
+                    Ok(n) => {
+                        done += n;
+                        // A short read leaves an unaligned rest, except at the
+                        // file's end; the buffered path completes it.
+                        if !n.is_multiple_of(DIRECT_ALIGN as usize) {
+                            break;
+                        }
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) if e.raw_os_error() == Some(libc::EINVAL) => break,
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        if done < wanted {
+            self.buffered
+                .read_exact_at(&mut buffer[done..wanted], offset + done as u64)?;
+            let length = std::num::NonZeroU64::new(wanted as u64);
+            let _ = rustix::fs::fadvise(&self.buffered, offset, length, Advice::DontNeed);
+        }
+        Ok(())
+    }
+}
+
+/// A file that appears under its name only when it is complete.
+#[derive(Debug)]
+pub struct AtomicFile {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+    finished: bool,
+}
+
+impl AtomicFile {
+    /// Starts writing what will become `path`, in the same folder.
+    pub fn create(path: &Path) -> io::Result<AtomicFile> {
+        let name = path
+            .file_name()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file name"))?;
+        let mut attempt = 0u32;
+        loop {
+            let mut hidden = std::ffi::OsString::from(".");
+            hidden.push(name);
+            hidden.push(format!(".{}.{attempt}.tmp", std::process::id()));
+            let temporary = path.with_file_name(hidden);
+            match OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .open(&temporary)
+            {
+                Ok(file) => {
+                    return Ok(AtomicFile {
+                        file,
+                        temporary,
+                        path: path.to_owned(),
+                        finished: false,
+                    });
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && attempt < 100 => attempt += 1,
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Makes the contents durable and gives the file its name.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        std::fs::rename(&self.temporary, &self.path)?;
+        self.finished = true;
+        let folder = match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        File::open(folder)?.sync_all()
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if !self.finished {
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Writes `bytes` as the whole content of `path`, atomically.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes)?;
+    file.finish()
+}
+
+/// Holds an exclusive lock on a file until dropped; creates the file.
+#[derive(Debug)]
+pub struct LockFile(#[expect(dead_code, reason = "closing it releases the lock")] File);
+
+impl LockFile {
+    pub fn acquire(path: &Path) -> io::Result<LockFile> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+        Ok(LockFile(file))
+    }
+}
+
+/// An unnamed file in `folder`, for data that memory is not budgeted for.
+pub fn unnamed(folder: &Path) -> io::Result<File> {
+    let anonymous = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlags::TMPFILE.bits() as i32)
+        .open(folder);
+    match anonymous {
+        Ok(file) => Ok(file),
+        // Not every filesystem has O_TMPFILE; a name that is removed at once
+        // amounts to the same.
+        Err(_) => {
+            let path = folder.join(format!(".omex-{}.tmp", std::process::id()));
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&path)?;
+            std::fs::remove_file(&path)?;
+            Ok(file)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unfinished_file_leaves_nothing_behind() {
+        let folder = std::env::temp_dir().join(format!("omex-file-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("out.txt");
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.write_all(b"half").unwrap();
+        assert!(!path.exists());
+        drop(file);
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+        write_atomic(&path, b"whole").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"whole");
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+        assert!(open_regular(&folder).is_err());
+        assert!(open_regular(Path::new("/dev/zero")).is_err());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn uncached_reads_give_the_files_bytes_at_any_length() {
+        let path = std::env::temp_dir().join(format!("omex-direct-{}", std::process::id()));
+        let bytes: Vec<u8> = (0..20_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let (file, _) = open_regular(&path).unwrap();
+        let file = UncachedFile::new(file);
+        let mut region = crate::os::memory::Region::zeroed(24_576).unwrap();
+        for (offset, wanted) in [(0, 1), (4096, 4096), (8192, 11_808), (1, 77)] {
+            let buffer = region.bytes_mut();
+            file.read_at(buffer, wanted, offset).unwrap();
+            assert_eq!(buffer[..wanted], bytes[offset as usize..][..wanted]);
+        }
+        assert!(file.read_at(region.bytes_mut(), 16_384, 8192).is_err());
+        std::fs::remove_file(&path).unwrap();
+    }
+}
