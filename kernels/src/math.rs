@@ -3,22 +3,27 @@
 //! Every back end reproduces these sequences exactly; none may call a libm.
 //! Errors against the true functions are tested below.
 
-/// f16 bits to f32, exactly, for every finite value.
+/// Bits of a finite f16 to f32, exactly.
 ///
-/// The exponent is rebased with a multiplication by 2^112, which also
-/// normalises f16 denormals; infinities and NaN are refused at import, so
-/// their (wrong) image never matters.
+/// The sign is extended over the three bits between it and the exponent, and
+/// masked off them again; a multiplication by 2^112 rebases the exponent and
+/// normalises denormals.
+#[inline(always)]
+pub const fn finite_f16_to_f32(bits: u16) -> f32 {
+    let shifted = (bits as i16 as i32) << 13;
+    f32::from_bits(shifted as u32 & 0x8fff_e000) * f32::from_bits((112 + 127) << 23)
+}
+
+/// f16 bits to f32, exactly; infinity and NaN stay what they are, so that a
+/// checker can see them.
 #[inline]
 pub const fn f16_to_f32(bits: u16) -> f32 {
-    let magnitude = f32::from_bits((bits as u32 & 0x7fff) << 13);
-    // Finite values scale exactly; the exponent 31 is mapped to infinity or NaN
-    // so that a checker can see it.
-    let scaled = if bits & 0x7c00 == 0x7c00 {
-        f32::from_bits(0x7f80_0000 | (bits as u32 & 0x3ff) << 13)
+    if bits & 0x7c00 == 0x7c00 {
+        let sign = (bits as u32 & 0x8000) << 16;
+        f32::from_bits(sign | 0x7f80_0000 | (bits as u32 & 0x3ff) << 13)
     } else {
-        magnitude * f32::from_bits((112 + 127) << 23)
-    };
-    f32::from_bits(scaled.to_bits() | (bits as u32 & 0x8000) << 16)
+        finite_f16_to_f32(bits)
+    }
 }
 
 /// f32 to f16 bits, round to nearest even; too large becomes infinity.
@@ -65,13 +70,13 @@ pub const fn e8m0_half_to_f32(e: u8) -> f32 {
 pub const ROUND_MAGIC: f32 = 12_582_912.0;
 
 /// `x` rounded to an integer, half to even, for |x| < 2^22.
-#[inline]
+#[inline(always)]
 pub const fn round_even(x: f32) -> f32 {
     (x + ROUND_MAGIC) - ROUND_MAGIC
 }
 
 /// `a > b ? a : b`, the only maximum of the contract.
-#[inline]
+#[inline(always)]
 pub const fn max(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
@@ -96,7 +101,7 @@ const EXP_POLY: [f32; 6] = [
 ];
 
 /// e^x within 2 ulp; 0 below [`EXP_MIN`], e^[`EXP_MAX`] above it.
-#[inline]
+#[inline(always)]
 pub const fn exp(x: f32) -> f32 {
     let clamped = if x > EXP_MAX { EXP_MAX } else { x };
     let clamped = if clamped > EXP_MIN { clamped } else { EXP_MIN };
@@ -117,19 +122,19 @@ pub const fn exp(x: f32) -> f32 {
 }
 
 /// `x / (1 + e^-x)`.
-#[inline]
+#[inline(always)]
 pub const fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
 /// `tanh(x) = 1 - 2 / (e^2x + 1)`.
-#[inline]
+#[inline(always)]
 pub const fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(x + x) + 1.0)
 }
 
 /// GELU in its tanh form (Hendrycks and Gimpel, arXiv 1606.08415).
-#[inline]
+#[inline(always)]
 pub const fn gelu_tanh(x: f32) -> f32 {
     let inner = 0.797_884_6 * (x + (0.044_715 * (x * x)) * x);
     (0.5 * x) * (1.0 + tanh(inner))

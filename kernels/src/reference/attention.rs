@@ -1,6 +1,6 @@
 use super::NonFinite;
 use super::elementwise::{rotate_head, sum_lanes};
-use crate::math::{exp, f16_to_f32, f32_to_f16, max};
+use crate::math::{exp, f32_to_f16, finite_f16_to_f32, max};
 use crate::spec::{ATTENTION_SPLIT, HEAD_DIM_MAX, Rope};
 
 const LANES: usize = 16;
@@ -81,6 +81,7 @@ pub struct AttentionHead {
 /// `exp(difference)`. Positions that the query does not see are skipped.
 ///
 /// Errors: a score that is NaN or infinite.
+#[inline(always)]
 pub fn attend(
     head: AttentionHead,
     q: &[f32],
@@ -128,6 +129,7 @@ pub fn attend(
 
 /// Scores, maximum, weights and weighted values of positions `begin..end`
 /// within one split. Returns (m, l) and fills `o`.
+#[inline(always)]
 fn attend_split(
     begin: u32,
     end: u32,
@@ -142,19 +144,24 @@ fn attend_split(
     let (from, to) = ((begin - split) as usize, (end - split) as usize);
     let mut scores = [0.0f32; SPLIT];
     // Rings and splits are multiples of 16, so a group of 16 positions is
-    // contiguous; lanes outside begin..end compute values nobody reads.
-    for group in from / LANES..to.div_ceil(LANES) {
+    // contiguous; lanes outside begin..end compute values nobody reads. Two
+    // groups at a time hide the latency of the additions.
+    let groups = from / LANES..to.div_ceil(LANES);
+    let keys_of = |group: usize| {
         let slot = ((split + (group * LANES) as u32) % ring) as usize;
-        let keys = &kv.keys[slot * head_dim..(slot + LANES) * head_dim];
-        let mut acc = [0.0f32; LANES];
-        for (&q, keys) in q.iter().zip(keys.chunks_exact(LANES)) {
-            for (acc, &k) in acc.iter_mut().zip(keys) {
-                *acc += q * f16_to_f32(k);
-            }
-        }
-        for (score, acc) in scores[group * LANES..].iter_mut().zip(acc) {
-            *score = acc * scale;
-        }
+        &kv.keys[slot * head_dim..(slot + LANES) * head_dim]
+    };
+    let mut group = groups.start;
+    while group < groups.end {
+        let next = if group + 1 < groups.end {
+            group + 1
+        } else {
+            group
+        };
+        let (a, b) = score_groups(q, keys_of(group), keys_of(next), scale);
+        scores[group * LANES..][..LANES].copy_from_slice(&a);
+        scores[next * LANES..][..LANES].copy_from_slice(if next == group { &a } else { &b });
+        group += 2;
     }
     let seen = &mut scores[from..to];
     let mut m = seen[0];
@@ -166,26 +173,81 @@ fn attend_split(
     if !finite {
         return Err(NonFinite);
     }
-    let mut lanes = [0.0f32; LANES];
-    for (i, s) in seen.iter_mut().enumerate() {
+    for s in seen.iter_mut() {
         *s = exp(*s - m);
-        lanes[(from + i) % LANES] += *s;
     }
-    o.fill(0.0);
-    for (i, &p) in seen.iter().enumerate() {
-        let slot = ((begin + i as u32) % ring) as usize;
-        let values = &kv.values[slot * head_dim..(slot + 1) * head_dim];
-        for (o, &v) in o.iter_mut().zip(values) {
-            *o += p * f16_to_f32(v);
+    // Weights outside begin..end become zero, and adding zero to a lane, which
+    // is never negative, is the same as skipping it.
+    scores[..from].fill(0.0);
+    scores[to..].fill(0.0);
+    let mut lanes = [0.0f32; LANES];
+    for group in scores.chunks_exact(LANES) {
+        for (lane, p) in lanes.iter_mut().zip(group) {
+            *lane += p;
         }
     }
+    let seen = &scores[from..to];
+    // Elements of the head are independent: blocks of 32 stay in registers over
+    // all positions. A run of slots ends where the ring wraps.
+    let first_slot = (begin % ring) as usize;
+    let until_wrap = if seen.len() < ring as usize - first_slot {
+        seen.len()
+    } else {
+        ring as usize - first_slot
+    };
+    let (head, tail) = seen.split_at(until_wrap);
+    let runs = [
+        (head, &kv.values[first_slot * head_dim..]),
+        (tail, kv.values),
+    ];
+    let mut d = 0;
+    while d < head_dim {
+        let width = if head_dim - d < 2 * LANES {
+            head_dim - d
+        } else {
+            2 * LANES
+        };
+        let mut acc = [0.0f32; 2 * LANES];
+        for (weights, values) in runs {
+            for (&p, row) in weights.iter().zip(values.chunks_exact(head_dim)) {
+                if width == 2 * LANES {
+                    add_weighted(&mut acc, p, &row[d..d + 2 * LANES]);
+                } else {
+                    add_weighted(&mut acc[..width], p, &row[d..d + width]);
+                }
+            }
+        }
+        o[d..d + width].copy_from_slice(&acc[..width]);
+        d += width;
+    }
     Ok((m, sum_lanes(lanes)))
+}
+
+/// Scaled scores of two groups of 16 positions, sequential over the head.
+#[inline(always)]
+fn score_groups(q: &[f32], a: &[u16], b: &[u16], scale: f32) -> ([f32; LANES], [f32; LANES]) {
+    let (mut sum_a, mut sum_b) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let keys = a.chunks_exact(LANES).zip(b.chunks_exact(LANES));
+    for (&q, (a, b)) in q.iter().zip(keys) {
+        add_weighted(&mut sum_a, q, a);
+        add_weighted(&mut sum_b, q, b);
+    }
+    (sum_a.map(|s| s * scale), sum_b.map(|s| s * scale))
+}
+
+/// `acc[i] += weight * halves[i]`.
+#[inline(always)]
+fn add_weighted(acc: &mut [f32], weight: f32, halves: &[u16]) {
+    for (acc, &half) in acc.iter_mut().zip(halves) {
+        *acc += weight * finite_f16_to_f32(half);
+    }
 }
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
+    use crate::math::f16_to_f32;
     use std::vec;
     use std::vec::Vec;
 

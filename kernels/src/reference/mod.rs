@@ -10,8 +10,8 @@ mod matmul;
 
 pub use attention::{AttentionHead, KvHead, attend, kv_store};
 pub use elementwise::{
-    Q8Blocks, Q8BlocksMut, embed_panels, embed_rows, gate, quantize, rms_norm,
-    rms_reciprocal, rms_scale, rope_table, rotate_head, sum_lanes,
+    Q8Blocks, Q8BlocksMut, embed_panels, embed_rows, gate, quantize, rms_norm, rms_reciprocal,
+    rms_scale, rope_table, rotate_head, sum_lanes,
 };
 pub use matmul::{epilogue, matmul_panel_f32, matmul_panel_q8};
 
