@@ -2,10 +2,12 @@
 
 pub mod build;
 pub mod cache;
+mod container;
 pub mod execute;
 pub mod explain;
 pub mod inspect;
 pub mod output;
+mod plan_file;
 pub mod report;
 pub mod targets;
 pub mod tokenize;

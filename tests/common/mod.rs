@@ -1,0 +1,141 @@
+//! What the end-to-end tests share: a scratch folder with an OMEX home of its
+//! own, the two binaries, and the real model.
+#![allow(dead_code, reason = "every test binary uses a part")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// SmolLM2-135M-Instruct Q4_1, which `examples/fetch_model.sh` provides.
+pub fn smollm2() -> PathBuf {
+    let path = match std::env::var_os("OMEX_TEST_MODEL_SMOLLM2") {
+        Some(path) => PathBuf::from(path),
+        None => root().join("target/models/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    };
+    assert!(
+        path.is_file(),
+        "{} is missing: run examples/fetch_model.sh",
+        path.display()
+    );
+    path
+}
+
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A scratch folder that is removed when dropped.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn new(name: &str) -> Scratch {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("{name}-{}", std::process::id()));
+        // A folder of that name is left of a process that died.
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        Scratch(folder)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    pub fn omexc(&self) -> Command {
+        self.command(env!("CARGO_BIN_EXE_omexc"))
+    }
+
+    pub fn omex(&self) -> Command {
+        self.command(env!("CARGO_BIN_EXE_omex"))
+    }
+
+    /// A command in this folder that sees no configuration but its own.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .current_dir(&self.0)
+            .env("OMEX_HOME", self.path("home"))
+            .env_remove("OMEX_TARGET")
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Builds a container that says `fields` beside its fixed part.
+    pub fn build(&self, model: &Path, plan: &str, fields: &str, flags: &[&str]) -> PathBuf {
+        let container = container(model, fields);
+        let file = self.write(&format!("{plan}.omex.json"), container);
+        let out = self.path(plan);
+        let mut command = self.omexc();
+        command.arg("build").arg(&file).arg("-o").arg(&out);
+        ok(command.args(["--target", "host"]).args(flags));
+        out
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Left-over files in the target folder harm nobody.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A completion container over `input.txt`.
+pub fn container(model: &Path, fields: &str) -> String {
+    let model = model.to_str().unwrap();
+    format!(
+        r#"{{
+  "omex_version": "0.3.0",
+  "task_id": "test",
+  "task_type": "summarization",
+  {fields}
+  "task_flow": [
+    {{"id": "load", "type": "model_load", "model_path": "{model}", "output": "model"}},
+    {{"id": "read", "type": "tokenize", "input": "input.txt", "output": "tokens"}},
+    {{"id": "infer", "type": "forward_pass", "model": "model", "input": "tokens", "output": "logits"}},
+    {{"id": "pick", "type": "greedy_sample", "logits": "logits", "output": "generated"}},
+    {{"id": "text", "type": "decode", "input": "generated", "output": "result"}}
+  ]
+}}"#
+    )
+}
+
+/// Runs a command that must succeed.
+pub fn ok(command: &mut Command) -> Output {
+    let output = command.output().expect("the binary starts");
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// Runs a command that must end with `code`, and returns its standard error.
+pub fn fails(command: &mut Command, code: i32) -> String {
+    let output = command.output().expect("the binary starts");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{command:?}:\n{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    stderr
+}
+
+/// The report of `omex run --json`.
+pub fn report(command: &mut Command) -> serde_json::Value {
+    let output = ok(command.arg("--json"));
+    serde_json::from_slice(&output.stdout).expect("--json prints one JSON object")
+}
+
+pub fn u64_of(report: &serde_json::Value, field: &str) -> u64 {
+    report[field]
+        .as_u64()
+        .unwrap_or_else(|| panic!("{field} in {report}"))
+}

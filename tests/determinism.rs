@@ -1,0 +1,76 @@
+//! The same bits for every number of threads, prompt chunking and weight
+//! source; the same plan bytes from every folder.
+
+mod common;
+
+use std::path::Path;
+
+use common::{Scratch, ok, report, smollm2};
+
+const PROMPT: &str = "Rust is a systems programming language. In three sentences, \
+say what ownership, borrowing and lifetimes are for, and give an example of each: \
+fn main() { let s = String::from(\"héllo ☃\"); println!(\"{s}\"); }";
+
+/// BLAKE3 of the logits of every position of [`PROMPT`] and 16 generated
+/// tokens. It changes with the numeric contract only.
+const GOLDEN: &str = include_str!("golden/smollm2-logits.txt");
+
+fn logits(scratch: &Scratch, plan: &Path, flags: &[&str]) -> (String, serde_json::Value) {
+    let dump = scratch.path("logits.f32");
+    let mut run = scratch.omex();
+    run.arg("run").arg(plan).args(["-p", PROMPT, "-n", "16"]);
+    run.arg("--dump-logits").arg(&dump).args(flags);
+    let report = report(&mut run);
+    let bytes = std::fs::read(&dump).unwrap();
+    (blake3::hash(&bytes).to_hex().to_string(), report)
+}
+
+#[test]
+fn logits_and_tokens_do_not_depend_on_how_they_are_computed() {
+    let scratch = Scratch::new("determinism");
+    let model = smollm2();
+    let fields = r#""model_requirements": {"max_sequence_tokens": 512},"#;
+    let mapped = scratch.build(&model, "mapped.bin", fields, &[]);
+    let read = scratch.build(&model, "read.bin", fields, &["--ram", "400MiB"]);
+    let mut seen = Vec::new();
+    for plan in [&mapped, &read] {
+        for threads in ["1", "2", "3"] {
+            for chunk in ["1", "7", "64", "512"] {
+                let flags = ["-t", threads, "--ubatch-size", chunk];
+                let (hash, report) = logits(&scratch, plan, &flags);
+                let ids = report["token_ids"].to_string();
+                let result = report["result_id"].to_string();
+                seen.push((format!("{} {flags:?}", plan.display()), hash, ids, result));
+            }
+        }
+    }
+    for (how, hash, ids, result) in &seen {
+        assert_eq!(hash, &seen[0].1, "logits of {how}");
+        assert_eq!(ids, &seen[0].2, "tokens of {how}");
+        assert_eq!(result, &seen[0].3, "result id of {how}");
+    }
+    assert_eq!(seen[0].1, GOLDEN.trim(), "the golden logits");
+}
+
+#[test]
+fn plans_do_not_depend_on_folders_or_threads() {
+    let model = smollm2();
+    let plans: Vec<Vec<u8>> = ["here", "some/where/else"]
+        .iter()
+        .zip(["1", "3"])
+        .map(|(folder, threads)| {
+            let scratch = Scratch::new("plans");
+            let container = scratch.write(
+                &format!("{folder}/task.omex.json"),
+                common::container(&model, ""),
+            );
+            let plan = scratch.path("plan.bin");
+            let mut build = scratch.omexc();
+            build.arg("build").arg(&container).arg("-o").arg(&plan);
+            build.env("RAYON_NUM_THREADS", threads);
+            ok(build.args(["--target", "pi5", "-j", threads]));
+            std::fs::read(&plan).unwrap()
+        })
+        .collect();
+    assert!(plans[0] == plans[1], "plan bytes differ");
+}
