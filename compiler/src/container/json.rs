@@ -143,7 +143,9 @@ fn syntax_error(source: &Arc<Source>, error: &serde_json::Error) -> Diagnostic {
             .at(source, Span::from_range(end..end), message)
             .help("the file may have been cut off; or a bracket, brace or quote is not closed");
     }
-    let start = source.line_start_of(error.line()) + error.column().saturating_sub(1);
+    // serde_json counts the byte at fault, except for a control character.
+    let counted = usize::from(!message.contains("control character"));
+    let start = source.line_start_of(error.line()) + error.column().saturating_sub(counted);
     let start = text.floor_char_boundary(start.min(text.len()));
     let found = text[start..].chars().next();
     let help = match found {

@@ -18,6 +18,7 @@ mod prompt;
 mod requirements;
 mod supported;
 mod task;
+mod text;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -32,7 +32,7 @@ impl Task {
             hint("`load_layers`", layers.span);
         }
         if let Some(compress) = self.model.compress.filter(|compress| compress.value) {
-            hint("compressed pages", compress.span);
+            hint("`compression`", compress.span);
         }
         if let Some(prefetch) = self
             .storage
