@@ -1,8 +1,14 @@
 //! Compiles OMEX task containers and models into plans.
 
+pub mod arena;
+pub mod choices;
 pub mod container;
 pub mod diagnostic;
+pub mod emit;
 pub mod import;
-pub mod tokenizer;
 pub mod ir;
 pub mod passes;
+pub mod pipeline;
+pub mod prompt;
+pub mod report;
+pub mod tokenizer;

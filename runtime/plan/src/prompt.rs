@@ -33,6 +33,12 @@ pub enum Trim {
 }
 
 impl Trim {
+    /// What is left of `text`.
+    #[must_use]
+    pub fn apply_str(self, text: &str) -> &str {
+        std::str::from_utf8(self.apply(text.as_bytes())).expect("whole characters are taken off")
+    }
+
     /// What is left of `text`. Bytes that are not UTF-8 are not white space.
     #[must_use]
     pub fn apply(self, mut text: &[u8]) -> &[u8] {

@@ -7,6 +7,7 @@
 //! Text is taken as it is, without Unicode normalization, and may be any bytes.
 
 mod merge;
+mod prompt;
 mod scan;
 pub mod stream;
 pub mod table;
@@ -176,6 +177,12 @@ impl<'a> Tokenizer<'a> {
     #[must_use]
     pub fn is_end_of_generation(&self, id: u32) -> bool {
         self.flags(id) & flag::END != 0
+    }
+
+    /// Whether the token `id`, found as special text, takes the white space after it.
+    #[must_use]
+    pub fn strips_right(&self, id: u32) -> bool {
+        self.flags(id) & flag::STRIP_RIGHT != 0
     }
 
     /// All tokens that end generation, ascending.
