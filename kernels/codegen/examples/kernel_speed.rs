@@ -35,9 +35,29 @@ fn fastest(threads: usize, work: impl Fn(usize) + Sync) -> f64 {
 fn main() {
     let names: Vec<String> = std::env::args().skip(1).collect();
     let isa = Isa::host().expect("an architecture with a back end");
+    let memory = vec![1u64; 25_000_000];
+    let read = |threads: usize| {
+        let part = memory.len() / threads;
+        let seconds = fastest(threads, |t| {
+            let part = &memory[t * part..(t + 1) * part];
+            let lanes = part.chunks_exact(16).fold([0u64; 16], |mut s, c| {
+                for (s, c) in s.iter_mut().zip(c) {
+                    *s ^= c;
+                }
+                s
+            });
+            std::hint::black_box(lanes);
+        });
+        200e6 / seconds / 1e9
+    };
     println!(
-        "{:8} {:>10} {:>10} {:>12} {:>12} {:>10}",
-        "format", "1 GB/s", "2 GB/s", "1 Gmac/s", "2 Gmac/s", "compile us"
+        "plain reads: {:.1} GB/s on one thread, {:.1} on two",
+        read(1),
+        read(2)
+    );
+    println!(
+        "{:8} {:>10} {:>10} {:>10} {:>12} {:>12} {:>10}",
+        "format", "cached", "1 GB/s", "2 GB/s", "1 Gmac/s", "2 Gmac/s", "compile us"
     );
     for format in WeightFormat::ALL {
         if !names.is_empty() && !names.iter().any(|n| n == format.name()) {
@@ -84,6 +104,7 @@ fn main() {
             })
         };
         let decode = [1, 2].map(|t| many.len() as f64 / measure(&many, 1, t) / 1e9);
+        let cached = few.len() as f64 / measure(&few, 1, 1) / 1e9;
         let macs = 1536.0 * K as f64 * columns as f64;
         let prefill = [1, 2].map(|t| macs / measure(&few, columns, t) / 1e9);
         let start = Instant::now();
@@ -92,8 +113,9 @@ fn main() {
         }
         let micros = start.elapsed().as_micros() / 10;
         println!(
-            "{:8} {:10.1} {:10.1} {:12.1} {:12.1} {micros:10}",
+            "{:8} {:10.1} {:10.1} {:10.1} {:12.1} {:12.1} {micros:10}",
             format.name(),
+            cached,
             decode[0],
             decode[1],
             prefill[0],

@@ -76,11 +76,11 @@ features! {
     Sse42, X86_64, "sse4.2", Some("has_sse42"), "sse4.2";
     Avx, X86_64, "avx", Some("has_avx"), "avx";
     Avx2, X86_64, "avx2", Some("has_avx2"), "avx2";
-    AvxVnni, X86_64, "avx-vnni", Some("has_avx_vnni"), "avxvnni";
+    AvxVnni, X86_64, "avxvnni", Some("has_avx_vnni"), "avxvnni";
     Avx512F, X86_64, "avx512f", Some("has_avx512f"), "avx512f";
     Avx512Bw, X86_64, "avx512bw", None, "avx512bw";
     Avx512Vl, X86_64, "avx512vl", Some("has_avx512vl"), "avx512vl";
-    Avx512Vnni, X86_64, "avx512-vnni", Some("has_avx512vnni"), "avx512vnni";
+    Avx512Vnni, X86_64, "avx512vnni", Some("has_avx512vnni"), "avx512vnni";
     Dotprod, Aarch64, "dotprod", Some("has_dotprod"), "dotprod";
     I8mm, Aarch64, "i8mm", Some("has_i8mm"), "i8mm";
 }

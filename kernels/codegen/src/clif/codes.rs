@@ -1,9 +1,9 @@
 //! Quantized codes: from the bit planes of a panel to int8 operands.
 
 use super::emit::{Address, Emit};
+use crate::Arch;
 use cranelift_codegen::ir::types::I8X16;
 use cranelift_codegen::ir::{InstBuilder, Value};
-use crate::Arch;
 use omex_kernels::WeightFormat;
 use omex_kernels::block::{IQ4_VALUES, MXFP4_VALUES};
 use omex_kernels::format::{CodeBits, Quantized};
@@ -78,8 +78,18 @@ impl Codes {
             WeightFormat::Q5_0 => plain(16),
             WeightFormat::Q6K => plain(32),
             WeightFormat::Q8_0 => match domain {
-                Domain::U8 => Codes { bits, map: Map::FlipSign, offset: 128, magnitude_max: 255 },
-                Domain::I8 => Codes { bits, map: Map::Plain, offset: 0, magnitude_max: 128 },
+                Domain::U8 => Codes {
+                    bits,
+                    map: Map::FlipSign,
+                    offset: 128,
+                    magnitude_max: 255,
+                },
+                Domain::I8 => Codes {
+                    bits,
+                    map: Map::Plain,
+                    offset: 0,
+                    magnitude_max: 128,
+                },
             },
             WeightFormat::Iq4Nl | WeightFormat::Iq4Xs => table(&IQ4_VALUES, 128),
             WeightFormat::Mxfp4 => table(&MXFP4_VALUES, 12),
@@ -110,16 +120,36 @@ impl Codes {
     /// The operands of group `group` of the four rows whose part of the first
     /// step of the 32-block lies at `at`. With `in_place`, groups with odd
     /// numbers are 16 times as large.
-    pub(super) fn load(&self, e: &mut Emit, constants: &Constants, steps: &mut Steps, at: Address, group: u32) -> Value {
+    pub(super) fn load(
+        &self,
+        e: &mut Emit,
+        constants: &Constants,
+        steps: &mut Steps,
+        at: Address,
+        group: u32,
+    ) -> Value {
         if let Some(high_nibble) = constants.high_nibble_mask {
             let step = steps.load(e, 0, at, group / 2);
-            let mask = if group.is_multiple_of(2) { constants.low_mask } else { Some(high_nibble) };
+            let mask = if group.is_multiple_of(2) {
+                constants.low_mask
+            } else {
+                Some(high_nibble)
+            };
             return e.b.ins().band(mask.expect("a mask of nibbles"), step);
         }
         let low = plane(e, steps, 0, at, self.bits.low, group, 0, constants.low_mask);
         let code = if self.bits.high > 0 {
             let at = at.plus(64 * self.bits.low);
-            let high = plane(e, steps, 1, at, self.bits.high, group, self.bits.low, constants.high_mask);
+            let high = plane(
+                e,
+                steps,
+                1,
+                at,
+                self.bits.high,
+                group,
+                self.bits.low,
+                constants.high_mask,
+            );
             e.b.ins().bor(low, high)
         } else {
             low
@@ -145,7 +175,10 @@ pub(super) struct Steps {
 
 impl Steps {
     pub(super) fn new(keep: bool) -> Steps {
-        Steps { keep, last: [None; 2] }
+        Steps {
+            keep,
+            last: [None; 2],
+        }
     }
 
     fn load(&mut self, e: &mut Emit, plane: usize, at: Address, step: u32) -> Value {

@@ -46,7 +46,11 @@ pub(super) struct Sum {
 
 impl Sum {
     pub(super) fn new(initial: Option<Value>) -> Sum {
-        Sum { total: initial, partial: [None; 2], pending: 0 }
+        Sum {
+            total: initial,
+            partial: [None; 2],
+            pending: 0,
+        }
     }
 }
 
@@ -97,7 +101,14 @@ impl Dot {
     }
 
     /// `sum + w . a`.
-    pub(super) fn step(self, e: &mut Emit, codes: &Codes, mut sum: Sum, w: Operand, a: Operand) -> Sum {
+    pub(super) fn step(
+        self,
+        e: &mut Emit,
+        codes: &Codes,
+        mut sum: Sum,
+        w: Operand,
+        a: Operand,
+    ) -> Sum {
         match self {
             Dot::Vnni | Dot::Sdot => {
                 let total = match sum.total {

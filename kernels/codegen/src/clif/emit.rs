@@ -4,7 +4,8 @@ use crate::Arch;
 use cranelift_codegen::ir::immediates::V128Imm;
 use cranelift_codegen::ir::types::{F32, F32X4, I8X16, I16X8, I32, I32X4, I64};
 use cranelift_codegen::ir::{
-    BlockArg, ConstantData, Endianness, InstBuilder, MemFlagsData, StackSlotData, StackSlotKind, Type, Value, types,
+    BlockArg, ConstantData, Endianness, InstBuilder, MemFlagsData, StackSlotData, StackSlotKind,
+    Type, Value,
 };
 use cranelift_codegen::isa::TargetFrontendConfig;
 use cranelift_frontend::FunctionBuilder;
@@ -84,7 +85,12 @@ impl<'a> Emit<'a> {
     pub(super) fn splat_lane(&mut self, value: Value, index: u32) -> Value {
         let bytes = self.cast(I8X16, value);
         let lanes = std::array::from_fn::<u8, 16, _>(|i| (4 * index + i as u32 % 4) as u8);
-        let lanes = self.b.func.dfg.immediates.push(ConstantData::from(&lanes[..]));
+        let lanes = self
+            .b
+            .func
+            .dfg
+            .immediates
+            .push(ConstantData::from(&lanes[..]));
         self.b.ins().shuffle(bytes, bytes, lanes)
     }
 
@@ -122,7 +128,12 @@ impl<'a> Emit<'a> {
     }
 
     pub(super) fn vector(&mut self, ty: Type, bytes: [u8; 16]) -> Value {
-        let constant = self.b.func.dfg.constants.insert(ConstantData::from(V128Imm(bytes)));
+        let constant = self
+            .b
+            .func
+            .dfg
+            .constants
+            .insert(ConstantData::from(V128Imm(bytes)));
         self.b.ins().vconst(ty, constant)
     }
 
@@ -206,63 +217,52 @@ impl<'a> Emit<'a> {
 
     // Control.
 
-    /// Executes `body` `count` times (at least once), feeding its results back.
+    /// Executes `body` `count` times, feeding its results back.
     pub(super) fn repeat(
         &mut self,
         count: u32,
         carried: &[Value],
         body: impl FnOnce(&mut Self, &[Value]) -> Vec<Value>,
     ) -> Vec<Value> {
-        assert!(count > 0, "a loop without iterations");
         if count == 1 {
             return body(self, carried);
         }
         let count = self.int(count as i64);
-        self.repeat_from(count, carried, body)
+        self.repeat_dynamic(count, carried, body)
     }
 
-    /// Executes `body` `count` times, which may be zero.
-    pub(super) fn repeat_dynamic<const N: usize>(
-        &mut self,
-        count: Value,
-        carried: [Value; N],
-        body: impl FnOnce(&mut Self, [Value; N]) -> [Value; N],
-    ) {
-        let (some, done) = (self.b.create_block(), self.b.create_block());
-        self.b.ins().brif(count, some, &[], done, &[]);
-        self.b.switch_to_block(some);
-        self.repeat_from(count, &carried, |e, v| {
-            body(e, v.try_into().expect("as many values as carried")).to_vec()
-        });
-        self.b.ins().jump(done, &[]);
-        self.b.switch_to_block(done);
-    }
-
-    fn repeat_from(
+    /// The same for a count that is known when the kernel executes.
+    ///
+    /// The test stands at the top, so that every result of `body` has one use:
+    /// cranelift merges loads only into expressions that are used once.
+    pub(super) fn repeat_dynamic(
         &mut self,
         count: Value,
         carried: &[Value],
         body: impl FnOnce(&mut Self, &[Value]) -> Vec<Value>,
     ) -> Vec<Value> {
-        let (head, exit) = (self.b.create_block(), self.b.create_block());
-        let left = self.b.append_block_param(head, types::I64);
-        for &value in carried {
-            let ty = self.b.func.dfg.value_type(value);
-            self.b.append_block_param(head, ty);
-            self.b.append_block_param(exit, ty);
-        }
+        let (head, again, exit) = (
+            self.b.create_block(),
+            self.b.create_block(),
+            self.b.create_block(),
+        );
         let mut enter = vec![count];
         enter.extend(carried);
+        for &value in &enter {
+            let ty = self.b.func.dfg.value_type(value);
+            self.b.append_block_param(head, ty);
+        }
         self.b.ins().jump(head, &block_args(&enter));
         self.b.switch_to_block(head);
-        let params = self.b.block_params(head)[1..].to_vec();
-        let results = body(self, &params);
-        let left = self.b.ins().iadd_imm_s(left, -1);
-        let mut again = vec![left];
-        again.extend(&results);
-        self.b.ins().brif(left, head, &block_args(&again), exit, &block_args(&results));
+        let params = self.b.block_params(head).to_vec();
+        self.b.ins().brif(params[0], again, &[], exit, &[]);
+        self.b.switch_to_block(again);
+        let results = body(self, &params[1..]);
+        let mut next = vec![self.b.ins().iadd_imm_s(params[0], -1)];
+        next.extend(results);
+        self.b.ins().jump(head, &block_args(&next));
         self.b.switch_to_block(exit);
-        self.b.block_params(exit).to_vec()
+        params[1..].to_vec()
     }
 }
 

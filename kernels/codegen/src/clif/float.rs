@@ -2,7 +2,7 @@
 
 use super::emit::{Address, Emit};
 use super::frame::{Frame, Pass, QUADS};
-use super::scales::F16_TO_F32;
+use super::scales::F16ToF32;
 use cranelift_codegen::ir::types::{F32X4, I32X4};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use omex_kernels::WeightFormat;
@@ -24,8 +24,12 @@ fn rows(e: &mut Emit, frame: &Frame, pass: &Pass, first: usize, quads: usize) {
     // A step is 64 bytes: one k of F32, two of the halves.
     let per_step = frame.format.k_multiple();
     let steps = frame.k / per_step;
-    let unroll = [4, 2, 1].into_iter().find(|u| steps.is_multiple_of(*u)).expect("1 divides");
+    let unroll = [4, 2, 1]
+        .into_iter()
+        .find(|u| steps.is_multiple_of(*u))
+        .expect("1 divides");
     let sums = pass.columns * quads;
+    let halves = F16ToF32::new(e);
     let zero = e.f32s(0.0);
     let mut carried = vec![zero; sums];
     carried.push(e.advance(pass.weights, 16 * first as u64));
@@ -35,7 +39,15 @@ fn rows(e: &mut Emit, frame: &Frame, pass: &Pass, first: usize, quads: usize) {
         let (weights, activations) = (Address::new(v[sums]), Address::new(v[sums + 1]));
         for i in 0..unroll * per_step {
             let at = weights.plus(64 * (i / per_step));
-            let weight = |e: &mut Emit, q: usize| element(e, frame.format, at.plus(16 * q as u32), i % per_step);
+            let weight = |e: &mut Emit, q: usize| {
+                element(
+                    e,
+                    frame.format,
+                    halves,
+                    at.plus(16 * q as u32),
+                    i % per_step,
+                )
+            };
             if pass.columns == 1 {
                 let a = e.load_splat(F32X4, activations.plus(4 * i));
                 for (q, sum) in v[..quads].iter_mut().enumerate() {
@@ -65,7 +77,7 @@ fn rows(e: &mut Emit, frame: &Frame, pass: &Pass, first: usize, quads: usize) {
 }
 
 /// Element `index` of the step whose four rows lie at `at`, as f32.
-fn element(e: &mut Emit, format: WeightFormat, at: Address, index: u32) -> Value {
+fn element(e: &mut Emit, format: WeightFormat, halves: F16ToF32, at: Address, index: u32) -> Value {
     if format == WeightFormat::F32 {
         return e.load(F32X4, at);
     }
@@ -81,7 +93,11 @@ fn element(e: &mut Emit, format: WeightFormat, at: Address, index: u32) -> Value
     }
     // Sign and magnitude of the half at the places of an f32's, with an exponent
     // that is 112 too small.
-    let high = if index == 0 { e.shift_left(pair, 16) } else { pair };
+    let high = if index == 0 {
+        e.shift_left(pair, 16)
+    } else {
+        pair
+    };
     let spread = e.shift_right_signed(high, 3);
-    F16_TO_F32.scale(e, spread)
+    halves.convert(e, spread)
 }

@@ -37,7 +37,13 @@ pub(super) struct Pass {
 }
 
 impl Frame {
-    pub(super) fn new(format: WeightFormat, rows: u32, k: u32, bias: bool, residual: bool) -> Frame {
+    pub(super) fn new(
+        format: WeightFormat,
+        rows: u32,
+        k: u32,
+        bias: bool,
+        residual: bool,
+    ) -> Frame {
         let activation = Activation::for_weights(format).stride_bytes(k);
         Frame {
             format,
@@ -58,40 +64,50 @@ impl Frame {
         let out = argument(offset_of!(MatmulArgs, out));
         let panels = argument(offset_of!(MatmulArgs, panels));
         let columns = argument(offset_of!(MatmulArgs, columns));
-        let bias = if self.bias { argument(offset_of!(MatmulArgs, bias)) } else { out };
-        let residual = if self.residual { argument(offset_of!(MatmulArgs, residual)) } else { out };
+        let bias = if self.bias {
+            argument(offset_of!(MatmulArgs, bias))
+        } else {
+            out
+        };
+        let residual = if self.residual {
+            argument(offset_of!(MatmulArgs, residual))
+        } else {
+            out
+        };
 
         let tiles = e.b.ins().ushr_imm_u(columns, tile.ilog2() as i64);
         let singles = e.b.ins().band_imm_u(columns, tile as i64 - 1);
-        let tile_bytes = self.activation_stride as i64 * tile as i64;
-        let tile_bytes = e.b.ins().imul_imm_s(tiles, tile_bytes);
-        let first_single = e.b.ins().iadd(activations, tile_bytes);
-        let tile_out_bytes = e.b.ins().imul_imm_s(tiles, self.out_stride as i64 * tile as i64);
         let panel_bytes = self.format.panel_bytes(self.k);
-
-        e.repeat_dynamic(panels, [weights, out, bias, residual], |e, [weights, out, bias, residual]| {
-            let first_out = e.b.ins().iadd(out, tile_out_bytes);
-            let first_residual = e.b.ins().iadd(residual, tile_out_bytes);
-            let groups = [
-                (tiles, tile, [activations, out, residual]),
-                (singles, 1, [first_single, first_out, first_residual]),
-            ];
-            for (count, columns, start) in groups {
-                e.repeat_dynamic(count, start, |e, [activations, out, residual]| {
-                    pass(e, Pass { weights, activations, out, bias, residual, columns });
+        e.repeat_dynamic(panels, &[weights, out, bias, residual], |e, v| {
+            let (weights, bias) = (v[0], v[2]);
+            let mut rest = vec![activations, v[1], v[3]];
+            for (count, columns) in [(tiles, tile), (singles, 1)] {
+                rest = e.repeat_dynamic(count, &rest, |e, v| {
+                    let (activations, out, residual) = (v[0], v[1], v[2]);
+                    pass(
+                        e,
+                        Pass {
+                            weights,
+                            activations,
+                            out,
+                            bias,
+                            residual,
+                            columns,
+                        },
+                    );
                     let step = self.out_stride as u64 * columns as u64;
-                    [
+                    vec![
                         e.advance(activations, self.activation_stride as u64 * columns as u64),
                         e.advance(out, step),
                         e.advance(residual, step),
                     ]
                 });
             }
-            [
+            vec![
                 e.advance(weights, panel_bytes),
-                e.advance(out, OUT_BYTES as u64),
+                e.advance(v[1], OUT_BYTES as u64),
                 e.advance(bias, OUT_BYTES as u64),
-                e.advance(residual, OUT_BYTES as u64),
+                e.advance(v[3], OUT_BYTES as u64),
             ]
         });
     }

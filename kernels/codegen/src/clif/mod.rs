@@ -41,7 +41,10 @@ impl Target {
             }
         }
         let cranelift = isa.cranelift();
-        Ok(Target { isa: *isa, cranelift })
+        Ok(Target {
+            isa: *isa,
+            cranelift,
+        })
     }
 
     #[cfg(feature = "jit")]
@@ -59,12 +62,22 @@ impl Target {
     /// Builds the function of a kernel.
     pub(crate) fn function(&self, spec: &KernelSpec) -> Result<Function, Unsupported> {
         spec.validate().map_err(Unsupported::Invalid)?;
-        let KernelSpec::Matmul { format, rows, k, bias, residual } = *spec else {
+        let KernelSpec::Matmul {
+            format,
+            rows,
+            k,
+            bias,
+            residual,
+        } = *spec
+        else {
             return Err(Unsupported::Operation);
         };
         let mut function = Function::with_name_signature(UserFuncName::default(), self.signature());
         let mut context = FunctionBuilderContext::new();
-        let mut e = Emit::new(FunctionBuilder::new(&mut function, &mut context), self.isa.arch);
+        let mut e = Emit::new(
+            FunctionBuilder::new(&mut function, &mut context),
+            self.isa.arch,
+        );
         let frame = frame::Frame::new(format, rows, k, bias, residual);
         match format.descriptor() {
             Descriptor::Float { .. } => float::build(&mut e, &frame),
@@ -74,14 +87,21 @@ impl Target {
         Ok(function)
     }
 
-    fn compile_function(&self, spec: &KernelSpec, disasm: bool) -> Result<CompiledCode, Unsupported> {
+    fn compile_function(
+        &self,
+        spec: &KernelSpec,
+        disasm: bool,
+    ) -> Result<CompiledCode, Unsupported> {
         let mut context = Context::for_function(self.function(spec)?);
         context.set_disasm(disasm);
         let compiled = context
             .compile(&*self.cranelift, &mut ControlPlane::default())
             .unwrap_or_else(|e| panic!("cranelift failed on {spec:?}: {:?}", e.inner));
         let relocations = compiled.buffer.relocs();
-        assert!(relocations.is_empty(), "{spec:?} has relocations: {relocations:?}");
+        assert!(
+            relocations.is_empty(),
+            "{spec:?} has relocations: {relocations:?}"
+        );
         Ok(context.take_compiled_code().expect("compiled above"))
     }
 
@@ -122,7 +142,13 @@ mod tests {
         for isa in isas {
             let target = Target::new(&isa).unwrap();
             for format in WeightFormat::ALL {
-                let spec = KernelSpec::Matmul { format, rows: 40, k: 768, bias: true, residual: true };
+                let spec = KernelSpec::Matmul {
+                    format,
+                    rows: 40,
+                    k: 768,
+                    bias: true,
+                    residual: true,
+                };
                 let function = target.function(&spec).unwrap();
                 cranelift_codegen::verify_function(&function, &*target.cranelift)
                     .unwrap_or_else(|e| panic!("{}: {e}", format.name()));

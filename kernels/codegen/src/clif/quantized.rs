@@ -10,7 +10,7 @@ use super::codes::{Codes, Constants, GROUPS, Steps};
 use super::dot::{Dot, Sum};
 use super::emit::{Address, Emit};
 use super::frame::{Frame, Pass, QUADS};
-use super::scales::{COMMON, FIELD, Minimum, Scales};
+use super::scales::{COMMON, F16ToF32, FIELD, Minimum, Scales};
 use crate::Isa;
 use cranelift_codegen::ir::types::{F32X4, I8X16, I32, I32X4};
 use cranelift_codegen::ir::{InstBuilder, Value};
@@ -79,9 +79,17 @@ pub(super) fn build(e: &mut Emit, frame: &Frame, q: &Quantized, isa: &Isa) {
     let table = e.stack(chunk * kernel.scales.entry_bytes());
     let scratch = Scratch {
         table,
-        common: if kernel.scales.per_16 { e.stack(COMMON) } else { table },
+        common: if kernel.scales.per_16 {
+            e.stack(COMMON)
+        } else {
+            table
+        },
         sums: e.stack(tile as u32 * COLUMN),
-        partial: if kernel.scales.per_16 { e.stack((tile * BODY_QUADS) as u32 * 16) } else { table },
+        partial: if kernel.scales.per_16 {
+            e.stack((tile * BODY_QUADS) as u32 * 16)
+        } else {
+            table
+        },
     };
     frame.build(e, tile, |e, pass| kernel.pass(e, &scratch, &pass));
 }
@@ -90,13 +98,17 @@ impl Kernel<'_> {
     fn pass(&self, e: &mut Emit, scratch: &Scratch, pass: &Pass) {
         let in_place = pass.columns == 1 && self.dot == Dot::Vnni && self.codes.nibbles_in_place();
         let constants = self.codes.constants(e, in_place);
+        let halves = F16ToF32::new(e);
         let zero = e.f32s(0.0);
         if pass.columns > 1 {
             for i in 0..pass.columns as u32 * 4 {
                 e.store(zero, Address::new(scratch.sums).plus(16 * i));
             }
         }
-        let codes = e.advance(pass.weights, self.frame.format.panel_header_bytes(self.frame.k));
+        let codes = e.advance(
+            pass.weights,
+            self.frame.format.panel_header_bytes(self.frame.k),
+        );
         let scales = e.advance(pass.activations, self.layout.scales_offset as u64);
         let sums = e.advance(pass.activations, self.layout.sums_offset as u64);
         let mut carried = vec![pass.weights, codes, pass.activations, scales, sums];
@@ -105,7 +117,7 @@ impl Kernel<'_> {
         }
         let chunks = self.frame.k / 32 / self.chunk;
         let done = e.repeat(chunks, &carried, |e, v| {
-            let header = self.unpack(e, scratch, v[0]);
+            let header = self.unpack(e, scratch, v[0], halves);
             let at = Cursor {
                 codes: v[1],
                 activations: v[2],
@@ -145,11 +157,11 @@ impl Kernel<'_> {
     }
 
     /// Unpacks the headers of a chunk; returns the address of the next one.
-    fn unpack(&self, e: &mut Emit, scratch: &Scratch, header: Value) -> Value {
+    fn unpack(&self, e: &mut Emit, scratch: &Scratch, header: Value, halves: F16ToF32) -> Value {
         let headers = self.chunk / self.scales.blocks_per_header();
         let entries = self.scales.blocks_per_header() * self.scales.entry_bytes();
         let next = e.repeat(headers, &[header, scratch.table], |e, v| {
-            self.scales.unpack(e, v[0], v[1], scratch.common);
+            self.scales.unpack(e, v[0], v[1], scratch.common, halves);
             vec![
                 e.advance(v[0], self.scales.header_bytes() as u64),
                 e.advance(v[1], entries as u64),
@@ -189,14 +201,28 @@ impl Kernel<'_> {
             next.extend(sums);
             next
         });
-        (Cursor::from_slice(&v), v[Cursor::LEN..].try_into().expect("four quads"))
+        (
+            Cursor::from_slice(&v),
+            v[Cursor::LEN..].try_into().expect("four quads"),
+        )
     }
 
     /// Both halves of the panel's rows for all columns of a tile.
-    fn chunk_of_tile(&self, e: &mut Emit, constants: &Constants, scratch: &Scratch, at: Cursor, columns: usize) {
+    fn chunk_of_tile(
+        &self,
+        e: &mut Emit,
+        constants: &Constants,
+        scratch: &Scratch,
+        at: Cursor,
+        columns: usize,
+    ) {
         let halves = [at.codes, scratch.table, scratch.common, scratch.sums];
         e.repeat(2, &halves, |e, half| {
-            let start = Cursor { codes: half[0], entry: half[1], ..at };
+            let start = Cursor {
+                codes: half[0],
+                entry: half[1],
+                ..at
+            };
             e.repeat(self.chunk, &start.to_vec(), |e, v| {
                 let body = Body {
                     kernel: self,
@@ -230,11 +256,23 @@ impl Cursor {
     const LEN: usize = 5;
 
     fn to_vec(self) -> Vec<Value> {
-        vec![self.codes, self.activations, self.scales, self.sums, self.entry]
+        vec![
+            self.codes,
+            self.activations,
+            self.scales,
+            self.sums,
+            self.entry,
+        ]
     }
 
     fn from_slice(v: &[Value]) -> Cursor {
-        Cursor { codes: v[0], activations: v[1], scales: v[2], sums: v[3], entry: v[4] }
+        Cursor {
+            codes: v[0],
+            activations: v[1],
+            scales: v[2],
+            sums: v[3],
+            entry: v[4],
+        }
     }
 }
 
@@ -258,7 +296,8 @@ impl Body<'_, '_> {
             for c in 0..self.columns {
                 let da = self.splat(e, F32X4, self.at.scales, c, 0);
                 let scaled_sum = (scales.minimum != Minimum::None).then(|| {
-                    let offset = self.kernel.layout.scaled_sums_offset - self.kernel.layout.scales_offset;
+                    let offset =
+                        self.kernel.layout.scaled_sums_offset - self.kernel.layout.scales_offset;
                     self.splat(e, F32X4, self.at.scales, c, offset)
                 });
                 for q in 0..BODY_QUADS {
@@ -347,14 +386,18 @@ impl Body<'_, '_> {
         for group in groups {
             let weights: [_; BODY_QUADS] = std::array::from_fn(|q| {
                 let at = Address::new(self.at.codes).plus(16 * (self.first_quad + q) as u32);
-                let codes = kernel.codes.load(e, self.constants, &mut steps[q], at, group);
+                let codes = kernel
+                    .codes
+                    .load(e, self.constants, &mut steps[q], at, group);
                 kernel.dot.weights(e, codes)
             });
             for c in 0..self.columns {
                 let splat = if self.columns == 1 {
                     let whole = match four_groups {
                         Some(whole) if !group.is_multiple_of(4) => whole,
-                        Some(_) | None => e.load(I8X16, Address::new(self.at.activations).plus(4 * group)),
+                        Some(_) | None => {
+                            e.load(I8X16, Address::new(self.at.activations).plus(4 * group))
+                        }
                     };
                     four_groups = Some(whole);
                     e.splat_lane(whole, group % 4)
@@ -384,7 +427,12 @@ impl Body<'_, '_> {
     }
 
     /// What the codes' offset adds to the dot products of `groups`, negated.
-    fn correction(&self, e: &mut Emit, column: usize, groups: &std::ops::Range<u32>) -> Option<Value> {
+    fn correction(
+        &self,
+        e: &mut Emit,
+        column: usize,
+        groups: &std::ops::Range<u32>,
+    ) -> Option<Value> {
         let offset = self.kernel.codes.offset;
         if offset == 0 {
             return None;
@@ -402,7 +450,14 @@ impl Body<'_, '_> {
         Some(e.b.ins().splat(I32X4, product))
     }
 
-    fn splat(&self, e: &mut Emit, ty: cranelift_codegen::ir::Type, base: Value, column: usize, offset: u32) -> Value {
+    fn splat(
+        &self,
+        e: &mut Emit,
+        ty: cranelift_codegen::ir::Type,
+        base: Value,
+        column: usize,
+        offset: u32,
+    ) -> Value {
         let at = Address::new(base).plus(self.kernel.layout.stride * column as u32 + offset);
         e.load_splat(ty, at)
     }

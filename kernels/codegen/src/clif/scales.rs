@@ -24,33 +24,34 @@ pub(super) const COMMON: u32 = 2 * FIELD;
 /// Conversion of f16 bits at the places of an f32: masks away copies of the
 /// sign, then corrects the exponent. Denormal halves come out exact, by way of
 /// denormal f32, which some CPUs are slow at.
+#[derive(Clone, Copy)]
 pub(super) struct F16ToF32 {
-    mask: u32,
-    factor: f32,
+    mask: Value,
+    factor: Value,
 }
 
-pub(super) const F16_TO_F32: F16ToF32 = F16ToF32 {
-    mask: 0x8fff_e000,
-    factor: f32::from_bits((127 + 112) << 23),
-};
-
 impl F16ToF32 {
+    pub(super) fn new(e: &mut Emit) -> F16ToF32 {
+        let mask = e.u32s(0x8fff_e000);
+        let factor = e.f32s(f32::from_bits((127 + 112) << 23));
+        F16ToF32 { mask, factor }
+    }
+
     /// `spread` holds the sign in bits 28.. and the magnitude in bits 13..28.
-    pub(super) fn scale(&self, e: &mut Emit, spread: Value) -> Value {
-        let (mask, factor) = (e.u32s(self.mask), e.f32s(self.factor));
-        let bits = e.b.ins().band(spread, mask);
+    pub(super) fn convert(self, e: &mut Emit, spread: Value) -> Value {
+        let bits = e.b.ins().band(spread, self.mask);
         let small = e.cast(F32X4, bits);
-        e.b.ins().fmul(small, factor)
+        e.b.ins().fmul(small, self.factor)
     }
 
     /// The same without denormal operands, in more instructions: for
     /// super-block scales, where denormal halves are common. Exponent 0 gets
     /// the exponent and the implied one of the smallest normal half, which is
     /// then subtracted.
-    fn scale_denormals(&self, e: &mut Emit, spread: Value) -> Value {
-        let (mask, exponent, sign) = (e.u32s(self.mask), e.u32s(0x0f80_0000), e.u32s(1 << 31));
+    fn convert_denormals(self, e: &mut Emit, spread: Value) -> Value {
+        let (exponent, sign) = (e.u32s(0x0f80_0000), e.u32s(1 << 31));
         let (bias, smallest, zero) = (e.u32s(112 << 23), e.u32s(113 << 23), e.u32s(0));
-        let bits = e.b.ins().band(spread, mask);
+        let bits = e.b.ins().band(spread, self.mask);
         let exponent = e.b.ins().band(bits, exponent);
         let denormal = e.b.ins().icmp(IntCC::Equal, exponent, zero);
         let normal = e.b.ins().iadd(bits, bias);
@@ -84,12 +85,16 @@ impl Scales {
         let minimum = match (q.scale, q.sub_scales) {
             (BlockScale::D | BlockScale::E8M0, _) => Minimum::None,
             (BlockScale::DAndMin, SubScales::None) => Minimum::Added,
-            (BlockScale::DAndMin, SubScales::SixBit { .. } | SubScales::NibblePairs | SubScales::Int8) => {
-                Minimum::Subtracted
-            }
+            (
+                BlockScale::DAndMin,
+                SubScales::SixBit { .. } | SubScales::NibblePairs | SubScales::Int8,
+            ) => Minimum::Subtracted,
         };
         let signed_six_bit = matches!(q.sub_scales, SubScales::SixBit { mins: false, .. });
-        debug_assert_eq!(signed_six_bit, matches!(format, WeightFormat::Q3K | WeightFormat::Iq4Xs));
+        debug_assert_eq!(
+            signed_six_bit,
+            matches!(format, WeightFormat::Q3K | WeightFormat::Iq4Xs)
+        );
         Scales {
             q: *q,
             sub_offset: if signed_six_bit { 32 } else { 0 },
@@ -122,12 +127,22 @@ impl Scales {
     }
 
     /// Unpacks one header into its entries at `table` and the common part.
-    pub(super) fn unpack(&self, e: &mut Emit, header: Value, table: Value, common: Value) {
+    pub(super) fn unpack(
+        &self,
+        e: &mut Emit,
+        header: Value,
+        table: Value,
+        common: Value,
+        halves: F16ToF32,
+    ) {
         let header = Address::new(header);
-        let d = self.plane(e, header);
+        let d = self.plane(e, header, halves);
         let (dmin, sub) = match self.q.scale {
             BlockScale::D => (None, header.plus(32)),
-            BlockScale::DAndMin => (Some(self.plane(e, header.plus(32))), header.plus(64)),
+            BlockScale::DAndMin => (
+                Some(self.plane(e, header.plus(32), halves)),
+                header.plus(64),
+            ),
             BlockScale::E8M0 => (None, header.plus(16)),
         };
         let (table, common) = (Address::new(table), Address::new(common));
@@ -175,7 +190,10 @@ impl Scales {
             SubScales::NibblePairs => {
                 let pair = e.load(I8X16, sub.plus(16 * i));
                 let mask = e.bytes([15; 16]);
-                (e.byte_field(pair, 0, 0, mask), Some(e.byte_field(pair, 4, 0, mask)))
+                (
+                    e.byte_field(pair, 0, 0, mask),
+                    Some(e.byte_field(pair, 4, 0, mask)),
+                )
             }
             SubScales::SixBit { scales, mins } => {
                 let scale = self.six_bit(e, sub, scales, i);
@@ -201,18 +219,20 @@ impl Scales {
     }
 
     /// A plane of d or dmin as f32.
-    fn plane(&self, e: &mut Emit, at: Address) -> [Value; QUADS] {
+    fn plane(&self, e: &mut Emit, at: Address, halves: F16ToF32) -> [Value; QUADS] {
         if self.q.scale == BlockScale::E8M0 {
             let bytes = e.load(I8X16, at);
-            return e.widen_bytes(bytes, false).map(|exponent| half_power_of_two(e, exponent));
+            return e
+                .widen_bytes(bytes, false)
+                .map(|exponent| half_power_of_two(e, exponent));
         }
         std::array::from_fn(|quad| {
             let half = e.load_i16x4(at.plus(8 * quad as u32));
             let spread = e.shift_left(half, 13);
             if self.q.sub_scales == SubScales::None {
-                F16_TO_F32.scale(e, spread)
+                halves.convert(e, spread)
             } else {
-                F16_TO_F32.scale_denormals(e, spread)
+                halves.convert_denormals(e, spread)
             }
         })
     }
