@@ -24,6 +24,7 @@ pub struct KvHead<'a> {
 ///
 /// Errors: a key or value outside f16's range.
 #[allow(clippy::too_many_arguments)]
+#[inline(always)]
 pub fn kv_store(
     k: &[f32],
     v: &[f32],

@@ -13,7 +13,7 @@ const QUANTIZE_MIN: f32 = f32::from_bits((127 - 100) << 23); // 2^-100
 const LANES: usize = 16;
 
 /// Merges 16 partial sums by halving: lane i takes lane i + 8, then + 4, 2, 1.
-#[inline]
+#[inline(always)]
 pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
@@ -53,6 +53,7 @@ pub struct Q8BlocksMut<'a> {
 /// block (amax < 2^-100) is zero.
 ///
 /// Errors: a NaN or infinity in `x`.
+#[inline(always)]
 pub fn quantize(x: &[f32], out: Q8BlocksMut<'_>) -> Result<(), NonFinite> {
     let mut finite = true;
     let blocks = x
@@ -101,6 +102,7 @@ pub fn quantize(x: &[f32], out: Q8BlocksMut<'_>) -> Result<(), NonFinite> {
 /// with the r of [`rms_reciprocal`].
 ///
 /// Errors: a NaN or infinity in `x`, or a sum of squares that overflows.
+#[inline(always)]
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> Result<(), NonFinite> {
     rms_scale(x, rms_reciprocal(x, eps)?, weight, out);
     Ok(())
@@ -110,6 +112,7 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> Result<
 /// taking the elements whose index is i modulo 16, in order.
 ///
 /// Errors: a NaN or infinity in `x`, or a sum of squares that overflows.
+#[inline(always)]
 pub fn rms_reciprocal(x: &[f32], eps: f32) -> Result<f32, NonFinite> {
     let mut lanes = [0.0f32; LANES];
     for chunk in x.chunks(LANES) {
@@ -125,6 +128,7 @@ pub fn rms_reciprocal(x: &[f32], eps: f32) -> Result<f32, NonFinite> {
 }
 
 /// `out = (x * r) * weight`, element by element.
+#[inline(always)]
 pub fn rms_scale(x: &[f32], r: f32, weight: &[f32], out: &mut [f32]) {
     for ((o, &v), &w) in out.iter_mut().zip(x).zip(weight) {
         *o = (v * r) * w;
@@ -132,6 +136,7 @@ pub fn rms_scale(x: &[f32], r: f32, weight: &[f32], out: &mut [f32]) {
 }
 
 /// `function(gate) * up`, element by element.
+#[inline(always)]
 pub fn gate(function: GateFunction, gate: &[f32], up: &[f32], out: &mut [f32]) {
     match function {
         GateFunction::Silu => {
@@ -158,6 +163,7 @@ pub fn rope_table(position: u32, inverse_frequencies: &[f64], out: &mut [f32]) {
 
 /// Rotates one head by the column's table of [`rope_table`]:
 /// `(a, b) -> (a cos - b sin, a sin + b cos)`.
+#[inline(always)]
 pub fn rotate_head(rope: Rope, table: &[f32], head: &mut [f32]) {
     let pairs = rope.pairs as usize;
     let (cos, sin) = (&table[..pairs], &table[pairs..2 * pairs]);

@@ -41,12 +41,41 @@ impl PageTable {
     }
 }
 
+/// The widest vectors that a plan's features allow the runtime's own kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Vectors {
+    Baseline,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Vectors {
+    fn of(features: &[String]) -> Vectors {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let has = |names: &[&str]| names.iter().all(|n| features.iter().any(|f| f == n));
+            if has(&["avx512f", "avx512bw", "avx512vl"]) {
+                return Vectors::Avx512;
+            }
+            if has(&["avx2"]) {
+                return Vectors::Avx2;
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = features;
+        Vectors::Baseline
+    }
+}
+
 /// Everything that a pass reads and writes.
 #[derive(Debug)]
 pub struct Machine {
     pub(super) plan: CheckedPlan,
     pub(super) arena: Region,
     pub(super) pages: PageTable,
+    pub(super) vectors: Vectors,
     /// Entry point of each kernel that has code.
     entries: Vec<Option<*const u8>>,
     _code: Option<Code>,
@@ -72,6 +101,7 @@ impl Machine {
         );
         assert_eq!(entries.len(), checked.kernels.len(), "kernel entries");
         Machine {
+            vectors: Vectors::of(&checked.target.features),
             plan,
             arena,
             pages,

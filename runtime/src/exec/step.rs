@@ -20,7 +20,7 @@ use omex_kernels::spec::{Activation, GATE_UNIT, HEAD_DIM_MAX, Rope, TableLayout}
 use omex_plan::packed::Tensor;
 use omex_plan::{Arg, BufferId, Step, TensorId};
 
-use super::machine::Machine;
+use super::machine::{Machine, Vectors};
 use super::tile::{PanelTile, Tiles, Work};
 use crate::pool::Pool;
 
@@ -243,16 +243,81 @@ impl Machine {
                 unsafe { self.matmul(step, tile, pass) };
                 Ok(())
             }
-            Work::Units { first, end } => {
-                let mut result = Ok(());
-                for unit in first..end {
-                    // SAFETY: this function's contract; units write disjoint ranges.
-                    let unit_result = unsafe { self.compute_unit(step, unit, pass) };
-                    result = result.and(unit_result);
-                }
-                result
-            }
+            // SAFETY: this function's contract.
+            Work::Units { first, end } => unsafe { self.compute_units(step, first..end, pass) },
         }
+    }
+
+    /// Computes units with the widest vectors that the plan was built for.
+    ///
+    /// The bodies are the same Rust code, compiled for wider registers: lanes
+    /// are independent and nothing is contracted, so the bits are the same.
+    ///
+    /// # Safety
+    /// As for [`Machine::compute`].
+    unsafe fn compute_units(
+        &self,
+        step: &Step,
+        units: Range<u32>,
+        pass: Pass,
+    ) -> Result<(), NonFinite> {
+        match self.vectors {
+            // SAFETY: this function's contract.
+            Vectors::Baseline => unsafe { self.units_inlined(step, units, pass) },
+            // SAFETY: this function's contract; loading checked that the CPU
+            // has every feature of the plan's target.
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx2 => unsafe { self.units_avx2(step, units, pass) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx512 => unsafe { self.units_avx512(step, units, pass) },
+        }
+    }
+
+    /// # Safety
+    /// As for [`Machine::compute`], on a CPU with AVX2.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    unsafe fn units_avx2(
+        &self,
+        step: &Step,
+        units: Range<u32>,
+        pass: Pass,
+    ) -> Result<(), NonFinite> {
+        // SAFETY: this function's contract.
+        unsafe { self.units_inlined(step, units, pass) }
+    }
+
+    /// # Safety
+    /// As for [`Machine::compute`], on a CPU with AVX-512 F, BW and VL.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn units_avx512(
+        &self,
+        step: &Step,
+        units: Range<u32>,
+        pass: Pass,
+    ) -> Result<(), NonFinite> {
+        // SAFETY: this function's contract.
+        unsafe { self.units_inlined(step, units, pass) }
+    }
+
+    /// # Safety
+    /// As for [`Machine::compute`].
+    #[inline(always)]
+    unsafe fn units_inlined(
+        &self,
+        step: &Step,
+        units: Range<u32>,
+        pass: Pass,
+    ) -> Result<(), NonFinite> {
+        let mut result = Ok(());
+        for unit in units {
+            // SAFETY: this function's contract; units write disjoint ranges.
+            let unit_result = unsafe { self.compute_unit(step, unit, pass) };
+            result = result.and(unit_result);
+        }
+        result
     }
 
     /// # Safety
@@ -337,6 +402,7 @@ impl Machine {
 
     /// # Safety
     /// As for [`Machine::compute`].
+    #[inline(always)]
     unsafe fn compute_unit(&self, step: &Step, unit: u32, pass: Pass) -> Result<(), NonFinite> {
         let spec = self.plan().kernels[step.kernel.index()].spec();
         // Strides of selected columns: an operand of one column is its stride.
@@ -500,6 +566,7 @@ impl Machine {
 ///
 /// # Safety
 /// These elements are the caller's alone.
+#[inline(always)]
 unsafe fn emit(
     out: Bytes,
     at: usize,
@@ -536,6 +603,7 @@ unsafe fn emit(
 
 /// # Safety
 /// As for [`Bytes::slice`], for one panel's rows at byte `at`.
+#[inline(always)]
 unsafe fn lanes(bytes: Bytes, at: usize) -> [f32; 16] {
     // SAFETY: this function's contract.
     let slice = unsafe { bytes.slice::<f32>(at, 16) };
@@ -546,6 +614,7 @@ unsafe fn lanes(bytes: Bytes, at: usize) -> [f32; 16] {
 ///
 /// # Safety
 /// As for [`Bytes::slice`].
+#[inline(always)]
 unsafe fn rope_table<'a>(
     rope: Rope,
     bytes: Bytes,
@@ -563,6 +632,7 @@ unsafe fn rope_table<'a>(
 ///
 /// # Safety
 /// As for [`Bytes::slice`].
+#[inline(always)]
 unsafe fn q8<'a>(bytes: Bytes, at: usize, k: u32, first: usize, count: usize) -> Q8Blocks<'a> {
     let layout = Q8Layout::new(k);
     let (block, blocks) = (first / 32, count / 32);
@@ -581,6 +651,7 @@ unsafe fn q8<'a>(bytes: Bytes, at: usize, k: u32, first: usize, count: usize) ->
 ///
 /// # Safety
 /// As for [`Bytes::slice_mut`].
+#[inline(always)]
 unsafe fn q8_mut<'a>(
     bytes: Bytes,
     at: usize,
