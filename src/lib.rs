@@ -10,3 +10,47 @@ pub mod trust;
 
 #[cfg(feature = "compiler")]
 pub mod commands;
+
+/// The commands of the runtime without a compiler.
+#[cfg(not(feature = "compiler"))]
+pub fn small() -> std::process::ExitCode {
+    use std::process::ExitCode;
+
+    const HELP: &str = "\
+Run OMEX plans
+
+Usage: omex run [FLAGS] PLAN
+       omex trust list|add KEY
+       omex --version
+";
+    let mut arguments = std::env::args_os().skip(1);
+    let command = arguments.next();
+    let rest: Vec<_> = arguments.collect();
+    let asks_help = rest.iter().any(|a| a == "--help" || a == "-h");
+    match command.as_deref().and_then(|c| c.to_str()) {
+        Some("run") if asks_help => {
+            print!("{}", args::run_help());
+            ExitCode::SUCCESS
+        }
+        Some("run") => match args::parse_run(rest) {
+            Ok(run) => run::main(run),
+            Err(e) => {
+                eprintln!("error: {e}");
+                ExitCode::from(2)
+            }
+        },
+        Some("trust") => trust::main(rest),
+        Some("-V" | "--version") => {
+            println!("omex {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Some("-h" | "--help") => {
+            print!("{HELP}");
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprint!("{HELP}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,1 +1,7 @@
-fn main() {}
+//! `omexc`: compiles task containers into plans.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    omex::commands::omexc()
+}

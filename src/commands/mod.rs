@@ -3,9 +3,11 @@
 pub mod build;
 pub mod cache;
 mod container;
+mod emit;
 pub mod execute;
 pub mod explain;
 pub mod inspect;
+mod model;
 pub mod output;
 mod plan_file;
 pub mod report;
@@ -16,7 +18,9 @@ pub mod validate;
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
-use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{
+    Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand,
+};
 
 use crate::args::{RUN_FLAGS, RunArgs};
 use output::{Failure, Output};
@@ -53,8 +57,6 @@ struct Omex {
 
 #[derive(Debug, Subcommand)]
 enum OmexCommand {
-    /// Build a container (cached by its content) and run it
-    Execute(execute::ExecuteArgs),
     /// Check a container without building it
     Validate(validate::ValidateArgs),
     /// Show what is in a model, a packed model or a plan
@@ -105,10 +107,22 @@ pub fn omexc() -> ExitCode {
 pub fn omex() -> ExitCode {
     let command = Omex::command()
         .subcommand(run_command())
+        .subcommand(execute_command())
         .subcommand(trust_command());
     let matches = command.get_matches();
     match matches.subcommand() {
-        Some(("run", matches)) => return crate::run::main(run_args(matches)),
+        Some(("run", matches)) => {
+            let plan = matches.get_one::<OsString>("plan").cloned();
+            return crate::run::main(run_args(matches, plan.unwrap_or_default()));
+        }
+        Some(("execute", inner)) => {
+            let parse = |e: clap::Error| -> ! { e.exit() };
+            let args = execute::ExecuteArgs::from_arg_matches(inner).unwrap_or_else(|e| parse(e));
+            let output = output::OutputArgs::from_arg_matches(inner).unwrap_or_else(|e| parse(e));
+            // The plan's path comes from the build.
+            let run = run_args(inner, OsString::from("-"));
+            return execute::execute(&args, run, &output.output());
+        }
         Some(("trust", matches)) => {
             let words = matches.get_many::<OsString>("arguments");
             return crate::trust::main(words.into_iter().flatten().cloned().collect());
@@ -118,7 +132,6 @@ pub fn omex() -> ExitCode {
     let cli = Omex::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     let output = cli.output.output();
     let result = match cli.command {
-        OmexCommand::Execute(args) => return execute::execute(&args, &output),
         OmexCommand::Validate(args) => validate::validate(&args, &output),
         OmexCommand::Inspect(args) => inspect::inspect(&args, &output),
         OmexCommand::Tokenize(args) => tokenize::tokenize(&args),
@@ -146,33 +159,41 @@ fn run_command() -> Command {
         .required(true)
         .value_parser(clap::value_parser!(OsString))
         .help("The plan to execute");
-    RUN_FLAGS.iter().fold(
-        Command::new("run").about("Execute a plan").arg(plan),
-        |command, flag| {
-            let arg = Arg::new(flag.long).long(flag.long).help(flag.help);
-            let arg = match flag.short {
-                Some(short) => arg.short(short),
-                None => arg,
-            };
-            command.arg(match flag.value {
-                Some(name) => arg
-                    .value_name(name)
-                    .value_parser(clap::value_parser!(OsString))
-                    .allow_hyphen_values(true)
-                    .action(ArgAction::Append),
-                None => arg.action(ArgAction::SetTrue),
-            })
-        },
-    )
+    with_run_flags(Command::new("run").about("Execute a plan").arg(plan))
+}
+
+/// `omex execute`: its own flags and those of `omex run`.
+fn execute_command() -> Command {
+    let about = "Build a container (cached by its content) and run it";
+    with_run_flags(execute::ExecuteArgs::augment_args(Command::new("execute")).about(about))
+}
+
+fn with_run_flags(command: Command) -> Command {
+    RUN_FLAGS.iter().fold(command, |command, flag| {
+        let arg = Arg::new(flag.long).long(flag.long).help(flag.help);
+        let arg = match flag.short {
+            Some(short) => arg.short(short),
+            None => arg,
+        };
+        command.arg(match flag.value {
+            Some(name) => arg
+                .value_name(name)
+                .value_parser(clap::value_parser!(OsString))
+                .allow_hyphen_values(true)
+                .action(ArgAction::Append),
+            None => arg.action(ArgAction::SetTrue),
+        })
+    })
 }
 
 /// Turns clap's matches of `omex run` into the table's form; wrong values end
 /// the process as usage errors.
-fn run_args(matches: &ArgMatches) -> RunArgs {
-    let mut run = RunArgs::default();
+fn run_args(matches: &ArgMatches, plan: OsString) -> RunArgs {
+    let mut run = RunArgs {
+        plan: plan.into(),
+        ..RunArgs::default()
+    };
     let mut apply = || {
-        let plan = matches.get_one::<OsString>("plan");
-        run.plan = plan.cloned().unwrap_or_default().into();
         for flag in RUN_FLAGS {
             if flag.value.is_some() {
                 let values = matches.get_many::<OsString>(flag.long);
@@ -204,4 +225,16 @@ fn trust_command() -> Command {
                 .num_args(0..)
                 .value_parser(clap::value_parser!(OsString)),
         )
+}
+
+/// The user's folders.
+fn places() -> Result<omex_runtime::Places, Failure> {
+    omex_runtime::Places::from_environment().ok_or_else(|| {
+        let message = "neither OMEX_HOME nor HOME says where the cache and trust are kept";
+        omex_compiler::diagnostic::Diagnostic::error(
+            omex_compiler::diagnostic::Code::Usage,
+            message,
+        )
+        .into()
+    })
 }

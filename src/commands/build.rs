@@ -1,0 +1,450 @@
+//! `omexc build`: files in, plan out, around the pure pipeline.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use omex_codegen::{Isa, Unsupported};
+use omex_compiler::container::{self, RamLimit, RamOrigin, Task, ValidateOptions};
+use omex_compiler::diagnostic::{Code, Diagnostic, quoted};
+use omex_compiler::emit::PackedModel;
+use omex_compiler::import::MappedFile;
+use omex_compiler::import::gguf::Gguf;
+use omex_compiler::import::llama::ModelConfig;
+use omex_compiler::import::pack::{self, Progress as Packing, Source};
+use omex_compiler::pipeline::{self, Compiled, Inputs, Options};
+use omex_compiler::prompt;
+use omex_compiler::tokenizer::{self, Vocabulary};
+use omex_grammar::quantity;
+use omex_plan::file::{self, Arch, Image};
+use omex_plan::prompt::PromptTemplate;
+use omex_runtime::TrustStore;
+use omex_runtime::os::file::AtomicFile;
+use omex_runtime::tokenizer::Tokenizer;
+use serde_json::json;
+
+use super::container::{ContainerText, read};
+use super::output::{Failure, Output, Progress, bytes};
+use super::{emit, model, places, targets};
+
+#[derive(Clone, Debug, Args)]
+pub struct BuildArgs {
+    /// The container, or - for standard input
+    container: PathBuf,
+    /// Device to compile for: a profile's name or file; the container's or the host without it
+    #[arg(long, env = "OMEX_TARGET")]
+    target: Option<String>,
+    /// Where the plan goes
+    #[arg(short, long, default_value = "plan.bin")]
+    output: PathBuf,
+    /// RAM of the whole process, e.g. 1200MiB
+    #[arg(long, value_parser = ram)]
+    ram: Option<u64>,
+    #[command(flatten)]
+    model: model::ModelArgs,
+    /// Positions of the KV cache
+    #[arg(short, long, value_parser = clap::value_parser!(u32).range(1..))]
+    ctx_size: Option<u32>,
+    /// Prompt tokens of one pass
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    ubatch_size: Option<u32>,
+    /// Threads that the plan has memory for
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads_max: Option<u32>,
+    /// Map the weights or read them into the arena; by the budget without it
+    #[arg(long, value_enum)]
+    weights: Option<WeightsFrom>,
+    /// Threads to build with
+    #[arg(short, long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    jobs: Option<u32>,
+    /// Print stages as text: graph, schedule, arena, clif, asm, plan
+    #[arg(long, value_delimiter = ',')]
+    emit: Vec<emit::Stage>,
+    /// Put the packed model into the plan
+    #[arg(long)]
+    bundle: bool,
+    /// Unknown fields and replaced runners are errors
+    #[arg(long)]
+    strict: bool,
+    /// Paths may leave the working directory
+    #[arg(long)]
+    any_path: bool,
+    /// Print one JSON object about the plan
+    #[arg(long)]
+    json: bool,
+    /// Keep the plan in the cache under the hash of all it depends on, and
+    /// print its path
+    #[arg(long, hide = true)]
+    cached: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum WeightsFrom {
+    Mapped,
+    Read,
+}
+
+fn ram(text: &str) -> Result<u64, String> {
+    quantity::parse_bytes(text).map_err(|e| e.to_string())
+}
+
+/// A task whose container is valid and buildable.
+pub struct Prepared {
+    pub text: ContainerText,
+    pub task: Task,
+}
+
+/// Reads and validates the container; findings go to standard error.
+pub fn prepare(
+    path: &Path,
+    options: &ValidateOptions,
+    output: &Output,
+) -> Result<Prepared, Failure> {
+    let mut text = read(path)?;
+    let content = std::mem::take(&mut text.bytes);
+    let (task, findings) = container::validate(&text.name, content, options);
+    let Some(task) = task else {
+        return Err(findings.into());
+    };
+    output.diagnostics(&findings);
+    let missing = task.require_supported();
+    if missing.iter().any(Diagnostic::is_error) {
+        return Err(missing.into());
+    }
+    output.diagnostics(&missing);
+    Ok(Prepared { text, task })
+}
+
+pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
+    let options = ValidateOptions {
+        strict: args.strict,
+        any_path: args.any_path,
+    };
+    let Prepared { text, task } = prepare(&args.container, &options, output)?;
+    let profile = task.device_profile.as_ref().map(|p| p.value.as_str());
+    let target = targets::resolve(args.target.as_deref().or(profile))?;
+    let path = model::resolve(&args.model, &task, &text.folder, output)?;
+    let cache = cache_folder(args, &task)?;
+    let destination = if args.cached {
+        let plan = cached_plan(args, &text, &task, &target, &path, &cache)?;
+        if plan.is_file() {
+            return print_path(&plan);
+        }
+        plan
+    } else {
+        args.output.clone()
+    };
+
+    let built = compile(args, &task, &target, &path, &cache, output)?;
+    let packed_path = built.packed.path.clone();
+    let bundle = args.bundle.then_some(packed_path.as_path());
+    if let Some(folder) = destination.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(|e| cannot_write(folder, e))?;
+    }
+    write_plan(&built, bundle, &destination)?;
+    trust(&built.compiled)?;
+    for stage in &args.emit {
+        let text = emit::text(*stage, &built.compiled, target.isa.as_ref());
+        std::io::stdout().write_all(text.as_bytes())?;
+    }
+    if args.cached {
+        return print_path(&destination);
+    }
+    report(args, &built, &destination)
+}
+
+fn print_path(path: &Path) -> Result<(), Failure> {
+    use std::os::unix::ffi::OsStrExt;
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(path.as_os_str().as_bytes())?;
+    stdout.write_all(b"\n")?;
+    Ok(())
+}
+
+/// The container's cache directory, else the user's.
+fn cache_folder(args: &BuildArgs, task: &Task) -> Result<PathBuf, Failure> {
+    if let Some(folder) = &args.model.cache_dir {
+        return Ok(folder.clone());
+    }
+    match &task.storage.local_cache_dir {
+        Some(folder) => Ok(PathBuf::from(&folder.value)),
+        None => Ok(places()?.cache),
+    }
+}
+
+/// Where `omex execute` keeps the plan: its name is the hash of everything
+/// that the plan's bytes depend on. The model file counts by its stamp, which
+/// any writer changes; this program by its own.
+fn cached_plan(
+    args: &BuildArgs,
+    text: &ContainerText,
+    task: &Task,
+    target: &targets::Resolved,
+    model: &Path,
+    cache: &Path,
+) -> Result<PathBuf, Failure> {
+    use std::os::unix::fs::MetadataExt;
+    let stamp = |path: &Path| -> Result<String, Failure> {
+        let m = std::fs::metadata(path).map_err(|e| {
+            let message = format!("the file cannot be read: {e}");
+            Diagnostic::error(Code::FileRead, message).in_file(path.to_string_lossy(), None)
+        })?;
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let (modified, nanoseconds) = (m.mtime(), m.mtime_nsec());
+        Ok(format!("{path:?} {} {modified}.{nanoseconds}", m.len()))
+    };
+    let program = std::env::current_exe().map_err(|e| {
+        Diagnostic::error(Code::FileRead, format!("this program cannot be found: {e}"))
+    })?;
+    let settings = (
+        args.ram,
+        args.ctx_size,
+        args.ubatch_size,
+        args.threads_max,
+        args.weights,
+        args.bundle,
+    );
+    let mut hasher = blake3::Hasher::new();
+    for part in [
+        task.source.text(),
+        &text.folder.to_string_lossy(),
+        &stamp(model)?,
+        &stamp(&program)?,
+        &format!("{:?} {:?}", target.plan, target.limits),
+        &format!("{settings:?}"),
+    ] {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    let name = hasher.finalize().to_hex();
+    Ok(cache.join("plans").join(format!("{name}.bin")))
+}
+
+/// A compiled task and the packed model that it runs on.
+pub struct Built {
+    pub compiled: Compiled,
+    pub tokenizer: Vec<u8>,
+    pub packed: pack::PackedModel,
+    pub arch: Arch,
+}
+
+fn compile(
+    args: &BuildArgs,
+    task: &Task,
+    target: &targets::Resolved,
+    path: &Path,
+    cache: &Path,
+    output: &Output,
+) -> Result<Built, Failure> {
+    let file = MappedFile::open(path)?;
+    let gguf = Gguf::parse(&file).map_err(|e| e.in_file(path))?;
+    let config = ModelConfig::from_gguf(&gguf).map_err(|e| e.in_file(path))?;
+    let facts = model::facts(&config);
+    let findings = task.check_model(&facts);
+    if findings.iter().any(Diagnostic::is_error) {
+        return Err(findings.into());
+    }
+    output.diagnostics(&findings);
+
+    let vocabulary = Vocabulary::from_gguf(&gguf).map_err(|e| e.in_file(path))?;
+    let tables = tokenizer::compile(&vocabulary).map_err(|e| e.in_file(path))?;
+    let tokenizer = Tokenizer::from_bytes(&tables)
+        .unwrap_or_else(|e| panic!("the tokenizer that was compiled does not load: {e}"));
+    let prompts = prompts(task, &vocabulary, &tokenizer, path)?;
+    let end_tokens: Vec<u32> = tokenizer.end_of_generation().collect();
+
+    let order = config.weights.in_schedule_order();
+    let source = Source {
+        file: &file,
+        gguf: &gguf,
+    };
+    let packed = packed(&source, &order, cache, args.jobs)?;
+    let name = config.name.clone().unwrap_or_else(|| {
+        let stem = path.file_stem().unwrap_or_default();
+        stem.to_string_lossy().into_owned()
+    });
+
+    let code_of = |spec: &omex_kernels::KernelSpec| {
+        let isa: &Isa = target.isa.as_ref()?;
+        match omex_codegen::compile(spec, isa) {
+            Ok(blob) => Some(blob.code),
+            Err(Unsupported::Operation | Unsupported::NeedsFeature(_)) => None,
+        }
+    };
+    let mut limits = target.limits.clone();
+    limits.extend(args.ram.map(|bytes| RamLimit {
+        bytes,
+        origin: RamOrigin::Flag,
+    }));
+    let inputs = Inputs {
+        task,
+        model_name: &name,
+        model: &config,
+        packed: PackedModel {
+            index: &packed.index,
+            digest: packed.digest,
+            file_bytes: packed.file_bytes,
+        },
+        tokenizer: &tables,
+        end_tokens: &end_tokens,
+        prompts: &prompts,
+        target: &target.plan,
+        cores: target.cores,
+        code_of: &code_of,
+        memory_of: &pipeline::memory_contract,
+    };
+    let options = Options {
+        context: args.ctx_size,
+        columns_max: args.ubatch_size,
+        threads_max: args.threads_max,
+        limits,
+        read_weights: args.weights.map(|from| from == WeightsFrom::Read),
+    };
+    let compiled = pipeline::compile(&inputs, &options)?;
+    output.diagnostics(&compiled.warnings);
+    Ok(Built {
+        compiled,
+        packed,
+        arch: target.arch,
+        tokenizer: tables,
+    })
+}
+
+/// The prompt of every inferring node, through the model's chat template.
+fn prompts(
+    task: &Task,
+    vocabulary: &Vocabulary,
+    tokenizer: &Tokenizer<'_>,
+    path: &Path,
+) -> Result<BTreeMap<container::NodeId, PromptTemplate>, Failure> {
+    let mut prompts = BTreeMap::new();
+    for (id, inference) in task.inferences() {
+        let prompt = &inference.prompt;
+        let message = format!("{}{{{{input}}}}{}", prompt.before, prompt.after);
+        let request = prompt::Request {
+            chat_template: vocabulary.chat_template.as_deref().filter(|_| !prompt.raw),
+            system: prompt.system.as_deref(),
+            message: &message,
+            date: None,
+        };
+        let compiled = prompt::compile(vocabulary, tokenizer, &request);
+        prompts.insert(id, compiled.map_err(|e| e.in_file(path))?);
+    }
+    Ok(prompts)
+}
+
+fn packed(
+    source: &Source<'_>,
+    order: &[(
+        omex_compiler::import::gguf::TensorId,
+        omex_plan::packed::PackedLayout,
+    )],
+    cache: &Path,
+    jobs: Option<u32>,
+) -> Result<pack::PackedModel, Failure> {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let threads = jobs.map_or(cores, |n| n as usize);
+    let line = Progress::new();
+    let progress = |event: Packing| {
+        line.show(|| match event {
+            Packing::Hashing {
+                done_bytes,
+                total_bytes,
+            } => format!("hashing the model: {} of {}", bytes(done_bytes), bytes(total_bytes)),
+            Packing::Waiting => "waiting for another build on this cache".to_owned(),
+            Packing::Packing {
+                done_bytes,
+                total_bytes,
+            } => format!("packing the model: {} of {}", bytes(done_bytes), bytes(total_bytes)),
+        });
+    };
+    let packed = pack::pack_into_cache(source, order, cache, threads, &progress);
+    line.clear();
+    Ok(packed?)
+}
+
+fn cannot_write(path: &Path, e: std::io::Error) -> Failure {
+    let code = match e.kind() {
+        std::io::ErrorKind::StorageFull => Code::NoSpace,
+        _ => Code::FileWrite,
+    };
+    Diagnostic::error(code, format!("the plan cannot be written: {e}"))
+        .in_file(path.to_string_lossy(), None)
+        .into()
+}
+
+/// Writes the plan under its final name once it is whole.
+fn write_plan(built: &Built, bundle: Option<&Path>, to: &Path) -> Result<(), Failure> {
+    let pages = match bundle {
+        None => None,
+        Some(packed) => {
+            let mut hasher = blake3::Hasher::new();
+            let file = File::open(packed).map_err(|e| cannot_write(packed, e))?;
+            hasher
+                .update_reader(file)
+                .map_err(|e| cannot_write(packed, e))?;
+            Some((built.packed.file_bytes, *hasher.finalize().as_bytes()))
+        }
+    };
+    let plan = &built.compiled.plan;
+    let Image {
+        bytes,
+        pages_offset: _,
+    } = file::encode(plan, built.arch, &built.compiled.code, &built.tokenizer, pages);
+    let write = || -> std::io::Result<()> {
+        let mut out = AtomicFile::create(to)?;
+        out.write_all(&bytes)?;
+        if let Some(packed) = bundle {
+            std::io::copy(&mut File::open(packed)?, &mut out)?;
+        }
+        out.finish()
+    };
+    write().map_err(|e| cannot_write(to, e))
+}
+
+/// What was built here may run here.
+fn trust(compiled: &Compiled) -> Result<(), Failure> {
+    if compiled.code.is_empty() {
+        return Ok(());
+    }
+    let digest = *blake3::hash(&compiled.code).as_bytes();
+    TrustStore::new(places()?.trust).add_code(&digest)?;
+    Ok(())
+}
+
+fn report(args: &BuildArgs, built: &Built, path: &Path) -> Result<(), Failure> {
+    let plan = &built.compiled.plan;
+    let id = blake3::Hash::from(plan.result_id).to_hex();
+    let size = std::fs::metadata(path).map_or(0, |m| m.len());
+    if args.json {
+        let object = json!({
+            "schema_version": 1,
+            "plan": path,
+            "plan_bytes": size,
+            "packed_model": built.packed.path,
+            "target": plan.target.name,
+            "context": plan.model.context,
+            "columns_max": plan.columns_max,
+            "threads_max": plan.threads_max,
+            "arena_bytes": plan.arena_bytes,
+            "rss_peak_bytes": plan.memory.rss_peak_bytes(),
+            "charge_peak_bytes": plan.memory.charge_peak_bytes(),
+            "result_id": id.as_str(),
+        });
+        writeln!(std::io::stdout(), "{object}")?;
+        return Ok(());
+    }
+    eprintln!(
+        "{}: {} for {}, {} of context, peak memory {} ({} with page tables), result {}",
+        quoted(&path.to_string_lossy()),
+        bytes(size),
+        plan.target.name,
+        plan.model.context,
+        bytes(plan.memory.rss_peak_bytes()),
+        bytes(plan.memory.charge_peak_bytes()),
+        &id.as_str()[..16],
+    );
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! `omexc build --emit`: the stages of a compilation as text.
+
+use std::fmt::Write;
+
+use clap::ValueEnum;
+use omex_codegen::{Isa, Unsupported};
+use omex_compiler::pipeline::Compiled;
+use omex_kernels::KernelSpec;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Stage {
+    /// The graph after each pass
+    Graph,
+    /// Phases and steps
+    Schedule,
+    /// Every slot with its place and lifetime
+    Arena,
+    /// The generated kernels in cranelift's IR
+    Clif,
+    /// The generated kernels' instructions
+    Asm,
+    /// The whole plan
+    Plan,
+}
+
+/// The text of one stage.
+pub fn text(stage: Stage, compiled: &Compiled, isa: Option<&Isa>) -> String {
+    match stage {
+        Stage::Graph => {
+            let mut text = String::new();
+            for (stage, graph) in &compiled.stages.graphs {
+                // Writing to a string cannot fail.
+                let _ = writeln!(text, "; {}\n{graph}", stage.name());
+            }
+            text
+        }
+        Stage::Schedule => {
+            let graphs = &compiled.stages.graphs;
+            let (_, selected) = graphs.last().expect("select made a graph");
+            compiled.stages.schedule.text(selected)
+        }
+        Stage::Arena => omex_compiler::emit::text::arena_text(&compiled.plan),
+        Stage::Plan => omex_compiler::emit::text::plan_text(&compiled.plan),
+        Stage::Clif => kernels(compiled, isa, omex_codegen::clif_text),
+        Stage::Asm => kernels(compiled, isa, omex_codegen::asm_text),
+    }
+}
+
+fn kernels(
+    compiled: &Compiled,
+    isa: Option<&Isa>,
+    print: fn(&KernelSpec, &Isa) -> Result<String, Unsupported>,
+) -> String {
+    let mut text = String::new();
+    for kernel in &compiled.plan.kernels {
+        if let (Some(isa), Some(_)) = (isa, kernel.code) {
+            let code = print(kernel.spec(), isa)
+                .unwrap_or_else(|e| panic!("a kernel with code has no text: {e}"));
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "; {:?}\n{code}", kernel.spec());
+        }
+    }
+    text
+}
