@@ -1,0 +1,351 @@
+//! The commands as a user meets them: what they print, how they fail.
+
+mod common;
+
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::process::Stdio;
+
+use common::{Scratch, container, fails, ok, report, root, smollm2, u64_of};
+
+const SMALL: &str = r#""model_requirements": {"max_sequence_tokens": 256},"#;
+
+fn stdout(output: std::process::Output) -> String {
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn explain_knows_codes_and_refuses_others() {
+    let scratch = Scratch::new("explain");
+    let story = stdout(ok(scratch.omexc().args(["explain", "OMX0012"])));
+    assert!(story.len() > 40, "{story}");
+    fails(scratch.omexc().args(["explain", "OMX9999"]), 2);
+}
+
+#[test]
+fn usage_errors_exit_with_2() {
+    let scratch = Scratch::new("usage");
+    for arguments in [
+        &["run"][..],
+        &["run", "a", "b"],
+        &["run", "a", "--temp", "x"],
+        &["run", "a", "-p", "x", "-i", "y"],
+        &["nonsense"],
+        &["trust", "nonsense"],
+    ] {
+        fails(scratch.omex().args(arguments), 2);
+    }
+    fails(scratch.omexc().args(["build", "x", "--ram", "lots"]), 2);
+    fails(scratch.omexc().args(["build", "x", "--ctx-size", "0"]), 2);
+}
+
+#[test]
+fn tokenize_gives_ids_and_takes_them_back() {
+    let scratch = Scratch::new("tokenize");
+    let model = smollm2();
+    let text = "Hello <|im_start|> wörld\n\n  123\t☃ fn main() {}";
+    let mut encode = scratch.omex();
+    encode
+        .arg("tokenize")
+        .arg(&model)
+        .args(["--ids", "-p", text]);
+    let ids = stdout(ok(&mut encode));
+    let mut decode = scratch.omex();
+    decode
+        .arg("tokenize")
+        .arg(&model)
+        .args(["--decode", "-p", &ids]);
+    assert_eq!(stdout(ok(&mut decode)), text);
+    let mut bad = scratch.omex();
+    bad.arg("tokenize")
+        .arg(&model)
+        .args(["--decode", "-p", "99999999"]);
+    fails(&mut bad, 3);
+}
+
+#[test]
+fn inspect_tells_models_packed_models_and_plans_apart() {
+    let scratch = Scratch::new("inspect");
+    let model = smollm2();
+    let plan = scratch.build(&model, "plan.bin", SMALL, &[]);
+    let packed = std::fs::read_dir(scratch.path("home/cache"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|e| e == "omex"))
+        .expect("a packed model in the cache");
+    for (file, word) in [
+        (&model, "GGUF"),
+        (&packed, "Packed model"),
+        (&plan, "result id"),
+    ] {
+        let text = stdout(ok(scratch.omex().arg("inspect").arg(file)));
+        assert!(text.contains(word), "{}: {text}", file.display());
+        let json = stdout(ok(scratch.omex().arg("inspect").arg(file).arg("--json")));
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["schema_version"], 1);
+    }
+    fails(
+        scratch.omex().arg("inspect").arg(root().join("Cargo.toml")),
+        3,
+    );
+    fails(scratch.omex().args(["inspect", "/dev/zero"]), 5);
+
+    let list = stdout(ok(scratch.omex().args(["cache", "list"])));
+    assert!(list.contains("packed model of SmolLM2"), "{list}");
+    ok(scratch.omex().args(["cache", "gc", "--days", "0"]));
+    assert!(!packed.exists());
+    let refusal = fails(scratch.omex().arg("run").arg(&plan).args(["-p", "x"]), 5);
+    assert!(refusal.contains(".omex"), "{refusal}");
+}
+
+#[test]
+fn a_plan_runs_and_reports() {
+    let scratch = Scratch::new("run");
+    let plan = scratch.build(&smollm2(), "plan.bin", SMALL, &[]);
+    scratch.write("input.txt", "The cat sat on the mat.");
+    let run = |flags: &[&str]| {
+        let mut command = scratch.omex();
+        command.arg("run").arg(&plan).args(["-n", "12"]).args(flags);
+        command
+    };
+    let text = stdout(ok(&mut run(&[])));
+    assert!(!text.is_empty());
+    let report = report(&mut run(&[]));
+    assert_eq!(report["text"].as_str().unwrap().trim_end(), text.trim_end());
+    assert!(u64_of(&report, "prompt_tokens") > 5);
+    let generated = u64_of(&report, "generated_tokens");
+    assert!((1..=12).contains(&generated), "{report}");
+    for field in ["prefill_tps", "decode_tps", "ttft_ms"] {
+        assert!(report[field].as_f64().unwrap() > 0.0, "{field}: {report}");
+    }
+
+    let events = stdout(ok(&mut run(&["--events", "jsonl"])));
+    let mut said = String::new();
+    for line in events.lines() {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap();
+        if event["event"] == "text" {
+            said.push_str(event["text"].as_str().unwrap());
+        }
+    }
+    assert_eq!(said.trim_end(), text.trim_end());
+
+    let sampled = |seed: &str| {
+        let flags = ["--temp", "1.5", "--top-k", "50", "--seed", seed];
+        stdout(ok(&mut run(&flags)))
+    };
+    assert_eq!(sampled("7"), sampled("7"));
+    let all: std::collections::BTreeSet<String> =
+        ["1", "2", "3", "4"].map(sampled).into_iter().collect();
+    assert!(all.len() > 1, "four seeds give one text: {all:?}");
+}
+
+#[test]
+fn inputs_that_do_not_fit_are_refused_with_numbers() {
+    let scratch = Scratch::new("inputs");
+    let plan = scratch.build(&smollm2(), "plan.bin", SMALL, &[]);
+    let long = "word ".repeat(400);
+    let mut run = scratch.omex();
+    run.arg("run").arg(&plan).args(["-p", &long]);
+    let refusal = fails(&mut run, 3);
+    assert!(refusal.contains("256"), "{refusal}");
+    fails(
+        scratch
+            .omex()
+            .arg("run")
+            .arg(&plan)
+            .args(["-i", "missing.txt"]),
+        5,
+    );
+    fails(
+        scratch
+            .omex()
+            .arg("run")
+            .arg(&plan)
+            .args(["-p", "x", "-t", "999"]),
+        2,
+    );
+    ok(scratch
+        .omex()
+        .arg("run")
+        .arg(&plan)
+        .args(["-p", "", "-n", "2"]));
+    let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut run = scratch.omex();
+    run.arg("run").arg(&plan).args(["-p", "x", "-n", "4"]);
+    fails(run.stdout(full), 5);
+}
+
+#[test]
+fn damaged_plans_and_models_are_refused() {
+    let scratch = Scratch::new("damaged");
+    let model = smollm2();
+    let plan = scratch.build(&model, "plan.bin", SMALL, &["--bundle"]);
+    let bytes = std::fs::read(&plan).unwrap();
+    let refuse = |what: &str, content: &[u8]| {
+        let damaged = scratch.write("damaged.bin", content);
+        let mut run = scratch.omex();
+        run.arg("run").arg(damaged).args(["-p", "x", "-n", "1"]);
+        let refusal = fails(&mut run, 6);
+        assert!(refusal.contains("error: "), "{what}: {refusal}");
+    };
+    refuse("empty", &[]);
+    refuse("text", b"no plan at all");
+    for length in [7, 100, 400, 4096, bytes.len() / 2, bytes.len() - 1] {
+        refuse("truncated", &bytes[..length]);
+    }
+    // The header, metadata, and the last page of weights.
+    for at in [9, 33, 80, 290, 4096 + 500, bytes.len() - 20_000] {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 4;
+        refuse("flipped", &damaged);
+    }
+    let mut longer = bytes.clone();
+    longer.extend([0; 16]);
+    refuse("longer", &longer);
+    fails(scratch.omex().args(["run", "missing.bin", "-p", "x"]), 5);
+}
+
+#[test]
+fn a_damaged_packed_model_is_found_at_its_first_use() {
+    let scratch = Scratch::new("packed");
+    for (name, flags) in [("mapped", &[][..]), ("read", &["--ram", "400MiB"])] {
+        let plan = scratch.build(&smollm2(), &format!("{name}.bin"), SMALL, flags);
+        let folder = scratch.path("home/cache");
+        let packed = std::fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .find(|path| path.extension().is_some_and(|e| e == "omex"))
+            .unwrap();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&packed)
+            .unwrap();
+        let at = file.metadata().unwrap().len() / 2;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+        let mut run = scratch.omex();
+        run.arg("run").arg(&plan).args(["-p", "x", "-n", "1"]);
+        fails(&mut run, 6);
+        file.write_all_at(&byte, at).unwrap();
+        let mut run = scratch.omex();
+        ok(run.arg("run").arg(&plan).args(["-p", "x", "-n", "1"]));
+        file.set_len(at).unwrap();
+        let mut run = scratch.omex();
+        run.arg("run").arg(&plan).args(["-p", "x", "-n", "1"]);
+        fails(&mut run, 6);
+        std::fs::remove_file(&packed).unwrap();
+    }
+}
+
+#[test]
+fn execute_builds_once_and_reads_containers_from_pipes() {
+    let scratch = Scratch::new("execute");
+    let text = container(&smollm2(), SMALL);
+    let file = scratch.write("task.omex.json", &text);
+    scratch.write("input.txt", "Water boils at one hundred degrees.");
+    let mut first = scratch.omex();
+    let first = stdout(ok(first.args(["execute", "-n", "6", "--file"]).arg(&file)));
+    let plans = || {
+        std::fs::read_dir(scratch.path("home/cache/plans"))
+            .unwrap()
+            .count()
+    };
+    assert_eq!(plans(), 1);
+    let mut again = scratch.omex();
+    let again = stdout(ok(again.args(["execute", "-n", "6", "--file"]).arg(&file)));
+    assert_eq!((first.as_str(), plans()), (again.as_str(), 1));
+
+    let mut piped = scratch.omex();
+    piped.args(["execute", "-n", "6"]);
+    piped.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = piped.spawn().unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), first);
+
+    let bad = scratch.write("bad.omex.json", text.replace("model_load", "model_lode"));
+    let mut run = scratch.omex();
+    let refusal = fails(run.args(["execute", "--file"]).arg(bad), 3);
+    assert!(refusal.contains("error[OMX"), "{refusal}");
+}
+
+#[test]
+fn windows_of_any_number_run_in_one_plan() {
+    let scratch = Scratch::new("windows");
+    let model = smollm2();
+    let task = format!(
+        r#"{{
+  "omex_version": "0.3.0",
+  "task_id": "windows",
+  "task_type": "summarization",
+  "model_requirements": {{"max_sequence_tokens": 256}},
+  "execution_graph": {{
+    "entry_node": "cut",
+    "nodes": [
+      {{"id": "cut", "type": "token_chunk_parse", "input": ["long.txt"], "output": ["chunks"],
+        "window_size": 64, "stride": 64}},
+      {{"id": "infer", "type": "inference_slices", "depends_on": ["cut"], "input": ["chunks"],
+        "output": ["parts"], "model_reference": "{}", "max_tokens": 4}},
+      {{"id": "join", "type": "output_merge_and_decode", "depends_on": ["infer"],
+        "output": ["joined.txt"]}}
+    ]
+  }}
+}}"#,
+        model.display()
+    );
+    let file = scratch.write("windows.omex.json", task);
+    let plan = scratch.path("windows.bin");
+    ok(scratch.omexc().arg("build").arg(&file).arg("-o").arg(&plan));
+    let mut peak = 0;
+    for sentences in [3, 60] {
+        scratch.write(
+            "long.txt",
+            "The river runs slowly to the sea. ".repeat(sentences),
+        );
+        let report = report(scratch.omex().arg("run").arg(&plan));
+        let windows = (sentences * 8).div_ceil(64);
+        let generated = u64_of(&report, "generated_tokens");
+        assert!(generated >= windows as u64, "{windows} windows: {report}");
+        let joined = std::fs::read_to_string(scratch.path("joined.txt")).unwrap();
+        assert!(!joined.is_empty());
+        // More windows take no more memory.
+        let measured = u64_of(&report, "rss_peak_measured_bytes");
+        assert!(
+            peak == 0 || measured < peak + (1 << 20),
+            "{peak} {measured}"
+        );
+        peak = measured;
+    }
+}
+
+#[test]
+fn an_interrupt_ends_a_run_with_130() {
+    let scratch = Scratch::new("interrupt");
+    let plan = scratch.build(&smollm2(), "plan.bin", "", &[]);
+    let mut run = scratch.omex();
+    run.arg("run")
+        .arg(&plan)
+        .args(["-n", "1500", "-p", "Count from 1 to 1000 in words."]);
+    run.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = run.spawn().unwrap();
+    let mut byte = [0];
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut byte)
+        .unwrap();
+    let pid = child.id().to_string();
+    ok(std::process::Command::new("kill").args(["-INT", &pid]));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+}
