@@ -159,7 +159,8 @@ impl Isa {
     }
 
     /// The cranelift target. The code keeps the order in which it is built, so
-    /// that register pressure stays as designed (`opt_level` none).
+    /// that register pressure stays as designed (`opt_level` none). Kernels refer
+    /// to nothing outside themselves, so position independence is no setting.
     pub(crate) fn cranelift(&self) -> OwnedTargetIsa {
         let mut shared = settings::builder();
         for (name, value) in [
@@ -167,7 +168,7 @@ impl Isa {
             ("enable_verifier", "false"),
             ("enable_probestack", "false"),
             ("unwind_info", "false"),
-            ("is_pic", "true"),
+            ("is_pic", "false"),
         ] {
             shared.set(name, value).expect("a setting of cranelift");
         }

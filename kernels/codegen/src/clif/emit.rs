@@ -205,7 +205,7 @@ impl<'a> Emit<'a> {
         [a, b, c, d]
     }
 
-    pub(super) fn to_f32(&mut self, value: Value) -> Value {
+    pub(super) fn f32_from_int(&mut self, value: Value) -> Value {
         self.b.ins().fcvt_from_sint(F32X4, value)
     }
 

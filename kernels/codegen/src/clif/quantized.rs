@@ -301,7 +301,7 @@ impl Body<'_, '_> {
                     self.splat(e, F32X4, self.at.scales, c, offset)
                 });
                 for q in 0..BODY_QUADS {
-                    let dot = e.to_f32(dots[c * BODY_QUADS + q]);
+                    let dot = e.f32_from_int(dots[c * BODY_QUADS + q]);
                     let dw = self.entry(e, 0, q);
                     let d = e.b.ins().fmul(da, dw);
                     let product = e.b.ins().fmul(dot, d);
@@ -322,7 +322,7 @@ impl Body<'_, '_> {
         let dots = self.dots(e, 0..GROUPS / 2);
         let mut partial = Vec::new();
         for (i, dot) in dots.into_iter().enumerate() {
-            let dot = e.to_f32(dot);
+            let dot = e.f32_from_int(dot);
             let s0 = self.entry(e, 0, i % BODY_QUADS);
             let product = e.b.ins().fmul(dot, s0);
             if self.columns > 1 {
@@ -336,12 +336,12 @@ impl Body<'_, '_> {
             let group_sums = (scales.minimum != Minimum::None).then(|| {
                 [0, 4].map(|offset| {
                     let sum = self.splat(e, I32X4, self.at.sums, c, offset);
-                    e.to_f32(sum)
+                    e.f32_from_int(sum)
                 })
             });
             for q in 0..BODY_QUADS {
                 let i = c * BODY_QUADS + q;
-                let dot = e.to_f32(dots[i]);
+                let dot = e.f32_from_int(dots[i]);
                 let s1 = self.entry(e, 1, q);
                 let product = e.b.ins().fmul(dot, s1);
                 let first = if self.columns > 1 {

@@ -174,7 +174,7 @@ impl Scales {
         let signed = self.sub_offset != 0 || self.q.sub_scales == SubScales::Int8;
         let scale = e.widen_bytes(scale, signed);
         for (quad, (scale, d)) in scale.into_iter().zip(d).enumerate() {
-            let mut value = e.to_f32(scale);
+            let mut value = e.f32_from_int(scale);
             if !self.per_16 {
                 value = e.b.ins().fmul(d, value);
             }
