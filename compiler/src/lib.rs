@@ -12,3 +12,5 @@ pub mod pipeline;
 pub mod prompt;
 pub mod report;
 pub mod tokenizer;
+pub mod target;
+mod toml_fields;
