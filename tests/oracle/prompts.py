@@ -1,8 +1,8 @@
 """Compares OMEX's prompts with `apply_chat_template(tokenize=True)` of transformers.
 
-    prompts.py MODEL.gguf BINARY
+    prompts.py MODEL.gguf BINARY [GOLDEN.json]
 
-BINARY is the example `prompt_lines` of omex-compiler. Every template in templates/ and
+GOLDEN.json receives hashes of transformers' ids. BINARY is the example `prompt_lines` of omex-compiler. Every template in templates/ and
 the model's own is filled with 1,000 or more contents, with and without a system message.
 """
 
@@ -12,55 +12,67 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gguf
 import tokenizer as oracle
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
-PADS = ["", " ", "\n", "  ", "\n\n", " \n", "\n ", "\t", "\r\n", "\u00a0", "\u3000", "\x1c", "\x0b\x0c", "\u2028 "]
-MESSAGES = ["{{input}}", "Summarize this:\n\n{{input}}", "{{input}}\n\nSay what it does.\n", "  \n{{input}}\n "]
-SYSTEMS = [None, "You are terse.", "  Padded \n"]
+SPEC = json.loads((oracle.HERE / "corpus.json").read_text())
 
 
 def contents():
-    spec = json.loads((oracle.HERE / "corpus.json").read_text())
-    sections = {s["name"]: s for s in spec["sections"]}
-    bodies = ["", "a", "Hi", "What is 2+2?", "x\n\n\ny", "user\n", "assistant", "<b>&amp;</b>", "{{ x }}{% y %}",
-              "'quoted' \"twice\"", "</think> no", "<tool_response>", "漢字かな", "👩‍👩‍👧", "é", "1234567", "None"]
-    for name in ("code", "languages", "white space", "digits", "emoji", "punctuation"):
-        section = dict(sections[name], count=12)
+    """Bodies with every pad on both sides and with some pairs of pads."""
+    sections = {section["name"]: section for section in SPEC["sections"]}
+    spec = SPEC["prompts"]
+    bodies, pads = list(spec["bodies"]), spec["pads"]
+    for name in spec["sections"]:
+        section = dict(sections[name], count=spec["section_count"])
         atoms = section["atoms"]
-        bodies += ["".join(parts) for parts in oracle.joined(section, lambda rng: atoms[rng.below(len(atoms))])]
-    # Special tokens in contents are literal here and special in transformers.
-    bodies = [b for b in bodies if not any(s in b for s in ("<|", "<s>", "</s>", "<unk>", "<pad>", "<bos>", "<eos>"))]
+        for parts in oracle.joined(section, lambda rng: atoms[rng.below(len(atoms))]):
+            bodies.append("".join(parts))
     rng = oracle.Random(7)
-    inputs = [pad + body + pad for body in bodies for pad in PADS]
-    inputs += [PADS[rng.below(len(PADS))] + body + PADS[rng.below(len(PADS))] for body in bodies for _ in range(4)]
+    inputs = [pad + body + pad for body in bodies for pad in pads]
+    for body in bodies:
+        for _ in range(4):
+            inputs.append(pads[rng.below(len(pads))] + body + pads[rng.below(len(pads))])
     return inputs
 
 
+class Day(datetime.datetime):
+    """The day that templates see."""
+
+    @classmethod
+    def now(cls):
+        return cls.fromisoformat(SPEC["prompts"]["date"])
+
+
 def main():
-    path, binary = sys.argv[1:]
+    path, binary, *golden = sys.argv[1:]
+    chat_template_utils.datetime = Day
     model = oracle.Model(path)
-    get = lambda key: model.get(f"ggml.{key}_token_id")
-    token = lambda key: None if get(key) is None else model.tokens[get(key)]
+    token = lambda key: (lambda id: None if id is None else model.tokens[id])(
+        model.get(f"ggml.{key}_token_id")
+    )
     hf = PreTrainedTokenizerFast(
         tokenizer_object=model.tokenizer(),
-        bos_token=token("bos"), eos_token=token("eos"), unk_token=token("unknown"), pad_token=token("padding"),
+        bos_token=token("bos"),
+        eos_token=token("eos"),
+        unk_token=token("unknown"),
+        pad_token=token("padding"),
     )
     templates = {p.stem: p.read_text() for p in sorted((oracle.HERE / "templates").glob("*.jinja"))}
     if model.get("chat_template"):
         templates["own"] = model.get("chat_template")
     inputs = contents()
-    today = datetime.date.today().isoformat()
+    spec = SPEC["prompts"]
     jobs = [
-        {"template": source, "system": system, "message": message, "date": today, "inputs": inputs, "name": name}
+        {"template": source, "system": system, "message": message, "date": spec["date"], "inputs": inputs, "name": name}
         for name, source in templates.items()
-        for system in SYSTEMS
-        for message in MESSAGES
+        for system in spec["systems"]
+        for message in spec["messages"]
     ]
     lines = "".join(json.dumps(job) + "\n" for job in jobs)
     result = subprocess.run([binary, path], input=lines, capture_output=True, text=True, check=True)
-    failures = 0
+    failures, hashes = 0, {}
     for job, line in zip(jobs, result.stdout.splitlines(), strict=True):
         answer = json.loads(line)
         label = f"{job['name']} system={job['system']!r} message={job['message']!r}"
@@ -69,12 +81,14 @@ def main():
             failures += 1
             continue
         wrong = 0
+        digest = hashes.setdefault(job["name"], oracle.Digest())
         for text, ids in zip(inputs, answer["ids"], strict=True):
             messages = [{"role": "system", "content": job["system"]}] if job["system"] is not None else []
             messages.append({"role": "user", "content": job["message"].replace("{{input}}", text)})
             want = hf.apply_chat_template(
                 messages, chat_template=job["template"], tokenize=True, add_generation_prompt=True, return_dict=False
             )
+            digest.add(want)
             if want != ids:
                 wrong += 1
                 if wrong == 1:
@@ -82,6 +96,9 @@ def main():
         print(f"{label}: {len(inputs)} contents, {wrong} differ", flush=True)
         failures += wrong
     print(f"failures: {failures}")
+    if golden:
+        out = {name: digest.summary() for name, digest in hashes.items()}
+        Path(golden[0]).write_text(json.dumps(out, indent=1) + "\n")
     sys.exit(1 if failures else 0)
 
 

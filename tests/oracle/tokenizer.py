@@ -1,10 +1,10 @@
 """Compares OMEX's tokenizer with Hugging Face `tokenizers` on the same vocabulary.
 
     tokenizer.py check MODEL.gguf BINARY [--pre NAME ...]   ids of the whole corpus, both ways
-    tokenizer.py golden MODEL.gguf OUT.json [--pre NAME ...] writes hashes of Hugging Face's ids
+    tokenizer.py golden MODEL.gguf OUT.json                 hashes of Hugging Face's ids and pieces
 
 BINARY is the example `tokenize_lines` of omex-compiler. The corpus is made from
-corpus.json by the generator below; compiler/tests/tokenizer.rs has the same generator in
+corpus.json by the generator below; compiler/tests/tokens has the same generator in
 Rust and holds the tokenizer against the hashes without Python. `--pre` replaces the
 model's pre-tokenizer; its definitions here are those of the models' tokenizer.json files.
 """
@@ -353,8 +353,7 @@ class Model:
             if kind in (CONTROL, UNKNOWN)
         ]
         defined = [
-            AddedToken(token.replace("▁", " ") if not self.byte_level else token,
-                       normalized=not self.byte_level, special=False)
+            AddedToken(token, normalized=not self.byte_level, special=False)
             for token, kind in zip(self.tokens, self.types)
             if kind == USER_DEFINED
         ]
@@ -451,22 +450,44 @@ def check(args):
     return failures
 
 
+class Digest:
+    """FNV-1a over little-endian u32, 0xffffffff after each list."""
+
+    def __init__(self):
+        self.strings = self.tokens = 0
+        self.hash = 0xCBF29CE484222325
+
+    def add(self, ids):
+        self.strings += 1
+        self.tokens += len(ids)
+        for byte in struct.pack(f"<{len(ids) + 1}I", *ids, 0xFFFFFFFF):
+            self.hash = ((self.hash ^ byte) * 0x100000001B3) & MASK
+
+    def summary(self):
+        return {"strings": self.strings, "tokens": self.tokens, "hash": f"{self.hash:016x}"}
+
+
 def golden(args):
-    """Hashes of Hugging Face's ids: FNV-1a over little-endian u32, NONE after each string."""
+    """Hashes of Hugging Face's ids, and of its pieces for every pre-tokenizer."""
     model = Model(args.model)
-    out = {}
-    for pre in args.pre or [model.get("ggml.pre")]:
-        tokenizer = model.tokenizer(pre)
-        tokenizer.encode_special_tokens = True
-        sections = out.setdefault(pre, {})
-        for name, strings in corpus(model.texts()):
-            digest, count = 0xCBF29CE484222325, 0
-            for encoding in tokenizer.encode_batch(strings, add_special_tokens=False):
-                count += len(encoding.ids)
-                for byte in struct.pack(f"<{len(encoding.ids) + 1}I", *encoding.ids, 0xFFFFFFFF):
-                    digest = ((digest ^ byte) * 0x100000001B3) & MASK
-            sections[name] = {"strings": len(strings), "tokens": count, "hash": f"{digest:016x}"}
-            print(pre, name, sections[name], flush=True)
+    sections = dict(corpus(model.texts()))
+    tokenizer = model.tokenizer()
+    tokenizer.encode_special_tokens = True
+    out = {"ids": {}, "pieces": {}}
+    for name, strings in sections.items():
+        digest = Digest()
+        for encoding in tokenizer.encode_batch(strings, add_special_tokens=False):
+            digest.add(encoding.ids)
+        out["ids"][name] = digest.summary()
+    # Every other string: pieces show more than ids do.
+    strings = [s for name, all in sections.items() if name != "runs" for s in all[::2]]
+    for pre in sorted(PRE) if model.byte_level else []:
+        digest = Digest()
+        tokenizer.pre_tokenizer = PRE[pre][0]
+        for string in strings:
+            digest.add(pieces(tokenizer, string))
+        out["pieces"][pre] = digest.summary()
+        print(pre, out["pieces"][pre], flush=True)
     Path(args.out).write_text(json.dumps(out, indent=1) + "\n")
     return 0
 
@@ -485,7 +506,6 @@ def main():
     command.add_argument("model")
     command.add_argument("out")
     command.set_defaults(run=golden)
-    command.add_argument("--pre", nargs="*", choices=sorted(PRE))
     args = parser.parse_args()
     sys.exit(1 if args.run(args) else 0)
 

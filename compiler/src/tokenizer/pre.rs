@@ -194,10 +194,11 @@ fn engine_stage(pieces: &str) -> Stage {
     }
 }
 
-/// Hugging Face's `Digits` with single digits, which asks Rust's standard library.
+/// Hugging Face's `Digits` with single digits, which asks Rust's standard library: the
+/// numbers of Unicode 17.
 fn digit_stage() -> Stage {
     Stage {
-        pieces: r"\p{N}".to_owned(),
+        pieces: r"[\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}-\x{16FF6}]".to_owned(),
         skip: None,
     }
 }
