@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn graphs_are_read_and_faults_are_placed() {
-        let text = "// a comment\n%0 = tokens() : tokens @in\n%1 = f{a=1.0}(%0, %0) : f32[3] @blk.0.x\nreturn %1\n";
+        let text = "; a comment\n%0 = tokens() : tokens @in\n%1 = f{a=1.0}(%0, %0) : f32[3] @blk.0.x\nreturn %1\n";
         let graph = parse_graph(text).unwrap();
         assert_eq!(graph.result, 1);
         assert_eq!(graph.statements[1].operands, [0, 0]);

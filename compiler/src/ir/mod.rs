@@ -83,12 +83,7 @@ impl Graph {
     /// # Errors
     ///
     /// The operands do not fit the operation.
-    pub fn try_add(
-        &mut self,
-        op: Op,
-        operands: &[ValueId],
-        site: Site,
-    ) -> Result<ValueId, String> {
+    pub fn try_add(&mut self, op: Op, operands: &[ValueId], site: Site) -> Result<ValueId, String> {
         let types: Vec<Type> = operands.iter().map(|&v| self.node(v).ty).collect();
         let ty = op.infer(&types)?;
         let id = self.nodes.add_node(Node { op, ty, site });
@@ -216,7 +211,10 @@ impl Graph {
         let mut marks: BTreeMap<ValueId, Mark> = BTreeMap::new();
         let mut order = Vec::with_capacity(self.nodes.node_count());
         let mut stack = Vec::new();
-        let roots = self.result.into_iter().chain(self.nodes.node_indices().map(ValueId));
+        let roots = self
+            .result
+            .into_iter()
+            .chain(self.nodes.node_indices().map(ValueId));
         for root in roots {
             stack.push(root);
             while let Some(&id) = stack.last() {
@@ -232,8 +230,9 @@ impl Graph {
                     None => {
                         marks.insert(id, Mark::Open);
                         let operands = self.operands(id);
-                        let (sources, computed): (Vec<_>, Vec<_>) =
-                            operands.into_iter().partition(|&v| self.node(v).op.is_source());
+                        let (sources, computed): (Vec<_>, Vec<_>) = operands
+                            .into_iter()
+                            .partition(|&v| self.node(v).op.is_source());
                         let next = computed.into_iter().chain(sources).rev();
                         stack.extend(next.filter(|v| !marks.contains_key(v)));
                     }

@@ -55,7 +55,10 @@ impl Frequencies {
         (0..self.width / 2)
             .map(|i| {
                 let frequency = omex_kernels::math::inverse_frequency(base, i, self.width);
-                let factor = self.factors.get(i as usize).map_or(1.0, |f| f64::from(f.get()));
+                let factor = self
+                    .factors
+                    .get(i as usize)
+                    .map_or(1.0, |f| f64::from(f.get()));
                 frequency / divisor / factor
             })
             .collect()
@@ -88,7 +91,10 @@ pub enum Op {
         k: u32,
     },
     /// A vector of the packed model.
-    Vector { tensor: String, len: u32 },
+    Vector {
+        tensor: String,
+        len: u32,
+    },
     Frequencies(Frequencies),
 
     /// (x): the column whose logits are wanted. A view: it computes nothing.
@@ -97,19 +103,30 @@ pub enum Op {
 
     // Semantic operations.
     /// (tokens, table)
-    Embed { scale: F32 },
+    Embed {
+        scale: F32,
+    },
     /// (frequencies): cosines and sines of the pass's positions.
     RopeTable,
     /// (x, weight)
-    RmsNorm { eps: F32, output: Activation },
+    RmsNorm {
+        eps: F32,
+        output: Activation,
+    },
     /// (x): f32 to int8.
     Quantize,
     /// (weights, x, bias if `bias`, residual if `residual`)
-    Matmul { bias: bool, residual: bool },
+    Matmul {
+        bias: bool,
+        residual: bool,
+    },
     /// (x, bias)
     AddBias,
     /// (x, table): rotates every head of `head_dim` elements.
-    Rope { rope: Rope, head_dim: u32 },
+    Rope {
+        rope: Rope,
+        head_dim: u32,
+    },
     /// (k, v, table if `rope`)
     KvStore {
         kv_heads: u32,
@@ -315,7 +332,10 @@ impl Op {
                 let [x, table] = arity(types)?;
                 let len = f32_len(x)?;
                 expect(table, f32s(rope.pairs.saturating_mul(2)))?;
-                if head_dim == 0 || !len.is_multiple_of(head_dim) || rope.pairs.saturating_mul(2) > head_dim {
+                if head_dim == 0
+                    || !len.is_multiple_of(head_dim)
+                    || rope.pairs.saturating_mul(2) > head_dim
+                {
                     return Err(format!("{len} elements are no heads of {head_dim}"));
                 }
                 Ok(x)
@@ -401,10 +421,7 @@ fn expect_all(found: &[Type], expected: &[Type]) -> Result<(), String> {
         .try_for_each(|(f, e)| expect(*f, *e))
 }
 
-fn matrix(
-    ty: Type,
-    wanted: Option<TableLayout>,
-) -> Result<(WeightFormat, u32, u32), String> {
+fn matrix(ty: Type, wanted: Option<TableLayout>) -> Result<(WeightFormat, u32, u32), String> {
     match ty {
         Type::Matrix {
             format,
@@ -440,7 +457,10 @@ fn kernel_types(spec: &KernelSpec) -> (Vec<Type>, Type) {
             };
             (vec![Type::Tokens, table], f32s(k))
         }
-        KernelSpec::RopeTable { pairs } => (vec![Type::Frequencies { pairs }], f32s(pairs.saturating_mul(2))),
+        KernelSpec::RopeTable { pairs } => (
+            vec![Type::Frequencies { pairs }],
+            f32s(pairs.saturating_mul(2)),
+        ),
         KernelSpec::Norm {
             len,
             eps: _,

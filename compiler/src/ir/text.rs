@@ -319,10 +319,7 @@ pub fn spec_parts(spec: &KernelSpec) -> (&'static str, Vec<(&'static str, Litera
 /// # Errors
 ///
 /// A missing, unknown or wrong attribute.
-pub fn spec_from_parts(
-    word: &str,
-    attributes: &[(String, Literal)],
-) -> Result<KernelSpec, String> {
+pub fn spec_from_parts(word: &str, attributes: &[(String, Literal)]) -> Result<KernelSpec, String> {
     let mut attributes = Attributes::new(attributes);
     let op = op_from_parts(word, &mut attributes)?;
     attributes.finish()?;

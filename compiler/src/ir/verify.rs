@@ -117,7 +117,10 @@ fn of_stage(stage: Stage, op: &Op, types: &[Type]) -> Result<(), String> {
         (Stage::Fused, OpClass::Semantic) => match (op, types) {
             (Op::Matmul { .. }, [Type::Matrix { format, .. }, x, ..]) => match x {
                 Type::Columns { activation, .. }
-                    if *activation == Activation::for_weights(*format) => Ok(()),
+                    if *activation == Activation::for_weights(*format) =>
+                {
+                    Ok(())
+                }
                 _ => Err(format!("a matmul of {} takes {x}", format.name())),
             },
             _ => Ok(()),

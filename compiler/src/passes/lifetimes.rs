@@ -3,8 +3,10 @@
 //!
 //! Requires: stage `Selected` and its schedule.
 //! Ensures: every computed value has a slot, live from the phase that writes it
-//! to the last that reads it; persistent slots are live throughout. A matmul's
-//! residual and output share one slot where the residual dies there.
+//! to the last that reads it, or to the end where the head reads it, because
+//! the head may run for several columns of one pass; persistent slots are live
+//! throughout. A matmul's residual and output share one slot where the residual
+//! dies there.
 //! Breaks: nothing.
 
 use std::collections::BTreeMap;
@@ -39,7 +41,10 @@ pub enum Place {
     /// One column of a slot.
     SelectedColumn(SlotId),
     /// The key and the value ring.
-    Rings { keys: SlotId, values: SlotId },
+    Rings {
+        keys: SlotId,
+        values: SlotId,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,7 +142,7 @@ impl Builder<'_> {
                 Place::Slot(self.persistent(name, BufferKind::Logits, written[0].bytes))
             }
             [out] => {
-                let end_phase = self.last_use(id) + 1;
+                let end_phase = self.end(id, phase);
                 let slot = match self.dying_residual(id, spec, phase) {
                     Some(slot) => {
                         let shared = &mut self.storage.slots[slot.0 as usize];
@@ -174,10 +179,17 @@ impl Builder<'_> {
         readers
     }
 
-    fn last_use(&self, id: ValueId) -> u32 {
-        let phase = |&user: &ValueId| self.schedule.phase(user).expect("users are kernels").0;
-        let last = self.readers(id).iter().map(phase).max();
-        last.expect("every value but the result is used")
+    /// The phase from which on nobody reads a value that is written in `phase`.
+    fn end(&self, id: ValueId, phase: PhaseId) -> u32 {
+        let read_in = |&user: &ValueId| self.schedule.phase(user).expect("users are kernels").0;
+        let last = self.readers(id).iter().map(read_in).max();
+        let last = last.expect("every value but the result is used");
+        let body = self.schedule.body_phases;
+        if phase.0 < body && last >= body {
+            self.phases
+        } else {
+            last + 1
+        }
     }
 
     /// The slot of a matmul's residual, when nobody else reads it in this phase

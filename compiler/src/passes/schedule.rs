@@ -38,6 +38,25 @@ impl Schedule {
     pub fn phase(&self, id: ValueId) -> Option<PhaseId> {
         self.phase_of.get(&id).copied()
     }
+
+    /// One block per phase, one line per step.
+    pub fn text(&self, graph: &Graph) -> String {
+        let mut out = String::new();
+        for (i, phase) in self.phases.iter().enumerate() {
+            let in_body = (i as u32) < self.body_phases;
+            let part = if in_body { "body" } else { "head" };
+            // Writing to a string cannot fail.
+            let _ = writeln!(out, "phase {i} ({part})");
+            for &step in &self.steps[phase.clone()] {
+                let node = graph.node(step);
+                let Op::Kernel(spec) = &node.op else {
+                    unreachable!("steps are kernels");
+                };
+                let _ = writeln!(out, "  {:<24} {}", node.site.to_string(), spec_text(spec));
+            }
+        }
+        out
+    }
 }
 
 pub fn schedule(graph: &Graph) -> Schedule {
@@ -130,25 +149,4 @@ fn verify(graph: &Graph, schedule: &Schedule) -> Result<(), String> {
     } else {
         Err(format!("{position} steps of {kernels} kernels"))
     }
-}
-
-/// The schedule as text: one line per step, one block per phase.
-pub fn schedule_text(graph: &Graph, schedule: &Schedule) -> String {
-    let mut out = String::new();
-    for (i, phase) in schedule.phases.iter().enumerate() {
-        let part = if (i as u32) < schedule.body_phases {
-            "body"
-        } else {
-            "head"
-        };
-        let _ = writeln!(out, "phase {i} ({part})");
-        for &step in &schedule.steps[phase.clone()] {
-            let node = graph.node(step);
-            let Op::Kernel(spec) = &node.op else {
-                unreachable!("steps are kernels");
-            };
-            let _ = writeln!(out, "  {:<24} {}", node.site.to_string(), spec_text(spec));
-        }
-    }
-    out
 }

@@ -27,9 +27,8 @@ pub fn select(mut graph: Graph) -> Result<Graph, Vec<Diagnostic>> {
         let operands = graph.operands(id);
         let types: Vec<Type> = operands.iter().map(|&v| graph.node(v).ty).collect();
         let site = &node.site;
-        let unsupported = |what: &str| {
-            Diagnostic::error(Code::ModelUnsupported, format!("`{site}`: {what}"))
-        };
+        let unsupported =
+            |what: &str| Diagnostic::error(Code::ModelUnsupported, format!("`{site}`: {what}"));
         match kernel(&node.op, &types, node.ty) {
             None => faults.push(unsupported("no kernel computes this operation")),
             Some(spec) => match spec.validate() {
@@ -93,9 +92,16 @@ fn kernel(op: &Op, types: &[Type], result: Type) -> Option<KernelSpec> {
             output: *output,
         }),
         (Op::Quantize, _, _) => Some(KernelSpec::Quantize { len: len(result)? }),
-        (Op::Matmul { bias, residual }, [Type::Matrix {
-            format, rows, k, ..
-        }, ..], _) => Some(KernelSpec::Matmul {
+        (
+            Op::Matmul { bias, residual },
+            [
+                Type::Matrix {
+                    format, rows, k, ..
+                },
+                ..,
+            ],
+            _,
+        ) => Some(KernelSpec::Matmul {
             format: *format,
             rows: *rows,
             k: *k,

@@ -90,6 +90,13 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    pub fn new(spec: KernelSpec, code: Option<CodeRange>) -> Kernel {
+        Kernel {
+            spec: SpecWire(spec),
+            code,
+        }
+    }
+
     pub fn spec(&self) -> &KernelSpec {
         &self.spec.0
     }

@@ -1,0 +1,147 @@
+//! The sizes that a plan is built for: context, prefill chunk, threads, budget.
+
+use omex_plan::task::{NodeKind, Program};
+
+use crate::container::{RamLimit, RamOrigin, Task};
+use crate::diagnostic::{Code, Diagnostic};
+
+/// Positions of a task that states no context and reads inputs whole.
+const CONTEXT_DEFAULT: u32 = 4096;
+/// Prefill chunks that are tried where none is asked for, largest first.
+const COLUMNS: [u32; 10] = [512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
+/// Threads that every plan admits, so that results can be compared on any machine.
+const THREADS_MIN: u32 = 3;
+/// Positions of a KV ring are a multiple of this.
+const RING_MULTIPLE: u32 = 16;
+
+/// Positions of the KV rings for a context.
+pub fn ring(context: u32) -> u32 {
+    context.next_multiple_of(RING_MULTIPLE)
+}
+
+/// The number of threads that a plan admits.
+pub fn threads_max(cores: u32, asked: Option<u32>) -> u32 {
+    asked.unwrap_or(cores.max(THREADS_MIN)).max(1)
+}
+
+/// Prefill chunks to try, the best first.
+pub fn columns(context: u32, asked: Option<u32>) -> Vec<u32> {
+    match asked {
+        Some(columns) => vec![columns.clamp(1, context)],
+        None => {
+            let fitting = COLUMNS.into_iter().filter(|&c| c <= context);
+            fitting.collect()
+        }
+    }
+}
+
+/// What a generation needs of the context: tokens that are certain, and an
+/// upper bound where the input is cut into windows.
+struct Need {
+    node: String,
+    least: u64,
+    most: Option<u64>,
+}
+
+fn needs(program: &Program) -> Vec<Need> {
+    let infer = program.nodes.iter().filter_map(|node| match &node.kind {
+        NodeKind::Infer {
+            prompt, tokens_max, ..
+        } => Some((node, prompt, tokens_max)),
+        NodeKind::Parse { .. } | NodeKind::Merge { .. } => None,
+    });
+    infer
+        .map(|(node, prompt, tokens_max)| {
+            let fixed = prompt.prefix_tokens.len() + prompt.suffix_tokens.len();
+            // A byte gives at most one token, and a text a leading space.
+            let text = prompt.prefix_text.len() + prompt.suffix_text.len() + 1;
+            let tokens_max = u64::from(*tokens_max);
+            let windows = node
+                .depends_on
+                .iter()
+                .map(|id| match &program.nodes[id.index()].kind {
+                    NodeKind::Parse { window, .. } if window.size < u32::MAX => {
+                        Some(u64::from(window.size))
+                    }
+                    NodeKind::Parse { .. } | NodeKind::Infer { .. } | NodeKind::Merge { .. } => {
+                        None
+                    }
+                });
+            let window: Option<Vec<u64>> = windows.collect();
+            let window = window.map(|w| w.into_iter().max().unwrap_or(0));
+            Need {
+                node: node.id.clone(),
+                least: fixed as u64 + window.unwrap_or(0) + tokens_max + 1,
+                most: window.map(|w| (fixed + text) as u64 + w + tokens_max),
+            }
+        })
+        .collect()
+}
+
+/// The number of positions that the KV cache holds: what is asked for, else
+/// what the windows need, else the model's, up to a default.
+///
+/// # Errors
+///
+/// A context above the model's, or too short for a prompt, a window and the
+/// tokens to generate.
+pub fn context(
+    task: &Task,
+    program: &Program,
+    model_context: u32,
+    asked: Option<u32>,
+) -> Result<u32, Diagnostic> {
+    let stated = task.model.context_tokens.as_ref();
+    let wanted = asked.or(stated.map(|c| c.value));
+    // A caret only where the container's own number is at fault.
+    let place = |diagnostic: Diagnostic| match (asked, stated) {
+        (None, Some(stated)) => diagnostic.at(&task.source, stated.span, ""),
+        _ => diagnostic,
+    };
+    if let Some(wanted) = wanted
+        && wanted > model_context
+    {
+        return Err(place(Diagnostic::error(
+            Code::ContextTooLong,
+            format!("a context of {wanted} tokens is asked for; the model was trained for {model_context}"),
+        ))
+        .help(format!("ask for at most {model_context}")));
+    }
+    let needs = needs(program);
+    let context = wanted.unwrap_or_else(|| {
+        let windows: Option<Vec<u64>> = needs.iter().map(|n| n.most).collect();
+        let least = needs.iter().map(|n| n.least).max().unwrap_or(0);
+        let most = windows.and_then(|w| w.into_iter().max());
+        let most = most.unwrap_or(least.max(u64::from(CONTEXT_DEFAULT)));
+        let rounded = most.next_multiple_of(u64::from(RING_MULTIPLE));
+        u32::try_from(rounded).map_or(model_context, |c| c.min(model_context))
+    });
+    match needs.iter().find(|n| n.least > u64::from(context)) {
+        None => Ok(context),
+        Some(need) => Err(place(Diagnostic::error(
+            Code::PromptTooLong,
+            format!(
+                "node `{}` needs at least {} tokens of context: prompt, window and tokens to generate; there are {context}",
+                need.node, need.least
+            ),
+        ))
+        .help("shorten the window, generate fewer tokens, or raise the context")),
+    }
+}
+
+/// The RAM budget, and a finding when the limits that people stated differ.
+pub fn budget(task: &Task, more: &[RamLimit]) -> (Option<RamLimit>, Option<Diagnostic>) {
+    let least = |origin: RamOrigin| {
+        let limits = more.iter().filter(|l| l.origin == origin);
+        limits.map(|l| l.bytes).min()
+    };
+    task.ram_budget(least(RamOrigin::Flag), least(RamOrigin::Target))
+}
+
+/// Where the container states a limit.
+pub fn span(limit: &RamLimit) -> Option<crate::diagnostic::Span> {
+    match limit.origin {
+        RamOrigin::ContextMemoryLimit(span) | RamOrigin::MemoryProfile(span) => Some(span),
+        RamOrigin::Flag | RamOrigin::Target => None,
+    }
+}

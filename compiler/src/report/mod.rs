@@ -1,0 +1,3 @@
+//! What a plan needs of memory and why, for people and for programs.
+
+pub mod budget;

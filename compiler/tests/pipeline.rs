@@ -1,0 +1,117 @@
+//! The pipeline on made-up models: plans pass the runtime's checks.
+
+mod common;
+
+use common::{MIXED, SMOL, compile_shape, container, task};
+use omex_compiler::ir::text::parse;
+use omex_compiler::ir::{Stage, verify};
+use omex_compiler::pipeline::Options;
+use omex_kernels::{KernelSpec, WeightFormat};
+use omex_plan::file::encode_metadata;
+use omex_plan::{BufferKind, WeightSource, check};
+
+#[test]
+fn plans_pass_the_checks() {
+    for shape in [SMOL, MIXED] {
+        for (format, other) in [
+            (shape.format, shape.other_format),
+            (WeightFormat::F16, WeightFormat::Q8_0),
+            (WeightFormat::F32, WeightFormat::F32),
+        ] {
+            for read in [false, true] {
+                for columns in [None, Some(1), Some(7), Some(4096)] {
+                    let shape = common::Shape {
+                        format,
+                        other_format: other,
+                        ..shape
+                    };
+                    let options = Options {
+                        columns_max: columns,
+                        read_weights: Some(read),
+                        ..Options::default()
+                    };
+                    let compiled = compile_shape(&shape, &task(&container("")), &options).unwrap();
+                    let code_bytes = compiled.code.len() as u64;
+                    let layout = &compiled.stages.layout;
+                    assert_eq!(layout.gap_bytes(), 0, "{shape:?}: the arena has a gap");
+                    let plan = check(compiled.plan, code_bytes).unwrap();
+                    let source = &plan.plan().weights.source;
+                    assert_eq!(matches!(source, WeightSource::Read { .. }), read);
+                    assert_eq!(plan.plan().threads_max, 3);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn phases_are_as_few_as_the_longest_path() {
+    let compiled = compile_shape(&SMOL, &task(&container("")), &Options::default()).unwrap();
+    let plan = &compiled.plan;
+    // Per layer: norm, projections, store, attention, output, norm, gate and
+    // up, gate function, down. Before them the embedding, after them the head.
+    assert_eq!(plan.phases.len(), 1 + 9 * 30 + 2);
+    assert_eq!(plan.body_phases, 1 + 9 * 30);
+    assert_eq!(plan.steps.len(), 2 + 12 * 30 + 2);
+    let matmuls = plan
+        .kernels
+        .iter()
+        .filter(|k| matches!(k.spec(), KernelSpec::Matmul { .. }));
+    // Q and the output differ in the residual.
+    assert_eq!(matmuls.count(), 6);
+    let residuals = plan.buffers.iter().filter(|b| b.name == "token_embd");
+    assert_eq!(residuals.count(), 1, "the residual stream has one slot");
+    let rings = plan.buffers.iter().filter(|b| b.kind == BufferKind::KvRing);
+    let ring = u64::from(plan.model.context.next_multiple_of(16));
+    assert_eq!(rings.map(|b| b.bytes).sum::<u64>(), 30 * 2 * 192 * ring * 2);
+}
+
+#[test]
+fn graphs_parse_back_at_every_stage() {
+    for shape in [SMOL, MIXED] {
+        let compiled = compile_shape(&shape, &task(&container("")), &Options::default()).unwrap();
+        assert_eq!(compiled.stages.graphs.len(), Stage::ALL.len());
+        for (stage, graph) in &compiled.stages.graphs {
+            let text = graph.to_string();
+            let parsed = parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+            verify(*stage, &parsed).unwrap();
+            assert_eq!(parsed.to_string(), text);
+        }
+    }
+}
+
+#[test]
+fn equal_inputs_give_equal_bytes_and_ids_ignore_what_changes_no_bit() {
+    let compiled =
+        |options: &Options| compile_shape(&SMOL, &task(&container("")), options).unwrap();
+    let first = compiled(&Options::default());
+    let second = compiled(&Options::default());
+    assert_eq!(encode_metadata(&first.plan), encode_metadata(&second.plan));
+    assert_eq!(first.code, second.code);
+
+    let id = first.plan.result_id;
+    for same in [
+        Options {
+            columns_max: Some(7),
+            ..Options::default()
+        },
+        Options {
+            threads_max: Some(64),
+            ..Options::default()
+        },
+        Options {
+            read_weights: Some(true),
+            ..Options::default()
+        },
+    ] {
+        assert_eq!(compiled(&same).plan.result_id, id, "{same:?}");
+    }
+    let other = compiled(&Options {
+        context: Some(1024),
+        ..Options::default()
+    });
+    assert_ne!(other.plan.result_id, id);
+    let sampled = container(r#""sampling": {"temperature": 0.5, "seed": 1},"#);
+    let sampled = compile_shape(&SMOL, &task(&sampled), &Options::default()).unwrap();
+    assert_ne!(sampled.plan.result_id, id);
+}
