@@ -1,4 +1,5 @@
-//! Measures generated matmuls: `kernel_speed [FORMAT...]`.
+//! Measures generated matmuls: `kernel_speed [FORMAT...] [-FEATURE...]`, without
+//! the features that are named, e.g. `-avx-vnni`.
 //!
 //! Decode is one column over 200 MB of panels, prefill 256 columns over a
 //! matrix of 1536 x 2048, each on one and on two threads.
@@ -6,7 +7,7 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use omex_codegen::{Isa, compile};
+use omex_codegen::{Feature, Isa, compile};
 use omex_kernels::{KernelSpec, WeightFormat, pad_to_panel};
 use std::time::{Duration, Instant};
 use support::exec::Executable;
@@ -34,7 +35,12 @@ fn fastest(threads: usize, work: impl Fn(usize) + Sync) -> f64 {
 
 fn main() {
     let names: Vec<String> = std::env::args().skip(1).collect();
-    let isa = Isa::host().expect("an architecture with a back end");
+    let mut isa = Isa::host().expect("an architecture with a back end");
+    let without = names
+        .iter()
+        .filter_map(|n| Feature::from_name(n.strip_prefix('-')?));
+    isa.features = isa.features.without(without.collect());
+    let names: Vec<&String> = names.iter().filter(|n| !n.starts_with('-')).collect();
     let memory = vec![1u64; 25_000_000];
     let read = |threads: usize| {
         let part = memory.len() / threads;
@@ -60,7 +66,7 @@ fn main() {
         "format", "cached", "1 GB/s", "2 GB/s", "1 Gmac/s", "2 Gmac/s", "compile us"
     );
     for format in WeightFormat::ALL {
-        if !names.is_empty() && !names.iter().any(|n| n == format.name()) {
+        if !names.is_empty() && !names.iter().any(|n| *n == format.name()) {
             continue;
         }
         let mut r = Random(9);

@@ -45,6 +45,20 @@ pub(super) struct Constants {
     table: Option<Value>,
 }
 
+impl Constants {
+    pub(super) fn registers(&self) -> usize {
+        [
+            self.low_mask,
+            self.high_nibble_mask,
+            self.high_mask,
+            self.table,
+        ]
+        .iter()
+        .flatten()
+        .count()
+    }
+}
+
 impl Codes {
     pub(super) fn new(format: WeightFormat, q: &Quantized, domain: Domain) -> Codes {
         let bits = q.codes;
@@ -99,6 +113,11 @@ impl Codes {
     /// True if a high nibble may stay where it is, as 16 times its code.
     pub(super) fn nibbles_in_place(&self) -> bool {
         self.bits.low == 4 && self.bits.high == 0 && matches!(self.map, Map::Plain)
+    }
+
+    /// Planes that the bits of a code lie in.
+    pub(super) fn planes(&self) -> usize {
+        1 + (self.bits.high > 0) as usize
     }
 
     pub(super) fn constants(&self, e: &mut Emit, in_place: bool) -> Constants {
@@ -208,7 +227,7 @@ fn plane(
     let bit = group * bits;
     let step = steps.load(e, index, at, bit / 8);
     match mask {
-        Some(mask) => e.byte_field(step, bit % 8, to, mask),
+        Some(mask) => e.byte_field(step, bits, bit % 8, to, mask),
         None => step,
     }
 }

@@ -70,11 +70,30 @@ impl Dot {
         }
     }
 
-    /// Registers that one sum occupies.
-    pub(super) fn registers(self) -> usize {
+    /// Registers that one sum over `groups` groups occupies.
+    pub(super) fn sum_registers(self, codes: &Codes, groups: u32) -> usize {
         match self {
-            Dot::Vnni | Dot::Sdot | Dot::Maddubs => 1,
-            Dot::Madd16 | Dot::Neon16 => 2,
+            Dot::Vnni | Dot::Sdot => 1,
+            Dot::Maddubs => 1 + (groups as i32 * self.step_max(codes) > i16::MAX as i32) as usize,
+            Dot::Madd16 => 2,
+            Dot::Neon16 => 2 + (groups as i32 * self.step_max(codes) > i16::MAX as i32) as usize,
+        }
+    }
+
+    /// Registers that the operands of one group of four rows occupy.
+    pub(super) fn weight_registers(self) -> usize {
+        match self {
+            Dot::Vnni | Dot::Maddubs | Dot::Sdot | Dot::Neon16 => 1,
+            Dot::Madd16 => 2,
+        }
+    }
+
+    /// Largest magnitude of an i16 partial sum of one step.
+    fn step_max(self, codes: &Codes) -> i32 {
+        match self {
+            Dot::Maddubs => 2 * 127 * codes.magnitude_max,
+            Dot::Neon16 => 127 * codes.magnitude_max,
+            Dot::Vnni | Dot::Madd16 | Dot::Sdot => 0,
         }
     }
 
@@ -119,7 +138,7 @@ impl Dot {
             }
             Dot::Maddubs => {
                 let pairs = e.b.ins().x86_pmaddubsw(a.whole, w.whole);
-                sum = self.flush_if(e, sum, 2 * 127 * codes.magnitude_max);
+                sum = self.flush_if(e, sum, self.step_max(codes));
                 sum.partial[0] = Some(add(e, sum.partial[0], pairs));
             }
             Dot::Madd16 => {
@@ -129,7 +148,7 @@ impl Dot {
                 }
             }
             Dot::Neon16 => {
-                sum = self.flush_if(e, sum, 127 * codes.magnitude_max);
+                sum = self.flush_if(e, sum, self.step_max(codes));
                 for (i, (w, a)) in [(w.low, a.low), (w.high, a.high)].into_iter().enumerate() {
                     let products = e.b.ins().imul(w, a);
                     sum.partial[i] = Some(add(e, sum.partial[i], products));

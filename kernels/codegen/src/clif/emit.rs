@@ -9,6 +9,7 @@ use cranelift_codegen::ir::{
 };
 use cranelift_codegen::isa::TargetFrontendConfig;
 use cranelift_frontend::FunctionBuilder;
+use std::cmp::Ordering;
 
 /// An address: a pointer and a constant displacement in bytes.
 #[derive(Clone, Copy)]
@@ -167,27 +168,33 @@ impl<'a> Emit<'a> {
         self.b.ins().sshr(value, amount)
     }
 
-    /// The bits `from..from + width` of every byte moved to bit `to`, all
-    /// other bits zero. `mask` holds `width` ones at bit `to` of every byte.
+    /// The `width` bits at bit `from` of every byte moved to bit `to`, all other
+    /// bits zero. `mask` holds `width` ones at bit `to` of every byte.
     ///
     /// x86 has no shifts of bytes: wider lanes are shifted and the mask removes
     /// what came from the neighbour.
-    pub(super) fn byte_field(&mut self, value: Value, from: u32, to: u32, mask: Value) -> Value {
+    pub(super) fn byte_field(
+        &mut self,
+        value: Value,
+        width: u32,
+        from: u32,
+        to: u32,
+        mask: Value,
+    ) -> Value {
         let lanes = match self.arch {
             Arch::X86_64 => I16X8,
             Arch::Aarch64 => I8X16,
         };
-        let shifted = if from == to {
-            value
-        } else {
-            let value = self.cast(lanes, value);
-            let shifted = if from > to {
-                self.shift_right(value, from - to)
-            } else {
-                self.shift_left(value, to - from)
-            };
-            self.cast(I8X16, shifted)
+        let lanes_value = self.cast(lanes, value);
+        let shifted = match from.cmp(&to) {
+            Ordering::Equal => lanes_value,
+            Ordering::Greater => self.shift_right(lanes_value, from - to),
+            Ordering::Less => self.shift_left(lanes_value, to - from),
         };
+        let shifted = self.cast(I8X16, shifted);
+        if self.arch == Arch::Aarch64 && to == 0 && from + width == 8 {
+            return shifted;
+        }
         self.b.ins().band(mask, shifted)
     }
 

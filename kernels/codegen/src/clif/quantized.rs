@@ -11,7 +11,7 @@ use super::dot::{Dot, Sum};
 use super::emit::{Address, Emit};
 use super::frame::{Frame, Pass, QUADS};
 use super::scales::{COMMON, F16ToF32, FIELD, Minimum, Scales};
-use crate::Isa;
+use crate::{Arch, Isa};
 use cranelift_codegen::ir::types::{F32X4, I8X16, I32, I32X4};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use omex_kernels::activation::Q8Layout;
@@ -66,7 +66,11 @@ pub(super) fn build(e: &mut Emit, frame: &Frame, q: &Quantized, isa: &Isa) {
         .rev()
         .find(|n| blocks.is_multiple_of(*n) && n.is_multiple_of(scales.blocks_per_header()))
         .expect("K is a multiple of the block length");
-    let tile = 4 / dot.registers();
+    let groups = if scales.per_16 { GROUPS / 2 } else { GROUPS };
+    let tile = match dot.sum_registers(&codes, groups) {
+        1 => 4,
+        _ => 2,
+    };
     let kernel = Kernel {
         layout: Q8Layout::new(frame.k),
         quant_bytes: q.quant_bytes(),
@@ -381,7 +385,8 @@ impl Body<'_, '_> {
                 dots.extend((1..parts).map(|_| Sum::new(None)));
             }
         }
-        let mut steps: [_; BODY_QUADS] = std::array::from_fn(|_| Steps::new(self.columns == 1));
+        let keep = self.steps_fit(e, &groups);
+        let mut steps: [_; BODY_QUADS] = std::array::from_fn(|_| Steps::new(keep));
         let mut four_groups = None;
         for group in groups {
             let weights: [_; BODY_QUADS] = std::array::from_fn(|q| {
@@ -424,6 +429,24 @@ impl Body<'_, '_> {
                 }
             })
             .collect()
+    }
+
+    /// Whether a step of codes may stay in a register for its other groups: the
+    /// f32 sums of one column, the integer sums, the constants, the operands
+    /// and the steps must fit into the registers.
+    fn steps_fit(&self, e: &Emit, groups: &std::ops::Range<u32>) -> bool {
+        let Kernel { dot, codes, .. } = self.kernel;
+        let registers = match e.arch {
+            Arch::X86_64 => 16,
+            Arch::Aarch64 => 32,
+        };
+        let groups = groups.end - groups.start;
+        let parts = if self.in_place { 2 } else { 1 };
+        let per_quad =
+            dot.sum_registers(codes, groups) * parts + dot.weight_registers() + codes.planes();
+        let activations = 2;
+        self.columns == 1
+            && QUADS + BODY_QUADS * per_quad + self.constants.registers() + activations <= registers
     }
 
     /// What the codes' offset adds to the dot products of `groups`, negated.

@@ -191,8 +191,8 @@ impl Scales {
                 let pair = e.load(I8X16, sub.plus(16 * i));
                 let mask = e.bytes([15; 16]);
                 (
-                    e.byte_field(pair, 0, 0, mask),
-                    Some(e.byte_field(pair, 4, 0, mask)),
+                    e.byte_field(pair, 4, 0, 0, mask),
+                    Some(e.byte_field(pair, 4, 4, 0, mask)),
                 )
             }
             SubScales::SixBit { scales, mins } => {
@@ -207,9 +207,9 @@ impl Scales {
         let half = count / 2;
         let (low_mask, high_mask) = (e.bytes([0x0f; 16]), e.bytes([0x30; 16]));
         let low = e.load(I8X16, plane.plus(16 * (i % half)));
-        let low = e.byte_field(low, 4 * (i / half), 0, low_mask);
+        let low = e.byte_field(low, 4, 4 * (i / half), 0, low_mask);
         let high = e.load(I8X16, plane.plus(16 * (half + i / 4)));
-        let high = e.byte_field(high, 2 * (i % 4), 4, high_mask);
+        let high = e.byte_field(high, 2, 2 * (i % 4), 4, high_mask);
         let value = e.b.ins().bor(low, high);
         if self.sub_offset == 0 {
             return value;
