@@ -242,7 +242,7 @@ fn compile(
     let gguf = Gguf::parse(&file).map_err(|e| e.in_file(path))?;
     let config = ModelConfig::from_gguf(&gguf).map_err(|e| e.in_file(path))?;
     let facts = model::facts(&config);
-    let findings = task.check_model(&facts);
+    let findings = task.check_model(&facts, None);
     if findings.iter().any(Diagnostic::is_error) {
         return Err(findings.into());
     }
@@ -271,6 +271,7 @@ fn compile(
         match omex_codegen::compile(spec, isa) {
             Ok(blob) => Some(blob.code),
             Err(Unsupported::Operation | Unsupported::NeedsFeature(_)) => None,
+            Err(Unsupported::Invalid(why)) => panic!("select made an invalid kernel: {why}"),
         }
     };
     let mut limits = target.limits.clone();
@@ -293,7 +294,7 @@ fn compile(
         target: &target.plan,
         cores: target.cores,
         code_of: &code_of,
-        memory_of: &pipeline::memory_contract,
+        memory_of: &omex_compiler::emit::memory::memory_contract,
     };
     let options = Options {
         context: args.ctx_size,

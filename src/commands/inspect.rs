@@ -105,9 +105,9 @@ fn inspect_gguf(file: &MappedFile, as_json: bool) -> Result<(), Failure> {
 fn describe(value: &Value<'_>) -> String {
     const CHARACTERS_MAX: usize = 100;
     match value {
-        Value::Array(array) => format!("{} ({} elements)", value.type_name(), array.len()),
+        Value::Array(array) => format!("{} ({} elements)", value.type_name(), array.len),
         Value::String(text) => {
-            let line = clean(text).into_owned();
+            let line = clean(&String::from_utf8_lossy(text));
             if line.chars().count() <= CHARACTERS_MAX {
                 return line;
             }
@@ -218,7 +218,7 @@ fn inspect_plan(path: &Path, as_json: bool) -> Result<(), Failure> {
         return Ok(());
     }
     let rows = [
-        ("task", clean(&plan.program.task_id).into_owned()),
+        ("task", clean(&plan.program.task_id)),
         (
             "target",
             format!(

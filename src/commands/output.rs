@@ -100,7 +100,7 @@ impl Output {
     /// Prints diagnostics on standard error.
     pub fn diagnostics(&self, diagnostics: &[Diagnostic]) {
         let options = RenderOptions {
-            color: self.color,
+            colour: self.color,
             ..RenderOptions::default()
         };
         for d in diagnostics {

@@ -1,63 +1,143 @@
 //! `omexc targets`, and the target of a build.
 
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
 use clap::Args;
 use omex_codegen::{Feature, Isa};
-use omex_compiler::container::RamLimit;
-use omex_compiler::diagnostic::{Code, Diagnostic, quoted};
+use omex_compiler::container::{RamLimit, RamOrigin};
+use omex_compiler::diagnostic::{Code, Diagnostic, Source, quoted};
+use omex_compiler::target::{self, CpuFeature, Figure, HOST, Profile};
 use omex_plan::Target;
-use omex_plan::file::Arch;
+use omex_plan::file;
 
 use super::output::{Failure, Output};
 
 #[derive(Debug, Args)]
 pub struct TargetsArgs {
-    /// Print one JSON object
+    /// Print one JSON object, with the source of each figure
     #[arg(long)]
     json: bool,
 }
 
 /// A target as a build uses it.
+#[derive(Debug)]
 pub struct Resolved {
     pub plan: Target,
-    pub arch: Arch,
+    pub arch: file::Arch,
     /// What code may use; `None` where no code is generated.
     pub isa: Option<Isa>,
     pub cores: u32,
     pub limits: Vec<RamLimit>,
 }
 
-pub fn resolve(name: Option<&str>) -> Result<Resolved, Failure> {
-    match name {
-        None | Some("host") => host(),
-        Some(other) => {
-            let message = format!("there is no target {}", quoted(other));
-            Err(Diagnostic::error(Code::TargetUnknown, message).into())
-        }
+/// Prints the profiles, this machine first.
+pub fn targets(args: &TargetsArgs, _output: &Output) -> Result<(), Failure> {
+    let mut profiles = vec![host()];
+    profiles.extend(target::built_in());
+    let mut stdout = std::io::stdout().lock();
+    if args.json {
+        writeln!(stdout, "{}", target::list_json(&profiles))?;
+    } else {
+        write!(stdout, "{}", target::list_text(&profiles))?;
     }
+    Ok(())
 }
 
-fn host() -> Result<Resolved, Failure> {
-    let isa = Isa::host().expect("OMEX builds for x86-64 and aarch64 only");
-    let arch = match isa.arch {
-        omex_codegen::Arch::X86_64 => Arch::X86_64,
-        omex_codegen::Arch::Aarch64 => Arch::Aarch64,
+/// The target with this name, or of this file (`.toml`); none is the host.
+pub fn resolve(name: Option<&str>) -> Result<Resolved, Failure> {
+    let profile = match name {
+        None => host(),
+        Some(HOST) => host(),
+        Some(path) if path.ends_with(".toml") => from_file(Path::new(path))?,
+        Some(name) => target::find_or_explain(name)?,
     };
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let mut features: Vec<String> = isa.features.iter().map(Feature::name).map(String::from).collect();
+    let arch = match profile.arch {
+        target::Arch::X86_64 => file::Arch::X86_64,
+        target::Arch::Aarch64 => file::Arch::Aarch64,
+        target::Arch::Wasm32 => {
+            let message = "plans for wasm32 are not built yet";
+            return Err(Diagnostic::error(Code::NotSupported, message)
+                .help("`omexc targets` lists the others")
+                .into());
+        }
+    };
+    let isa = profile.isa();
+    // Exactly what code may use: the runtime checks for nothing else.
+    let features = isa.iter().flat_map(|isa| isa.features.iter());
+    let mut features: Vec<String> = features.map(|f| f.name().to_owned()).collect();
     features.sort();
     Ok(Resolved {
         plan: Target {
-            name: "host".to_owned(),
+            name: profile.name.clone(),
             arch: arch.name().to_owned(),
             features,
         },
         arch,
-        isa: Some(isa),
-        cores: u32::try_from(cores).unwrap_or(u32::MAX),
-        limits: Vec::new(),
+        isa,
+        cores: profile.cores.value,
+        limits: vec![RamLimit {
+            bytes: profile.ram_app_bytes.value,
+            origin: RamOrigin::Target,
+        }],
     })
 }
 
-pub fn targets(_args: &TargetsArgs, _output: &Output) -> Result<(), Failure> {
-    Ok(())
+fn from_file(path: &Path) -> Result<Profile, Failure> {
+    let name = path.to_string_lossy().into_owned();
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        let message = format!("the profile cannot be read: {e}");
+        Diagnostic::error(Code::FileRead, message).in_file(&name, None)
+    })?;
+    let source = Arc::new(Source::new(&name, text));
+    let mut profiles = target::read_profiles(&source)?;
+    if profiles.is_empty() {
+        let message = format!("{} holds no profile", quoted(&name));
+        return Err(Diagnostic::error(Code::ProfileInvalid, message).into());
+    }
+    Ok(profiles.swap_remove(0))
+}
+
+/// This machine, as far as it tells without measuring.
+fn host() -> Profile {
+    let isa = Isa::host().expect("OMEX builds for x86-64 and aarch64 only");
+    let arch = match isa.arch {
+        omex_codegen::Arch::X86_64 => target::Arch::X86_64,
+        omex_codegen::Arch::Aarch64 => target::Arch::Aarch64,
+    };
+    let features = isa.features.iter().map(Feature::name);
+    let features: Vec<CpuFeature> = features.filter_map(CpuFeature::from_name).collect();
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let guess = |value: u64| Figure {
+        value,
+        estimate: true,
+        source: "not measured; a common value".to_owned(),
+    };
+    let ram = ram_total_bytes();
+    Profile {
+        name: HOST.to_owned(),
+        aliases: Vec::new(),
+        description: "this machine".to_owned(),
+        arch,
+        features,
+        cores: Figure::known(cores, "the scheduler's affinity mask"),
+        threads: Figure::known(cores, "the scheduler's affinity mask"),
+        page_bytes: Figure::known(rustix::param::page_size() as u32, "sysconf"),
+        l1d_bytes: guess(32 << 10),
+        l2_bytes: guess(1 << 20),
+        l3_bytes: None,
+        memory_bytes_per_s: guess(20_000_000_000),
+        storage_bytes_per_s: guess(1_000_000_000),
+        ram_total_bytes: Figure::known(ram, "/proc/meminfo"),
+        ram_app_bytes: Figure::known(ram, "/proc/meminfo"),
+    }
+}
+
+/// MemTotal; without it nothing is known, and nothing limits.
+fn ram_total_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
+    kib.map_or(u64::MAX, |kib| kib << 10)
 }
