@@ -3,6 +3,7 @@
 mod common;
 
 use common::{MIXED, SMOL, compile_shape, container, task};
+use omex_compiler::emit::text::{parse_plan, plan_text};
 use omex_compiler::ir::text::parse;
 use omex_compiler::ir::{Stage, verify};
 use omex_compiler::pipeline::Options;
@@ -114,4 +115,25 @@ fn equal_inputs_give_equal_bytes_and_ids_ignore_what_changes_no_bit() {
     let sampled = container(r#""sampling": {"temperature": 0.5, "seed": 1},"#);
     let sampled = compile_shape(&SMOL, &task(&sampled), &Options::default()).unwrap();
     assert_ne!(sampled.plan.result_id, id);
+}
+
+#[test]
+fn plan_texts_parse_back() {
+    for read in [false, true] {
+        let options = Options {
+            read_weights: Some(read),
+            ..Options::default()
+        };
+        let plan = compile_shape(&MIXED, &task(&container("")), &options)
+            .unwrap()
+            .plan;
+        let text = plan_text(&plan);
+        let parsed = parse_plan(&text).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(parsed, plan);
+        // Every line but the items of lists is needed.
+        for (line, _) in text.match_indices('\n') {
+            let cut = &text[..line - 1];
+            assert!(parse_plan(cut).is_err(), "cut at {line}");
+        }
+    }
 }

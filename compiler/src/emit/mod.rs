@@ -4,6 +4,7 @@ pub mod code;
 pub mod identity;
 pub mod memory;
 pub mod program;
+pub mod text;
 
 use std::collections::BTreeMap;
 

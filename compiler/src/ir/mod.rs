@@ -5,6 +5,7 @@
 //! edge's weight is the operand's number. Everything that is emitted follows
 //! [`Graph::order`], which depends on the graph's shape alone.
 
+pub(crate) mod attribute;
 pub mod op;
 pub mod text;
 pub mod verify;

@@ -8,9 +8,9 @@ use std::fmt::Write;
 
 use omex_grammar::SyntaxError;
 use omex_grammar::ir::{Literal, Statement, parse_graph};
-use omex_kernels::spec::{Activation, F32, GateFunction, Rope, RopePairing, TableLayout};
-use omex_kernels::{KernelSpec, WeightFormat};
+use omex_kernels::KernelSpec;
 
+use super::attribute::{Attribute, Attributes, Braces, Word};
 use super::{Frequencies, Graph, Op, Site, Type, ValueId};
 
 impl std::fmt::Display for Type {
@@ -31,164 +31,6 @@ impl std::fmt::Display for Type {
                 head_dim,
                 ring,
             } => write!(f, "kv[{kv_heads}, {head_dim}, {ring}]"),
-        }
-    }
-}
-
-/// Enums that are written as one word.
-pub trait Word: Copy + Sized + 'static {
-    const ALL: &'static [Self];
-    fn word(self) -> String;
-    fn from_word(word: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|w| w.word() == word)
-    }
-}
-
-impl Word for WeightFormat {
-    const ALL: &'static [Self] = &WeightFormat::ALL;
-    fn word(self) -> String {
-        self.name().to_lowercase()
-    }
-}
-
-impl Word for TableLayout {
-    const ALL: &'static [Self] = &[TableLayout::Rows, TableLayout::Panels];
-    fn word(self) -> String {
-        match self {
-            TableLayout::Rows => "rows",
-            TableLayout::Panels => "panels",
-        }
-        .to_owned()
-    }
-}
-
-impl Word for Activation {
-    const ALL: &'static [Self] = &[Activation::F32, Activation::Q8];
-    fn word(self) -> String {
-        match self {
-            Activation::F32 => "f32",
-            Activation::Q8 => "q8",
-        }
-        .to_owned()
-    }
-}
-
-impl Word for RopePairing {
-    const ALL: &'static [Self] = &[RopePairing::Adjacent, RopePairing::Halves];
-    fn word(self) -> String {
-        match self {
-            RopePairing::Adjacent => "adjacent",
-            RopePairing::Halves => "halves",
-        }
-        .to_owned()
-    }
-}
-
-impl Word for GateFunction {
-    const ALL: &'static [Self] = &[GateFunction::Silu, GateFunction::GeluTanh];
-    fn word(self) -> String {
-        match self {
-            GateFunction::Silu => "silu",
-            GateFunction::GeluTanh => "gelu_tanh",
-        }
-        .to_owned()
-    }
-}
-
-impl Word for bool {
-    const ALL: &'static [Self] = &[false, true];
-    fn word(self) -> String {
-        self.to_string()
-    }
-}
-
-/// Values of attributes.
-trait Attribute: Sized {
-    fn literal(&self) -> Literal;
-    fn from_literal(literal: &Literal) -> Option<Self>;
-}
-
-impl<T: Word> Attribute for T {
-    fn literal(&self) -> Literal {
-        Literal::Word(self.word())
-    }
-    fn from_literal(literal: &Literal) -> Option<T> {
-        match literal {
-            Literal::Word(word) => T::from_word(word),
-            Literal::Number(_) | Literal::Text(_) | Literal::Tuple(_) | Literal::List(_) => None,
-        }
-    }
-}
-
-impl Attribute for u32 {
-    fn literal(&self) -> Literal {
-        Literal::number(self)
-    }
-    fn from_literal(literal: &Literal) -> Option<u32> {
-        number(literal)
-    }
-}
-
-impl Attribute for F32 {
-    fn literal(&self) -> Literal {
-        // The shortest decimal that reads back as the same bits.
-        Literal::Number(format!("{:?}", self.get()))
-    }
-    fn from_literal(literal: &Literal) -> Option<F32> {
-        number(literal).map(F32::new)
-    }
-}
-
-fn number<T: std::str::FromStr>(literal: &Literal) -> Option<T> {
-    match literal {
-        Literal::Number(text) => text.parse().ok(),
-        Literal::Word(_) | Literal::Text(_) | Literal::Tuple(_) | Literal::List(_) => None,
-    }
-}
-
-impl Attribute for String {
-    fn literal(&self) -> Literal {
-        Literal::text(self)
-    }
-    fn from_literal(literal: &Literal) -> Option<String> {
-        match literal {
-            Literal::Text(text) => Some(text.clone()),
-            Literal::Word(_) | Literal::Number(_) | Literal::Tuple(_) | Literal::List(_) => None,
-        }
-    }
-}
-
-impl Attribute for Vec<F32> {
-    fn literal(&self) -> Literal {
-        Literal::List(self.iter().map(Attribute::literal).collect())
-    }
-    fn from_literal(literal: &Literal) -> Option<Vec<F32>> {
-        match literal {
-            Literal::List(items) => items.iter().map(F32::from_literal).collect(),
-            Literal::Word(_) | Literal::Number(_) | Literal::Tuple(_) | Literal::Text(_) => None,
-        }
-    }
-}
-
-/// `none` or `(pairs, pairing)`.
-impl Attribute for Option<Rope> {
-    fn literal(&self) -> Literal {
-        match self {
-            None => Literal::word("none"),
-            Some(rope) => Literal::Tuple(vec![rope.pairs.literal(), rope.pairing.literal()]),
-        }
-    }
-    fn from_literal(literal: &Literal) -> Option<Option<Rope>> {
-        match literal {
-            Literal::Word(word) if word == "none" => Some(None),
-            Literal::Tuple(items) => match &items[..] {
-                [pairs, pairing] => Some(Some(Rope {
-                    pairs: u32::from_literal(pairs)?,
-                    pairing: RopePairing::from_literal(pairing)?,
-                })),
-                _ => None,
-            },
-            Literal::Word(_) | Literal::Number(_) | Literal::List(_) | Literal::Text(_) => None,
         }
     }
 }
@@ -270,38 +112,6 @@ operations! {
     "kernel.gate" => KernelSpec::Gate { function, len, output };
 }
 
-impl Attribute for Rope {
-    fn literal(&self) -> Literal {
-        Some(*self).literal()
-    }
-    fn from_literal(literal: &Literal) -> Option<Rope> {
-        Option::<Rope>::from_literal(literal)?
-    }
-}
-
-struct Attributes<'a>(BTreeMap<&'a str, &'a Literal>);
-
-impl<'a> Attributes<'a> {
-    fn new(attributes: &'a [(String, Literal)]) -> Attributes<'a> {
-        Attributes(attributes.iter().map(|(n, l)| (n.as_str(), l)).collect())
-    }
-
-    fn take<T: Attribute>(&mut self, name: &str) -> Result<T, String> {
-        let literal = self
-            .0
-            .remove(name)
-            .ok_or_else(|| format!("attribute `{name}` is missing"))?;
-        T::from_literal(literal).ok_or_else(|| format!("attribute `{name}` cannot be {literal}"))
-    }
-
-    fn finish(self) -> Result<(), String> {
-        match self.0.keys().next() {
-            None => Ok(()),
-            Some(name) => Err(format!("attribute `{name}` is not known")),
-        }
-    }
-}
-
 /// A spec in one line, as graphs and plans print it: `matmul{format=q4_1, ...}`.
 pub fn spec_text(spec: &KernelSpec) -> String {
     let (word, attributes) = op_parts(&Op::Kernel(*spec));
@@ -326,18 +136,6 @@ pub fn spec_from_parts(word: &str, attributes: &[(String, Literal)]) -> Result<K
     match op {
         Op::Kernel(spec) => Ok(spec),
         _ => Err(format!("`{word}` is no kernel")),
-    }
-}
-
-struct Braces<'a>(&'a [(&'static str, Literal)]);
-
-impl std::fmt::Display for Braces<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (i, (name, literal)) in self.0.iter().enumerate() {
-            let separator = if i == 0 { "{" } else { ", " };
-            write!(f, "{separator}{name}={literal}")?;
-        }
-        f.write_str(if self.0.is_empty() { "" } else { "}" })
     }
 }
 
