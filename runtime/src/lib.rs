@@ -1,11 +1,22 @@
 //! The runtime: loads a plan and executes it deterministically in bounded RAM.
+//!
+//! [`Session::load`] verifies a plan and brings it to memory, [`Session::run`]
+//! executes its task.
 
 pub mod error;
+pub mod events;
 pub mod exec;
 pub mod hex;
+pub mod json;
 pub mod load;
 pub mod os;
 pub mod pool;
+pub mod program;
+pub mod sample;
+mod session;
 pub mod tokenizer;
 
 pub use error::RunError;
+pub use load::{LoadOptions, Places, TrustStore, TrustedKey, packed_file_name};
+pub use program::{Bindings, RunOptions, SamplingChanges};
+pub use session::{Report, Session};

@@ -1,6 +1,8 @@
 //! Passes over a machine, on a pool of threads.
 
-use omex_plan::Plan;
+use std::sync::Arc;
+
+use omex_plan::{CheckedPlan, Plan};
 
 use super::machine::Machine;
 use super::step::Pass;
@@ -37,6 +39,11 @@ impl Engine {
 
     pub fn plan(&self) -> &Plan {
         self.machine.plan()
+    }
+
+    /// The plan, to be kept while the engine works.
+    pub fn shared_plan(&self) -> Arc<CheckedPlan> {
+        Arc::clone(&self.machine.plan)
     }
 
     pub fn threads(&self) -> u32 {
@@ -90,6 +97,11 @@ impl Engine {
     /// Errors: a logit that is NaN or infinite.
     /// Panics: no pass before, or a column outside it.
     pub fn logits(&mut self, column: u32) -> Result<&[f32], RunError> {
+        self.logits_mut(column).map(|logits| &*logits)
+    }
+
+    /// As [`Engine::logits`], to be changed by a sampler.
+    pub fn logits_mut(&mut self, column: u32) -> Result<&mut [f32], RunError> {
         let last = self.last.expect("logits follow a pass");
         assert!(column < last.columns, "a column of the last pass");
         let plan = self.plan();
@@ -100,7 +112,7 @@ impl Engine {
             selected: column,
         };
         self.run_phases(body, end, pass)?;
-        let logits = self.machine.logits();
+        let logits = self.machine.logits_mut();
         if logits.iter().all(|logit| logit.is_finite()) {
             Ok(logits)
         } else {

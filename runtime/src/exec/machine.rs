@@ -1,5 +1,7 @@
 //! A checked plan with memory: its arena, its pages and its code.
 
+use std::sync::Arc;
+
 use omex_plan::packed::Page;
 use omex_plan::{CheckedPlan, KernelId, PageId, Plan};
 
@@ -69,28 +71,36 @@ impl Vectors {
     }
 }
 
+/// Code that kernels' entry points lie in.
+#[derive(Debug)]
+pub enum KeptCode {
+    /// The plan's own.
+    Mapped(Code),
+    #[cfg(feature = "jit")]
+    Made(omex_codegen::jit::JitCode),
+}
+
 /// Everything that a pass reads and writes.
 #[derive(Debug)]
 pub struct Machine {
-    pub(super) plan: CheckedPlan,
+    pub(super) plan: Arc<CheckedPlan>,
     pub(super) arena: Region,
     pub(super) pages: PageTable,
     pub(super) vectors: Vectors,
     /// Entry point of each kernel that has code.
     entries: Vec<Option<*const u8>>,
-    _code: Option<Code>,
+    _code: Option<KeptCode>,
 }
 
 impl Machine {
     /// `arena` has the plan's size; `pages` has all its pages; `entries` are
-    /// the kernels' entry points and stay valid as long as `code` lives or, for
-    /// code that was made in this process, for ever.
+    /// the kernels' entry points, which lie in `code`.
     pub fn new(
         plan: CheckedPlan,
         arena: Region,
         pages: PageTable,
         entries: Vec<Option<*const u8>>,
-        code: Option<Code>,
+        code: Option<KeptCode>,
     ) -> Machine {
         let checked = plan.plan();
         assert_eq!(arena.len() as u64, checked.arena_bytes, "arena size");
@@ -102,7 +112,7 @@ impl Machine {
         assert_eq!(entries.len(), checked.kernels.len(), "kernel entries");
         Machine {
             vectors: Vectors::of(&checked.target.features),
-            plan,
+            plan: Arc::new(plan),
             arena,
             pages,
             entries,

@@ -6,4 +6,5 @@ mod step;
 mod tile;
 
 pub use engine::Engine;
-pub use machine::{Machine, PageTable};
+pub use machine::{KeptCode, Machine, PageTable};
+pub use tile::panel_tiles_max;

@@ -184,11 +184,10 @@ impl Machine {
     }
 
     /// The logits of the vocabulary's tokens, without padding rows.
-    pub(super) fn logits(&self) -> &[f32] {
+    pub(super) fn logits_mut(&mut self) -> &mut [f32] {
         let buffer = self.buffer(self.plan().logits_buffer);
-        // SAFETY: passes run only through `Engine`, which borrows the machine
-        // mutably for them, so none runs while this slice lives.
-        unsafe { buffer.slice(0, self.plan().model.vocabulary as usize) }
+        // SAFETY: `&mut self` excludes passes and other slices while it lives.
+        unsafe { buffer.slice_mut(0, self.plan().model.vocabulary as usize) }
     }
 
     /// Runs the plan's phases `phases` on the pool. Returns the earliest step

@@ -2,25 +2,25 @@
 //! possible, refused otherwise.
 
 use omex_kernels::KernelSpec;
-use omex_plan::Plan;
 use omex_plan::file::SectionKind;
+use omex_plan::Plan;
 
-use super::PlanFile;
-use super::trust::TrustStore;
+use super::{LoadOptions, PlanFile};
 use crate::error::RunError;
+use crate::exec::KeptCode;
 use crate::hex;
 use crate::os::memory::Code;
 
 /// Entry points of a plan's kernels, and what keeps them alive.
 pub(super) struct LoadedCode {
     pub(super) entries: Vec<Option<*const u8>>,
-    pub(super) mapping: Option<Code>,
+    pub(super) keep: Option<KeptCode>,
 }
 
 pub(super) fn load(
     file: &PlanFile<'_>,
     plan: &Plan,
-    trust: Option<&TrustStore>,
+    options: &LoadOptions,
 ) -> Result<LoadedCode, RunError> {
     let section = file.header.section(SectionKind::Code);
     let malformed = |what: String| RunError::integrity(file.path, Some(section.offset), what);
@@ -44,11 +44,17 @@ pub(super) fn load(
     if plan.kernels.iter().all(|kernel| kernel.code.is_none()) {
         return Ok(LoadedCode {
             entries: vec![None; plan.kernels.len()],
-            mapping: None,
+            keep: None,
         });
     }
-    let trusted = match trust {
-        Some(store) => store.accepts(file.path, &file.header_bytes, &section.digest)?,
+    let beside = || {
+        let mut path = file.path.as_os_str().to_owned();
+        path.push(".sig");
+        path.into()
+    };
+    let signature = options.signature.clone().unwrap_or_else(beside);
+    let trusted = match &options.trust {
+        Some(store) => store.accepts(&file.header_bytes, &section.digest, &signature)?,
         None => false,
     };
     if !trusted {
@@ -61,12 +67,33 @@ pub(super) fn load(
     let entry = |range: omex_plan::CodeRange| mapping.address(range.offset as usize);
     Ok(LoadedCode {
         entries: plan.kernels.iter().map(|k| k.code.map(entry)).collect(),
-        mapping: Some(mapping),
+        keep: Some(KeptCode::Mapped(mapping)),
     })
 }
 
 /// Code for the plan's kernels made on this machine, or `None` where this
 /// build has no code generator.
+#[cfg(feature = "jit")]
+fn generate(file: &PlanFile<'_>, plan: &Plan) -> Option<Result<LoadedCode, RunError>> {
+    let with_code = plan.kernels.iter().filter(|kernel| kernel.code.is_some());
+    let specs: Vec<KernelSpec> = with_code.map(|kernel| *kernel.spec()).collect();
+    let made = omex_codegen::jit::compile_all(&specs).map_err(|e| RunError::Machine {
+        path: file.path.to_owned(),
+        what: format!("its code is not trusted and cannot be made again: {e}"),
+    });
+    Some(made.map(|code| {
+        let mut made = code.entries().iter().map(|&entry| entry as *const u8);
+        let entry = |kernel: &omex_plan::Kernel| kernel.code.and_then(|_| made.next());
+        LoadedCode {
+            entries: plan.kernels.iter().map(entry).collect(),
+            keep: Some(KeptCode::Made(code)),
+        }
+    }))
+}
+
+/// Code for the plan's kernels made on this machine, or `None` where this
+/// build has no code generator.
+#[cfg(not(feature = "jit"))]
 fn generate(_file: &PlanFile<'_>, _plan: &Plan) -> Option<Result<LoadedCode, RunError>> {
     None
 }

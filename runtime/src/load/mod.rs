@@ -37,6 +37,8 @@ pub struct LoadOptions {
     pub threads: Option<u32>,
     /// Folders that may hold the packed model, besides the plan's own.
     pub model_folders: Vec<PathBuf>,
+    /// Signature of the plan; absent: the plan's path with `.sig` appended.
+    pub signature: Option<PathBuf>,
     /// What code is trusted; absent: none.
     pub trust: Option<TrustStore>,
     /// Refuse to start when the process uses more than the plan's allowance
@@ -155,14 +157,14 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
     }
 
     let tokenizer = read_tokenizer(&file, plan)?;
-    let code = code::load(&file, plan, options.trust.as_ref())?;
+    let code = code::load(&file, plan, options)?;
     let model = find_packed(&file, plan, options)?;
 
     let mut arena = allocate_arena(plan)?;
     let mut pool = Pool::new(threads)
         .map_err(|e| RunError::Memory(format!("cannot start {threads} threads: {e}")))?;
     let pages = model.load(plan, &mut arena, &mut pool)?;
-    let machine = Machine::new(checked, arena, pages, code.entries, code.mapping);
+    let machine = Machine::new(checked, arena, pages, code.entries, code.keep);
     Ok(Loaded {
         engine: Engine::new(machine, pool),
         tokenizer,

@@ -81,20 +81,17 @@ impl TrustStore {
         self.add("keys.txt", line.trim_end())
     }
 
-    /// Whether the code of the plan at `plan_path` may run: it was built here,
-    /// or the plan is signed by a trusted key.
+    /// Whether a plan's code may run: it was built here, or the file
+    /// `signature_path` exists and signs the plan with a trusted key.
     pub(crate) fn accepts(
         &self,
-        plan_path: &Path,
         plan_header: &[u8],
         code_digest: &[u8; 32],
+        signature_path: &Path,
     ) -> Result<bool, RunError> {
         if self.code()?.contains(code_digest) {
             return Ok(true);
         }
-        let mut signature_path = plan_path.as_os_str().to_owned();
-        signature_path.push(".sig");
-        let signature_path = Path::new(&signature_path);
         let text = match read_small(signature_path, 1024) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -171,8 +168,8 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("omex-trust-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         let store = TrustStore::new(folder.join("trust"));
-        let plan = folder.join("plan.bin");
-        let accepts = |digest: u8| store.accepts(&plan, b"header", &[digest; 32]).unwrap();
+        let sig = folder.join("plan.bin.sig");
+        let accepts = |digest: u8| store.accepts(b"header", &[digest; 32], &sig).unwrap();
 
         assert!(!accepts(1));
         store.add_code(&[2; 32]).unwrap();
@@ -183,7 +180,6 @@ mod tests {
 
         let signer = SigningKey::from_bytes(&[7; 32]);
         let signature = signer.sign(b"header").to_bytes();
-        let sig = folder.join("plan.bin.sig");
         std::fs::write(&sig, format!("{}\n", hex::encode(&signature))).unwrap();
         assert!(!accepts(3));
         store
@@ -193,7 +189,7 @@ mod tests {
         std::fs::write(&sig, hex::encode(&[1; 64])).unwrap();
         assert!(!accepts(3));
         std::fs::write(&sig, "xyz").unwrap();
-        assert!(store.accepts(&plan, b"header", &[3; 32]).is_err());
+        assert!(store.accepts(b"header", &[3; 32], &sig).is_err());
 
         assert!(store.add_key(&[0xfe; 32], "").is_err());
         std::fs::write(folder.join("trust/code.txt"), "nonsense\n").unwrap();

@@ -1,0 +1,492 @@
+//! Runs a plan's program: nodes over texts, with one engine.
+
+mod flow;
+mod generate;
+mod inputs;
+mod text;
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use omex_plan::task::{NodeKind, Sampling, Window};
+use omex_plan::{NodeId, Plan};
+
+use crate::error::RunError;
+use crate::events::{Event, Sink};
+use crate::exec::Engine;
+use crate::sample::Sampler;
+use crate::tokenizer::{Scratch, SpecialText, Tokenizer};
+
+use flow::Flow;
+pub use flow::WRITE_BUFFER_BYTES;
+use generate::{Counts, Generator, LogitsFile, Receiver, Request, StopFilter};
+pub use inputs::{Bindings, Source};
+use text::Text;
+pub use text::{WHOLE, text_bytes};
+
+/// Buffer of the logits file.
+pub const LOGITS_BUFFER_BYTES: usize = 64 << 10;
+/// Room for the longest stop text and token before they are held back.
+pub const STOP_BUFFER_BYTES: usize = 4096;
+
+/// Changes to the plan's sampling.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SamplingChanges {
+    pub temperature: Option<f32>,
+    pub top_k: Option<u32>,
+    pub top_p: Option<f32>,
+    pub min_p: Option<f32>,
+    pub repeat_penalty: Option<f32>,
+    pub repeat_last: Option<u32>,
+    pub seed: Option<u64>,
+}
+
+impl SamplingChanges {
+    fn apply(&self, planned: Sampling) -> Sampling {
+        Sampling {
+            temperature: self.temperature.unwrap_or(planned.temperature),
+            top_k: self.top_k.unwrap_or(planned.top_k),
+            top_p: self.top_p.unwrap_or(planned.top_p),
+            min_p: self.min_p.unwrap_or(planned.min_p),
+            repeat_penalty: self.repeat_penalty.unwrap_or(planned.repeat_penalty),
+            repeat_last: self.repeat_last.unwrap_or(planned.repeat_last),
+            seed: self.seed.unwrap_or(planned.seed),
+        }
+    }
+
+    /// Errors: a value outside its range.
+    fn check(&self) -> Result<(), RunError> {
+        let range = |name: &str, value: Option<f32>, low: f32, high: f32| match value {
+            Some(value) if !(low..=high).contains(&value) => Err(RunError::Usage(format!(
+                "{name} is {value}, not between {low} and {high}"
+            ))),
+            Some(_) | None => Ok(()),
+        };
+        range("the temperature", self.temperature, 0.0, 1e6)?;
+        range("top-p", self.top_p, 0.0, 1.0)?;
+        range("min-p", self.min_p, 0.0, 1.0)?;
+        range("the repeat penalty", self.repeat_penalty, 1e-6, 1e6)
+    }
+}
+
+/// What one run does differently from its plan.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    pub bindings: Bindings,
+    /// Evaluate texts as they are, without prompts.
+    pub raw: bool,
+    /// Tokens to generate per window.
+    pub predict: Option<u32>,
+    pub sampling: SamplingChanges,
+    /// Tokens of a prefill pass, at most the plan's `columns_max`.
+    pub prefill_chunk: Option<u32>,
+    /// Receives the logits of every evaluated position.
+    pub dump_logits: Option<PathBuf>,
+    /// Where the task's outputs go; empty is the working directory.
+    pub output_folder: PathBuf,
+    /// Where texts wait for later nodes; empty is the system's.
+    pub waiting_folder: PathBuf,
+}
+
+/// What a run was and how fast.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub prompt_tokens: u64,
+    pub generated_tokens: u64,
+    pub prefill_seconds: f64,
+    pub decode_seconds: f64,
+    pub first_token_seconds: f64,
+    pub result_id: [u8; 32],
+}
+
+/// Buffers that windows reuse.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    text: Vec<u8>,
+    tokens: Vec<u32>,
+    scratch: Scratch,
+}
+
+/// Digest of everything that decides the result's bits.
+struct ResultId(blake3::Hasher);
+
+impl ResultId {
+    fn new(plan: &Plan, options: &RunOptions) -> ResultId {
+        let mut id = ResultId(blake3::Hasher::new());
+        id.0.update(&plan.result_id);
+        let s = &options.sampling;
+        let bits = |value: Option<f32>| value.map(|v| v.to_bits() as u64);
+        for choice in [
+            Some(options.raw as u64),
+            options.predict.map(u64::from),
+            bits(s.temperature),
+            s.top_k.map(u64::from),
+            bits(s.top_p),
+            bits(s.min_p),
+            bits(s.repeat_penalty),
+            s.repeat_last.map(u64::from),
+            s.seed,
+        ] {
+            id.0.update(&[choice.is_some() as u8]);
+            id.0.update(&choice.unwrap_or(0).to_le_bytes());
+        }
+        id
+    }
+
+    fn input(&mut self, digest: [u8; 32]) {
+        self.0.update(&digest);
+    }
+}
+
+struct Run<'a> {
+    plan: &'a Plan,
+    options: &'a RunOptions,
+    generator: Generator<'a>,
+    flow: Flow<'a>,
+    workspace: &'a mut Workspace,
+    result_id: ResultId,
+}
+
+/// Runs the program of `plan`, which is the engine's.
+pub(crate) fn run(
+    plan: &Plan,
+    engine: &mut Engine,
+    tokenizer: &Tokenizer<'_>,
+    workspace: &mut Workspace,
+    options: &RunOptions,
+    sink: &mut dyn Sink,
+) -> Result<Outcome, RunError> {
+    let started = Instant::now();
+    options.sampling.check()?;
+    options.bindings.check(&plan.program)?;
+    let chunk = options.prefill_chunk.unwrap_or(plan.columns_max);
+    if !(1..=plan.columns_max).contains(&chunk) {
+        return Err(RunError::Usage(format!(
+            "a prefill chunk of {chunk} tokens, but the plan has memory for 1 to {}",
+            plan.columns_max
+        )));
+    }
+    let logits_file = match &options.dump_logits {
+        None => None,
+        Some(path) => {
+            let file = File::create(path).map_err(RunError::io("create the logits file", path))?;
+            Some(LogitsFile {
+                path,
+                file: BufWriter::with_capacity(LOGITS_BUFFER_BYTES, file),
+            })
+        }
+    };
+    let system_folder = std::env::temp_dir();
+    let waiting_folder = match options.waiting_folder.as_os_str().is_empty() {
+        true => system_folder.as_path(),
+        false => options.waiting_folder.as_path(),
+    };
+    let flow = Flow::new(&plan.program, &options.output_folder, waiting_folder, sink)?;
+    let mut run = Run {
+        plan,
+        options,
+        generator: Generator {
+            engine,
+            tokenizer,
+            chunk: chunk as usize,
+            logits_file,
+            counts: Counts::default(),
+            started,
+        },
+        flow,
+        workspace,
+        result_id: ResultId::new(plan, options),
+    };
+    for (index, node) in plan.program.nodes.iter().enumerate() {
+        run.flow.event(&Event::NodeStart { node: &node.id })?;
+        run.node(NodeId::from(index))?;
+        run.flow.event(&Event::NodeEnd { node: &node.id })?;
+    }
+    if let Some(mut file) = run.generator.logits_file.take() {
+        file.file
+            .flush()
+            .map_err(RunError::io("write the logits", file.path))?;
+    }
+    let counts = run.generator.counts;
+    Ok(Outcome {
+        prompt_tokens: counts.prompt_tokens,
+        generated_tokens: counts.generated_tokens,
+        prefill_seconds: counts.prefill.as_secs_f64(),
+        decode_seconds: counts.decode.as_secs_f64(),
+        first_token_seconds: counts.first_token.unwrap_or_default().as_secs_f64(),
+        result_id: *run.result_id.0.finalize().as_bytes(),
+    })
+}
+
+impl Run<'_> {
+    fn node(&mut self, id: NodeId) -> Result<(), RunError> {
+        let plan = self.plan;
+        let node = &plan.program.nodes[id.index()];
+        match &node.kind {
+            NodeKind::Parse { .. } => {
+                if self.flow.is_text_wanted(id) {
+                    self.each_window(id, &mut |run, text| {
+                        let cut = text.cut(
+                            run.generator.tokenizer,
+                            &mut run.workspace.scratch,
+                            u32::MAX,
+                        );
+                        run.flow.write(id, &text.bytes()[..cut.bytes])?;
+                        Ok(cut)
+                    })?;
+                }
+                self.flow.complete(id)
+            }
+            NodeKind::Infer { .. } => {
+                self.infer(id)?;
+                self.flow.complete(id)
+            }
+            // Its text has passed through while its sources were written.
+            NodeKind::Merge { .. } => Ok(()),
+        }
+    }
+
+    /// Calls `take` with each window of a parse node; it says where it cut.
+    fn each_window(
+        &mut self,
+        parse: NodeId,
+        take: &mut dyn FnMut(&mut Self, &Text<'_>) -> Result<text::Cut, RunError>,
+    ) -> Result<(), RunError> {
+        let plan = self.plan;
+        let NodeKind::Parse { inputs, window } = &plan.program.nodes[parse.index()].kind else {
+            unreachable!("windows are cut by parse nodes")
+        };
+        let mut buffer = std::mem::take(&mut self.workspace.text);
+        let mut texts = 0u64;
+        for &input in inputs {
+            for source in self.options.bindings.sources(&plan.program, input)? {
+                let context = plan.model.context;
+                let Some(mut text) = Text::open(&source, *window, context, &mut buffer)? else {
+                    if let Source::Found(path) = &source {
+                        let what = format!("{} is not text and is passed over", path.display());
+                        self.flow.event(&Event::Note { what: &what })?;
+                    }
+                    continue;
+                };
+                texts += 1;
+                while text.fill()? {
+                    let cut = take(self, &text)?;
+                    text.advance(cut);
+                }
+                let digest = text.digest();
+                self.result_id.input(digest);
+            }
+        }
+        self.workspace.text = buffer;
+        if texts == 0 && !inputs.is_empty() {
+            return Err(RunError::Usage(format!(
+                "none of the files of node {} is text",
+                plan.program.nodes[parse.index()].id
+            )));
+        }
+        Ok(())
+    }
+
+    fn infer(&mut self, id: NodeId) -> Result<(), RunError> {
+        let plan = self.plan;
+        let node = &plan.program.nodes[id.index()];
+        let NodeKind::Infer {
+            sampling,
+            tokens_max,
+            ..
+        } = &node.kind
+        else {
+            unreachable!("only inferences infer")
+        };
+        let sampling = self.options.sampling.apply(*sampling);
+        let mut inference = Inference {
+            node: id,
+            tokens_max: self.options.predict.unwrap_or(*tokens_max),
+            sampler: Sampler::new(sampling, plan.model.vocabulary),
+            stop_filter: StopFilter::with_capacity(STOP_BUFFER_BYTES),
+            window: 0,
+        };
+        if inference.tokens_max >= plan.model.context {
+            return Err(RunError::Context {
+                prompt_tokens: 1,
+                tokens_max: inference.tokens_max.into(),
+                context: plan.model.context.into(),
+            });
+        }
+        self.workspace.tokens.clear();
+        let context = plan.model.context as usize;
+        self.workspace.tokens.reserve_exact(context);
+        for &source in &node.depends_on {
+            match &plan.program.nodes[source.index()].kind {
+                NodeKind::Parse { .. } => self.each_window(source, &mut |run, text| {
+                    run.infer_window(&mut inference, text)
+                })?,
+                NodeKind::Infer { .. } | NodeKind::Merge { .. } => {
+                    let Some(mut items) = self.flow.items(id, source)? else {
+                        continue;
+                    };
+                    let whole = Window {
+                        size: WHOLE,
+                        stride: WHOLE,
+                    };
+                    let room = text_bytes(whole, plan.model.context) as usize;
+                    let mut bytes = std::mem::take(&mut self.workspace.text);
+                    let name = &plan.program.nodes[source.index()].id;
+                    let failed = || RunError::io("read a text back", Path::new(name));
+                    while items.next(&mut bytes, room).map_err(failed())? {
+                        let fits = self.render(id, &bytes, inference.tokens_max);
+                        fits.map_err(|needed| self.too_long(needed, inference.tokens_max))?;
+                        self.generate(&mut inference, name)?;
+                    }
+                    self.workspace.text = bytes;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Generates from the window that fits the context, and says where it
+    /// ends. Only a window of a longer text is cut shorter.
+    fn infer_window(
+        &mut self,
+        inference: &mut Inference,
+        text: &Text<'_>,
+    ) -> Result<text::Cut, RunError> {
+        let mut tokens_max = u32::MAX;
+        loop {
+            let tokenizer = self.generator.tokenizer;
+            let mut cut = text.cut(tokenizer, &mut self.workspace.scratch, tokens_max);
+            let must_be_whole = text.is_whole_wanted();
+            if must_be_whole && !cut.is_last {
+                cut.tokens = cut.tokens.max(self.plan.model.context);
+                let needed = cut.tokens as u64 + 1;
+                return Err(self.too_long(needed, inference.tokens_max));
+            }
+            let window = &text.bytes()[..cut.bytes];
+            match self.render(inference.node, window, inference.tokens_max) {
+                Ok(()) => {
+                    let source = text.path().to_string_lossy().into_owned();
+                    self.generate(inference, &source)?;
+                    return Ok(cut);
+                }
+                Err(needed) => {
+                    let room = self.plan.model.context as u64 - inference.tokens_max as u64;
+                    let excess = (needed - room).min(u32::MAX as u64) as u32;
+                    if cut.is_whole || must_be_whole || cut.tokens <= excess {
+                        return Err(self.too_long(needed, inference.tokens_max));
+                    }
+                    tokens_max = cut.tokens - excess;
+                }
+            }
+        }
+    }
+
+    /// Makes the prompt for a text in the workspace's tokens.
+    ///
+    /// Errors: the number of tokens that the prompt would have, when it and
+    /// the tokens to generate do not fit the context.
+    fn render(&mut self, infer: NodeId, text: &[u8], tokens_max: u32) -> Result<(), u64> {
+        let NodeKind::Infer { prompt, .. } = &self.plan.program.nodes[infer.index()].kind else {
+            unreachable!("only inferences have prompts")
+        };
+        let tokenizer = self.generator.tokenizer;
+        let (tokens, scratch) = (&mut self.workspace.tokens, &mut self.workspace.scratch);
+        tokens.clear();
+        if self.options.raw {
+            if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.adds_bos()) {
+                tokens.push(bos);
+            }
+            tokenizer.encode(text, SpecialText::Literal, scratch, tokens);
+        } else {
+            tokenizer.encode_prompt(prompt, text, scratch, tokens);
+        }
+        let needed = tokens.len() as u64;
+        if needed + tokens_max as u64 <= self.plan.model.context as u64 {
+            Ok(())
+        } else {
+            Err(needed)
+        }
+    }
+
+    fn too_long(&self, prompt_tokens: u64, tokens_max: u32) -> RunError {
+        RunError::Context {
+            prompt_tokens,
+            tokens_max: tokens_max.into(),
+            context: self.plan.model.context.into(),
+        }
+    }
+
+    /// Generates from the prompt in the workspace.
+    fn generate(&mut self, inference: &mut Inference, source: &str) -> Result<(), RunError> {
+        let plan = self.plan;
+        let node = &plan.program.nodes[inference.node.index()];
+        let NodeKind::Infer { stop, .. } = &node.kind else {
+            unreachable!("only inferences generate")
+        };
+        let window = inference.window;
+        inference.window += 1;
+        if self.workspace.tokens.is_empty() {
+            return Err(RunError::Usage(
+                "the prompt is empty: there is nothing to continue".to_owned(),
+            ));
+        }
+        self.flow.event(&Event::Prompt {
+            node: &node.id,
+            window,
+            source,
+            prompt_tokens: self.workspace.tokens.len() as u32,
+        })?;
+        let mut out = NodeReceiver {
+            flow: &mut self.flow,
+            node: inference.node,
+        };
+        let request = Request {
+            tokens_max: inference.tokens_max,
+            stop,
+            sampler: &mut inference.sampler,
+            tokens: &mut self.workspace.tokens,
+            stop_filter: &mut inference.stop_filter,
+        };
+        let (generated_tokens, finish) = self.generator.generate(request, &mut out)?;
+        self.flow.end_item(inference.node)?;
+        self.flow.event(&Event::WindowEnd {
+            node: &node.id,
+            window,
+            generated_tokens,
+            finish,
+        })
+    }
+}
+
+/// The state of one inferring node.
+struct Inference {
+    node: NodeId,
+    tokens_max: u32,
+    sampler: Sampler,
+    stop_filter: StopFilter,
+    window: u64,
+}
+
+struct NodeReceiver<'a, 'b> {
+    flow: &'a mut Flow<'b>,
+    node: NodeId,
+}
+
+impl Receiver for NodeReceiver<'_, '_> {
+    fn text(&mut self, bytes: &[u8]) -> Result<(), RunError> {
+        self.flow.write(self.node, bytes)
+    }
+
+    fn sink(&mut self) -> &mut dyn Sink {
+        self.flow.sink()
+    }
+}
+
+impl Flow<'_> {
+    fn event(&mut self, event: &Event<'_>) -> Result<(), RunError> {
+        let failed = RunError::io("report progress", Path::new("the event stream"));
+        self.sink().event(event).map_err(failed)
+    }
+}

@@ -1,0 +1,128 @@
+//! A session: a loaded plan that runs its task.
+
+use std::path::Path;
+
+use omex_plan::Plan;
+
+use crate::error::RunError;
+use crate::events::Sink;
+use crate::exec::Engine;
+use crate::hex;
+use crate::json::Object;
+use crate::load::{self, LoadOptions};
+use crate::os::memory::Frozen;
+use crate::os::process;
+use crate::program::{self, RunOptions, Workspace};
+use crate::tokenizer::Tokenizer;
+
+/// A loaded plan.
+#[derive(Debug)]
+pub struct Session {
+    engine: Engine,
+    tables: Frozen,
+    workspace: Workspace,
+}
+
+/// What a run was, how fast and in how much memory.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub prompt_tokens: u64,
+    pub generated_tokens: u64,
+    /// Prompt tokens evaluated per second.
+    pub prefill_tps: f64,
+    /// Tokens generated per second.
+    pub decode_tps: f64,
+    /// From the start of the run to its first token.
+    pub ttft_ms: f64,
+    pub rss_peak_predicted_bytes: u64,
+    pub rss_peak_measured_bytes: u64,
+    /// Bytes that the process caused to be read from storage.
+    pub bytes_read: u64,
+    /// Barriers that threads met at, per generated or prefilled pass, in all.
+    pub barriers: u64,
+    pub threads: u32,
+    /// Equal ids mean equal results, bit by bit.
+    pub result_id: [u8; 32],
+}
+
+impl Report {
+    /// The report as one JSON object, with the result's text and tokens.
+    pub fn json(&self, text: &str, token_ids: &[u32]) -> String {
+        Object::new()
+            .integer("schema_version", 1)
+            .string("text", text)
+            .integers("token_ids", token_ids)
+            .integer("prompt_tokens", self.prompt_tokens)
+            .integer("generated_tokens", self.generated_tokens)
+            .float("prefill_tps", self.prefill_tps)
+            .float("decode_tps", self.decode_tps)
+            .float("ttft_ms", self.ttft_ms)
+            .integer("rss_peak_predicted_bytes", self.rss_peak_predicted_bytes)
+            .integer("rss_peak_measured_bytes", self.rss_peak_measured_bytes)
+            .integer("bytes_read", self.bytes_read)
+            .integer("barriers", self.barriers)
+            .integer("threads", self.threads.into())
+            .string("result_id", &hex::encode(&self.result_id))
+            .finish()
+    }
+}
+
+impl Session {
+    /// Loads the plan at `path` and everything that it needs.
+    ///
+    /// Errors: see the exit codes of [`RunError`]; nothing has run then.
+    pub fn load(path: &Path, options: &LoadOptions) -> Result<Session, RunError> {
+        let loaded = load::load(path, options)?;
+        Ok(Session {
+            engine: loaded.engine,
+            tables: loaded.tokenizer,
+            workspace: Workspace::default(),
+        })
+    }
+
+    pub fn plan(&self) -> &Plan {
+        self.engine.plan()
+    }
+
+    /// The engine, for evaluations outside the plan's task.
+    pub fn engine(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
+    pub fn tokenizer(&self) -> Tokenizer<'_> {
+        Tokenizer::from_bytes(&self.tables).expect("the tables were checked at load")
+    }
+
+    /// Runs the plan's task. The result's text goes to `sink`.
+    pub fn run(&mut self, options: &RunOptions, sink: &mut dyn Sink) -> Result<Report, RunError> {
+        let Session {
+            engine,
+            tables,
+            workspace,
+        } = self;
+        let tokenizer = Tokenizer::from_bytes(tables).expect("the tables were checked at load");
+        let plan = engine.shared_plan();
+        let barriers = engine.barriers();
+        let outcome = program::run(plan.plan(), engine, &tokenizer, workspace, options, sink)?;
+        let per_second = |count: u64, seconds: f64| {
+            if seconds > 0.0 {
+                count as f64 / seconds
+            } else {
+                0.0
+            }
+        };
+        Ok(Report {
+            prompt_tokens: outcome.prompt_tokens,
+            generated_tokens: outcome.generated_tokens,
+            prefill_tps: per_second(outcome.prompt_tokens, outcome.prefill_seconds),
+            decode_tps: per_second(outcome.generated_tokens, outcome.decode_seconds),
+            ttft_ms: outcome.first_token_seconds * 1e3,
+            rss_peak_predicted_bytes: engine.plan().memory.rss_peak_bytes(),
+            rss_peak_measured_bytes: process::rss_peak_bytes(),
+            bytes_read: process::bytes_read(),
+            barriers: engine.barriers() - barriers,
+            threads: engine.threads(),
+            result_id: outcome.result_id,
+        })
+    }
+}
