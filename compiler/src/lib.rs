@@ -12,5 +12,6 @@ pub mod pipeline;
 pub mod prompt;
 pub mod report;
 pub mod tokenizer;
+pub mod registry;
 pub mod target;
 mod toml_fields;

@@ -37,11 +37,23 @@ impl<'s> Reader<'s> {
 
     fn wrong_type(&mut self, name: &str, expected: &str, value: &Value<'_, '_>) {
         let message = format!(
-            "{} must be {expected}, and is a {}",
+            "{} must be {expected}, and is {}",
             quoted(name),
-            value.value.type_str()
+            type_name(value.value)
         );
         self.error(message, value.span, &format!("expected {expected}"));
+    }
+}
+
+fn type_name(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "an integer",
+        DeValue::Float(_) => "a float",
+        DeValue::Boolean(_) => "a boolean",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "an array",
+        DeValue::Table(_) => "a table",
     }
 }
 

@@ -5,21 +5,12 @@ use crate::diagnostic::{Code, Diagnostic, Sink};
 
 impl Task {
     /// Everything that the task asks for and the compiler cannot give. Errors are what would
-    /// change the result or break a promise; warnings are hints that have no effect yet.
+    /// change the result or break a promise; warnings are hints that have no effect yet. Several
+    /// models are refused where references are resolved, as two names may be one file.
     pub fn require_supported(&self) -> Vec<Diagnostic> {
         let mut sink = Sink::new();
         for found in &self.unsupported {
             sink.push(self.refusal(found));
-        }
-        let models = self.models();
-        if let [first, second, ..] = models.as_slice() {
-            let message = "several models in one task are not supported yet";
-            sink.push(
-                Diagnostic::error(Code::NotSupported, message)
-                    .at(&self.source, second.span, "another model")
-                    .label(&self.source, first.span, "the first one")
-                    .help("make one container for each model"),
-            );
         }
         let mut hint = |what: &str, span| {
             sink.push(self.refusal(&Unsupported {
