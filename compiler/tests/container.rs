@@ -2,10 +2,12 @@
 //! it; `INSTA_UPDATE=always cargo test --release -p omex-compiler` blesses them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use omex_compiler::container::{Task, ValidateOptions, validate};
-use omex_compiler::diagnostic::{Diagnostic, RenderOptions, exit_status};
+use omex_compiler::diagnostic::{Diagnostic, RenderOptions, Source, exit_status};
+use omex_compiler::registry::{Places, REGISTRY_FILE, Registry, Resolver};
 
 fn manifest(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -93,6 +95,37 @@ fn examples() {
         let task = task.expect("no findings");
         assert_eq!(render(&task.require_supported()), "", "{name}");
         assert!(task.inferences().count() > 0, "{name}");
+    }
+}
+
+/// The examples' registry leads every one of them to the file that is fetched for them.
+#[test]
+fn examples_find_their_model() {
+    let folder = manifest("../examples");
+    let path = folder.join(REGISTRY_FILE);
+    let text = std::fs::read_to_string(&path).expect("readable registry");
+    let source = Arc::new(Source::new(path.display().to_string(), text));
+    let registries = [Registry::parse(&source, Path::new("examples")).expect("a right registry")];
+    let model = Path::new("examples/../target/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let places = Places {
+        container: Some(PathBuf::from("examples")),
+        working: PathBuf::from("elsewhere"),
+        cache: None,
+    };
+    let resolver = Resolver {
+        places: &places,
+        registries: &registries,
+        exists: &|path| path == model,
+    };
+    for file in files(&folder) {
+        let name = file.display().to_string();
+        let (task, _) = read(&name, std::fs::read(&file).expect("readable example"));
+        let found = resolver.resolve_task(&task.expect("valid"), None);
+        assert_eq!(
+            found.map(|found| found.path),
+            Ok(model.to_owned()),
+            "{name}"
+        );
     }
 }
 
