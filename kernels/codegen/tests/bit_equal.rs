@@ -292,3 +292,77 @@ fn large_random() {
         check_all(&cases);
     }
 }
+
+#[test]
+fn every_row_and_column_count() {
+    for format in [WeightFormat::Q4_1, WeightFormat::Q8_0, WeightFormat::F32] {
+        for rows in 1..=40 {
+            let blobs = isas().into_iter().map(|isa| {
+                let spec = KernelSpec::Matmul {
+                    format,
+                    rows,
+                    k: 64,
+                    bias: true,
+                    residual: true,
+                };
+                (compile(&spec, &isa).unwrap(), isa)
+            });
+            let blobs: Vec<_> = blobs.collect();
+            for columns in 1..=9 {
+                let case = Case {
+                    format,
+                    rows,
+                    k: 64,
+                    columns,
+                    bias: true,
+                    residual: true,
+                    data: Data::Usual,
+                    seed: (1 + rows * 10 + columns) as u64,
+                };
+                let inputs = case.inputs();
+                let expected = case.expected(&inputs);
+                for (blob, isa) in &blobs {
+                    case.check(isa, blob, &inputs, &expected);
+                }
+            }
+        }
+    }
+}
+
+/// Kernels made in the process compute the same bits, over the residual too.
+#[cfg(feature = "jit")]
+#[test]
+fn jit_of_all_formats() {
+    let cases: Vec<Case> = WeightFormat::ALL
+        .into_iter()
+        .map(|format| Case {
+            format,
+            rows: 40,
+            k: 768,
+            columns: 6,
+            bias: true,
+            residual: true,
+            data: Data::Usual,
+            seed: 5 + format.ggml_type() as u64,
+        })
+        .collect();
+    let specs: Vec<KernelSpec> = cases.iter().map(Case::spec).collect();
+    let code = omex_codegen::jit::compile_all(&specs).unwrap();
+    for (case, entry) in cases.iter().zip(code.entries()) {
+        let i = case.inputs();
+        let expected = case.expected(&i);
+        let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        for call in [support::exec::call, support::exec::call_in_place] {
+            let got = call(
+                *entry,
+                &case.spec(),
+                6,
+                &i.weights,
+                &i.activations,
+                &i.bias,
+                &i.residual,
+            );
+            assert_eq!(bits(&got), bits(&expected), "{}", case.format.name());
+        }
+    }
+}

@@ -44,37 +44,99 @@ pub(crate) fn call(
     bias: &[f32],
     residual: &[f32],
 ) -> Vec<f32> {
+    let len = out_len(spec, columns);
+    assert!(!has_residual(spec) || residual.len() == len);
+    let mut out = vec![f32::NAN; len];
+    call_at(
+        entry,
+        spec,
+        columns,
+        weights,
+        activations,
+        bias,
+        residual.as_ptr(),
+        &mut out,
+    );
+    out
+}
+
+/// The same with the residual in the output buffer.
+pub(crate) fn call_in_place(
+    entry: unsafe extern "C" fn(*const MatmulArgs),
+    spec: &KernelSpec,
+    columns: u32,
+    weights: &[u8],
+    activations: &[u8],
+    bias: &[f32],
+    residual: &[f32],
+) -> Vec<f32> {
+    assert_eq!(residual.len(), out_len(spec, columns));
+    let mut out = residual.to_vec();
+    let residual = out.as_mut_ptr();
+    call_at(
+        entry,
+        spec,
+        columns,
+        weights,
+        activations,
+        bias,
+        residual,
+        &mut out,
+    );
+    out
+}
+
+fn has_residual(spec: &KernelSpec) -> bool {
+    matches!(spec, KernelSpec::Matmul { residual: true, .. })
+}
+
+fn out_len(spec: &KernelSpec, columns: u32) -> usize {
+    let KernelSpec::Matmul { rows, .. } = *spec else {
+        panic!("not a matmul")
+    };
+    (pad_to_panel(rows) * columns) as usize
+}
+
+#[allow(clippy::too_many_arguments, reason = "the arguments of the ABI")]
+fn call_at(
+    entry: unsafe extern "C" fn(*const MatmulArgs),
+    spec: &KernelSpec,
+    columns: u32,
+    weights: &[u8],
+    activations: &[u8],
+    bias: &[f32],
+    residual: *const f32,
+    out: &mut [f32],
+) {
     let KernelSpec::Matmul {
         format,
         rows,
         k,
         bias: has_bias,
-        residual: has_residual,
+        ..
     } = *spec
     else {
         panic!("not a matmul")
     };
     let stride = pad_to_panel(rows);
     let panels = stride / 16;
-    let mut out = vec![f32::NAN; (stride * columns) as usize];
     assert_eq!(weights.len() as u64, panels as u64 * format.panel_bytes(k));
     assert_eq!(
         activations.len() as u64,
         columns as u64 * Activation::for_weights(format).stride_bytes(k)
     );
     assert!(!has_bias || bias.len() as u32 == stride);
-    assert!(!has_residual || residual.len() == out.len());
+    assert_eq!(out.len(), out_len(spec, columns));
     let args = MatmulArgs {
         weights: weights.as_ptr(),
         activations: activations.as_ptr(),
         out: out.as_mut_ptr(),
         bias: bias.as_ptr(),
-        residual: residual.as_ptr(),
+        residual,
         panels: panels as u64,
         columns: columns as u64,
     };
-    // SAFETY: the kernel reads and writes the ranges of `KernelSpec::operands`,
-    // whose sizes were checked above.
+    // SAFETY: the kernel reads and writes the ranges of `KernelSpec::operands`;
+    // their sizes were checked above and, for the residual, by the callers.
     unsafe { entry(&args) };
-    out
 }
