@@ -1,4 +1,155 @@
-//! `omex run`.
+//! `omex run`: loads a plan and streams its result.
+
+use std::ffi::OsStr;
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+use omex_runtime::events::{Collector, Event, JsonLines, Sink};
+use omex_runtime::os::signal;
+use omex_runtime::{
+    Bindings, LoadOptions, Places, Report, RunError, RunOptions, SamplingChanges, Session,
+    TrustStore,
+};
+
 use crate::args::RunArgs;
-pub fn main(_run: RunArgs) -> ExitCode { ExitCode::SUCCESS }
+
+/// Runs a plan and returns the process's exit code.
+pub fn main(args: RunArgs) -> ExitCode {
+    signal::install();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+fn run(args: &RunArgs) -> Result<(), RunError> {
+    let places = Places::from_environment();
+    let mut model_folders: Vec<PathBuf> = args.model_dir.iter().cloned().collect();
+    model_folders.extend(places.iter().map(|p| p.cache.clone()));
+    let load = LoadOptions {
+        threads: args.threads,
+        model_folders,
+        trust: places.map(|p| TrustStore::new(p.trust)),
+        signature: args.signature.clone(),
+        enforce_allowance: true,
+    };
+    let mut session = Session::load(&args.plan, &load)?;
+    let options = RunOptions {
+        bindings: bindings(args),
+        raw: args.raw,
+        predict: args.predict,
+        sampling: SamplingChanges {
+            temperature: args.temperature,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            min_p: args.min_p,
+            repeat_penalty: args.repeat_penalty,
+            repeat_last: None,
+            seed: args.seed,
+        },
+        prefill_chunk: args.ubatch_size,
+        dump_logits: args.dump_logits.clone(),
+        output_folder: PathBuf::new(),
+        waiting_folder: PathBuf::new(),
+    };
+    if args.json {
+        let mut collector = Collector::default();
+        let report = session.run(&options, &mut collector)?;
+        let text = String::from_utf8_lossy(&collector.text);
+        let line = report.json(&text, &collector.token_ids) + "\n";
+        return stdout_written(io::stdout().lock().write_all(line.as_bytes()));
+    }
+    if args.events {
+        let mut lines = JsonLines(io::stdout().lock());
+        let report = session.run(&options, &mut lines)?;
+        summarize(&report);
+        return Ok(());
+    }
+    let mut terminal = Terminal::default();
+    let report = session.run(&options, &mut terminal)?;
+    terminal.end_line()?;
+    summarize(&report);
+    Ok(())
+}
+
+fn bindings(args: &RunArgs) -> Bindings {
+    let inputs = args.inputs.iter();
+    // The container's own paths start from the working directory, else from
+    // the plan's folder.
+    let beside = args.plan.parent().map(PathBuf::from);
+    Bindings {
+        inputs: inputs.map(|(n, p)| (n.clone(), p.into())).collect(),
+        prompt: args.prompt.clone(),
+        folders: [PathBuf::new()].into_iter().chain(beside).collect(),
+    }
+}
+
+fn stdout_written(result: io::Result<()>) -> Result<(), RunError> {
+    result.map_err(|error| RunError::Io {
+        doing: "write the result",
+        path: PathBuf::from(OsStr::new("standard output")),
+        error,
+    })
+}
+
+/// Text on standard output as it comes, notes on standard error.
+#[derive(Debug, Default)]
+struct Terminal {
+    /// The last byte written was no line's end.
+    line_open: bool,
+}
+
+impl Terminal {
+    /// Ends the last line, as text files end.
+    fn end_line(&mut self) -> Result<(), RunError> {
+        if std::mem::take(&mut self.line_open) {
+            let mut stdout = io::stdout().lock();
+            stdout_written(stdout.write_all(b"\n").and_then(|()| stdout.flush()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Sink for Terminal {
+    fn text(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(last) = bytes.last() {
+            self.line_open = *last != b'\n';
+        }
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(bytes)?;
+        stdout.flush()
+    }
+
+    fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
+        if let Event::Note { what } = event {
+            eprintln!("note: {what}");
+        }
+        Ok(())
+    }
+}
+
+/// Speed and memory, after the result.
+fn summarize(report: &Report) {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    eprintln!(
+        "prompt {} tokens, {:.1} tokens/s; generated {} tokens, {:.1} tokens/s; \
+         first after {:.0} ms; {} threads",
+        report.prompt_tokens,
+        report.prefill_tps,
+        report.generated_tokens,
+        report.decode_tps,
+        report.ttft_ms,
+        report.threads,
+    );
+    eprintln!(
+        "peak memory {:.1} MiB predicted, {:.1} MiB measured; {:.1} MiB read; result {}",
+        mib(report.rss_peak_predicted_bytes),
+        mib(report.rss_peak_measured_bytes),
+        mib(report.bytes_read),
+        blake3::Hash::from(report.result_id).to_hex(),
+    );
+}

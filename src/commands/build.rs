@@ -16,6 +16,7 @@ use omex_compiler::import::llama::ModelConfig;
 use omex_compiler::import::pack::{self, Progress as Packing, Source};
 use omex_compiler::pipeline::{self, Compiled, Inputs, Options};
 use omex_compiler::prompt;
+use omex_compiler::registry::ResolvedModel;
 use omex_compiler::tokenizer::{self, Vocabulary};
 use omex_grammar::quantity;
 use omex_plan::file::{self, Arch, Image};
@@ -125,10 +126,10 @@ pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
     let Prepared { text, task } = prepare(&args.container, &options, output)?;
     let profile = task.device_profile.as_ref().map(|p| p.value.as_str());
     let target = targets::resolve(args.target.as_deref().or(profile))?;
-    let path = model::resolve(&args.model, &task, &text.folder, output)?;
+    let model = model::resolve(&args.model, &task, &text)?;
     let cache = cache_folder(args, &task)?;
     let destination = if args.cached {
-        let plan = cached_plan(args, &text, &task, &target, &path, &cache)?;
+        let plan = cached_plan(args, &text, &task, &target, &model.path, &cache)?;
         if plan.is_file() {
             return print_path(&plan);
         }
@@ -137,7 +138,7 @@ pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
         args.output.clone()
     };
 
-    let built = compile(args, &task, &target, &path, &cache, output)?;
+    let built = compile(args, &task, &target, &model, &cache, output)?;
     let packed_path = built.packed.path.clone();
     let bundle = args.bundle.then_some(packed_path.as_path());
     if let Some(folder) = destination.parent().filter(|p| !p.as_os_str().is_empty()) {
@@ -209,7 +210,7 @@ fn cached_plan(
     let mut hasher = blake3::Hasher::new();
     for part in [
         task.source.text(),
-        &text.folder.to_string_lossy(),
+        &format!("{:?}", text.folder),
         &stamp(model)?,
         &stamp(&program)?,
         &format!("{:?} {:?}", target.plan, target.limits),
@@ -234,15 +235,16 @@ fn compile(
     args: &BuildArgs,
     task: &Task,
     target: &targets::Resolved,
-    path: &Path,
+    model: &ResolvedModel,
     cache: &Path,
     output: &Output,
 ) -> Result<Built, Failure> {
+    let path = model.path.as_path();
     let file = MappedFile::open(path)?;
     let gguf = Gguf::parse(&file).map_err(|e| e.in_file(path))?;
     let config = ModelConfig::from_gguf(&gguf).map_err(|e| e.in_file(path))?;
     let facts = model::facts(&config);
-    let findings = task.check_model(&facts, None);
+    let findings = task.check_model(&facts, model.quantization);
     if findings.iter().any(Diagnostic::is_error) {
         return Err(findings.into());
     }

@@ -9,12 +9,12 @@ use omex_compiler::diagnostic::{Code, Diagnostic, quoted};
 
 use super::output::Failure;
 
-/// A container's text and the folder that its relative references start from.
+/// A container's text and its folder, which standard input has none of.
 #[derive(Debug)]
 pub struct ContainerText {
     pub name: String,
     pub bytes: Vec<u8>,
-    pub folder: PathBuf,
+    pub folder: Option<PathBuf>,
 }
 
 /// Reads the container at `path`; `-` is standard input, unless that is a
@@ -31,7 +31,7 @@ pub fn read(path: &Path) -> Result<ContainerText, Failure> {
         return Ok(ContainerText {
             name: "<stdin>".to_owned(),
             bytes: read_bounded(stdin.lock(), path)?,
-            folder: PathBuf::from("."),
+            folder: None,
         });
     }
     let cannot = |e: std::io::Error| {
@@ -47,7 +47,7 @@ pub fn read(path: &Path) -> Result<ContainerText, Failure> {
     Ok(ContainerText {
         name: path.to_string_lossy().into_owned(),
         bytes: read_bounded(file, path)?,
-        folder: folder.unwrap_or(Path::new(".")).to_owned(),
+        folder: Some(folder.unwrap_or(Path::new(".")).to_owned()),
     })
 }
 

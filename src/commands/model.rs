@@ -1,15 +1,18 @@
 //! Which model file a task runs on.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use omex_compiler::container::{ModelFacts, Task};
-use omex_compiler::diagnostic::{Code, Diagnostic, quoted};
+use omex_compiler::diagnostic::{Code, Diagnostic, Source, quoted};
 use omex_compiler::import::llama::ModelConfig;
+use omex_compiler::registry::{Places, REGISTRY_FILE, Registry, ResolvedModel, Resolver};
 use omex_grammar::reference::ModelReference;
 use omex_kernels::format::Descriptor;
 
-use super::output::{Failure, Output};
+use super::container::ContainerText;
+use super::output::Failure;
 
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
@@ -40,73 +43,67 @@ pub fn facts(config: &ModelConfig) -> ModelFacts<'_> {
     }
 }
 
-/// The model file of a task: every node's own reference, else `-m`, else the
-/// registry's default.
+/// The model file of a task, verified against the registry's digest.
 ///
-/// Errors: no model named, several different ones, or none at the places that
-/// the reference stands for.
+/// Errors: a registry that cannot be read, no model or several, one that is
+/// missing or not what the registry says.
 pub fn resolve(
     args: &ModelArgs,
     task: &Task,
-    folder: &Path,
-    _output: &Output,
-) -> Result<PathBuf, Failure> {
-    let named = task.models();
-    if let [first, second, ..] = &named[..] {
-        let message = "plans with several models are not built yet";
-        return Err(Diagnostic::error(Code::NotSupported, message)
-            .at(&task.source, second.span, "another model")
-            .label(&task.source, first.span, "the first model")
-            .into());
+    text: &ContainerText,
+) -> Result<ResolvedModel, Failure> {
+    let beside = text.folder.clone();
+    let user = super::places().ok();
+    let places = Places {
+        container: beside.clone(),
+        working: PathBuf::from("."),
+        cache: args.cache_dir.clone().or(user.map(|p| p.cache)),
+    };
+    let mut registries = Vec::new();
+    if let Some(path) = &args.registry {
+        registries.push(read_registry(path)?);
     }
-    match (named.first(), &args.model) {
-        (Some(reference), _) => find(&reference.value, folder, args).map_err(|tried| {
-            missing(&reference.value, &tried)
-                .at(&task.source, reference.span, "")
-                .into()
-        }),
-        (None, Some(path)) => {
-            let reference = ModelReference::parse(path).map_err(|e| {
-                let message = format!("-m {} cannot be read: {e}", quoted(path));
-                Diagnostic::error(Code::ReferenceSyntax, message)
-            })?;
-            Ok(find(&reference, folder, args).map_err(|tried| missing(&reference, &tried))?)
+    let home = std::env::var_os("OMEX_HOME").map(PathBuf::from);
+    let dotted = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".omex"));
+    for folder in [beside, home.or_else(dotted)].into_iter().flatten() {
+        let path = folder.join(REGISTRY_FILE);
+        if path.is_file() {
+            registries.push(read_registry(&path)?);
         }
-        (None, None) => Err(Diagnostic::error(Code::NoModel, "no model is named")
-            .help("give -m MODEL.gguf, or a `model_reference` in the container")
-            .into()),
     }
+    let flag = match &args.model {
+        None => None,
+        Some(text) => Some(ModelReference::parse(text).map_err(|e| {
+            let message = format!("-m {} cannot be read: {e}", quoted(text));
+            Diagnostic::error(Code::ReferenceSyntax, message)
+        })?),
+    };
+    let resolver = Resolver {
+        places: &places,
+        registries: &registries,
+        exists: &|path| path.is_file(),
+    };
+    let model = resolver.resolve_task(task, flag.as_ref())?;
+    if let Some(digest) = &model.digest {
+        let cannot = |e: std::io::Error| {
+            let message = format!("the model cannot be read: {e}");
+            Diagnostic::error(Code::FileRead, message).in_file(model.path.to_string_lossy(), None)
+        };
+        let mut file = std::fs::File::open(&model.path).map_err(cannot)?;
+        if !digest.matches(&mut file).map_err(cannot)? {
+            return Err(digest.mismatch(&model.path).into());
+        }
+    }
+    Ok(model)
 }
 
-/// The first place that holds the file, or all that were tried.
-fn find(
-    reference: &ModelReference,
-    folder: &Path,
-    args: &ModelArgs,
-) -> Result<PathBuf, Vec<PathBuf>> {
-    let Some(path) = reference.path() else {
-        return Err(Vec::new());
-    };
-    let mut places = vec![folder.join(path), PathBuf::from(path)];
-    let cache = args.cache_dir.clone();
-    let cache = cache.or_else(|| super::places().ok().map(|p| p.cache));
-    places.extend(cache.map(|c| c.join(path)));
-    places.dedup();
-    match places.iter().find(|p| p.is_file()) {
-        Some(found) => Ok(found.clone()),
-        None => Err(places),
-    }
-}
-
-fn missing(reference: &ModelReference, tried: &[PathBuf]) -> Diagnostic {
-    let name = match reference {
-        ModelReference::Registry { name, .. } => format!("zsei://models/{name}"),
-        ModelReference::Local(path) => format!("local://{path}"),
-        ModelReference::Path(path) => path.clone(),
-    };
-    let message = format!("the model {} is not there", quoted(&name));
-    tried.iter().fold(
-        Diagnostic::error(Code::ModelMissing, message),
-        |diagnostic, path| diagnostic.note(format!("tried {}", path.display())),
-    )
+fn read_registry(path: &Path) -> Result<Registry, Failure> {
+    let name = path.to_string_lossy().into_owned();
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        let message = format!("the registry cannot be read: {e}");
+        Diagnostic::error(Code::FileRead, message).in_file(&name, None)
+    })?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let source = Arc::new(Source::new(&name, text));
+    Ok(Registry::parse(&source, folder)?)
 }

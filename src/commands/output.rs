@@ -137,18 +137,19 @@ impl Output {
 }
 
 /// Prints a line of progress on standard error, redrawn in place on a
-/// terminal and at most every two seconds elsewhere.
+/// terminal and at most every two seconds elsewhere. What is over sooner shows
+/// nothing.
 #[derive(Debug)]
 pub struct Progress {
     terminal: bool,
-    last: std::sync::Mutex<Option<std::time::Instant>>,
+    last: std::sync::Mutex<std::time::Instant>,
 }
 
 impl Progress {
     pub fn new() -> Progress {
         Progress {
             terminal: std::io::stderr().is_terminal(),
-            last: std::sync::Mutex::new(None),
+            last: std::sync::Mutex::new(std::time::Instant::now()),
         }
     }
 
@@ -156,10 +157,10 @@ impl Progress {
     pub fn show(&self, text: impl FnOnce() -> String) {
         let pause = std::time::Duration::from_millis(if self.terminal { 100 } else { 2000 });
         let mut last = self.last.lock().unwrap_or_else(|e| e.into_inner());
-        if last.is_some_and(|at| at.elapsed() < pause) {
+        if last.elapsed() < pause {
             return;
         }
-        *last = Some(std::time::Instant::now());
+        *last = std::time::Instant::now();
         let mut stderr = std::io::stderr().lock();
         // Progress that cannot be shown is no reason to stop.
         let _ = if self.terminal {
