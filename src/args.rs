@@ -97,7 +97,12 @@ pub const RUN_FLAGS: &[Flag] = &[
         "DIR",
         "Look for the packed model in DIR too",
     ),
-    value("sig", None, "FILE", "Signature of the plan, instead of PLAN.sig"),
+    value(
+        "sig",
+        None,
+        "FILE",
+        "Signature of the plan, instead of PLAN.sig",
+    ),
     switch("json", "Print one JSON object instead of the text"),
     value(
         "events",

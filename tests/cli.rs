@@ -247,7 +247,9 @@ fn execute_builds_once_and_reads_containers_from_pipes() {
     let file = scratch.write("task.omex.json", &text);
     scratch.write("input.txt", "Water boils at one hundred degrees.");
     let mut first = scratch.omex();
-    let first = stdout(ok(first.args(["execute", "-n", "6", "--file"]).arg(&file)));
+    let first = stdout(ok(first
+        .args(["execute", "--any-path", "-n", "6", "--file"])
+        .arg(&file)));
     let plans = || {
         std::fs::read_dir(scratch.path("home/cache/plans"))
             .unwrap()
@@ -255,11 +257,13 @@ fn execute_builds_once_and_reads_containers_from_pipes() {
     };
     assert_eq!(plans(), 1);
     let mut again = scratch.omex();
-    let again = stdout(ok(again.args(["execute", "-n", "6", "--file"]).arg(&file)));
+    let again = stdout(ok(again
+        .args(["execute", "--any-path", "-n", "6", "--file"])
+        .arg(&file)));
     assert_eq!((first.as_str(), plans()), (again.as_str(), 1));
 
     let mut piped = scratch.omex();
-    piped.args(["execute", "-n", "6"]);
+    piped.args(["execute", "--any-path", "-n", "6"]);
     piped.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = piped.spawn().unwrap();
     child
@@ -274,7 +278,7 @@ fn execute_builds_once_and_reads_containers_from_pipes() {
 
     let bad = scratch.write("bad.omex.json", text.replace("model_load", "model_lode"));
     let mut run = scratch.omex();
-    let refusal = fails(run.args(["execute", "--file"]).arg(bad), 3);
+    let refusal = fails(run.args(["execute", "--any-path", "--file"]).arg(bad), 3);
     assert!(refusal.contains("error[OMX"), "{refusal}");
 }
 
@@ -304,7 +308,12 @@ fn windows_of_any_number_run_in_one_plan() {
     );
     let file = scratch.write("windows.omex.json", task);
     let plan = scratch.path("windows.bin");
-    ok(scratch.omexc().arg("build").arg(&file).arg("-o").arg(&plan));
+    let mut build = scratch.omexc();
+    ok(build
+        .args(["build", "--any-path"])
+        .arg(&file)
+        .arg("-o")
+        .arg(&plan));
     let mut peak = 0;
     for sentences in [3, 60] {
         scratch.write(

@@ -10,8 +10,17 @@ const BYTES_MAX: u64 = 3 << 19;
 
 /// Crates that have no place in a runtime that only follows a plan.
 const BANNED: &[&str] = &[
-    "cranelift", "serde_json", "serde", "pest", "regex", "minijinja", "clap", "petgraph", "zstd",
-    "toml", "tokenizers",
+    "cranelift",
+    "serde_json",
+    "serde",
+    "pest",
+    "regex",
+    "minijinja",
+    "clap",
+    "petgraph",
+    "zstd",
+    "toml",
+    "tokenizers",
 ];
 
 fn cargo() -> Command {
@@ -22,14 +31,17 @@ fn cargo() -> Command {
 
 #[test]
 fn its_dependency_tree_is_small() {
-    let tree = ok(cargo().args(["tree", "--locked", "--edges", "normal", "--prefix", "none"])
+    let tree = ok(cargo()
+        .args(["tree", "--locked", "--edges", "normal", "--prefix", "none"])
         .args(["--package", "omex", "--no-default-features"]));
     let tree = String::from_utf8(tree.stdout).unwrap();
     let mut crates: Vec<&str> = tree.lines().filter_map(|l| l.split(' ').next()).collect();
     crates.sort_unstable();
     crates.dedup();
     for name in &crates {
-        let banned = BANNED.iter().find(|b| name.split(['-', '_']).any(|part| part == **b) || name == *b);
+        let banned = BANNED
+            .iter()
+            .find(|b| name.split(['-', '_']).any(|part| part == **b) || name == *b);
         assert_eq!(banned, None, "{name} is in the small runtime:\n{tree}");
     }
     insta::assert_snapshot!("small_runtime_crates", crates.join("\n"));
@@ -52,12 +64,18 @@ fn it_is_small_and_runs_trusted_plans_only() {
     let run = |home: &str| {
         let mut command = Command::new(&small);
         command.env("OMEX_HOME", scratch.path(home));
-        command.arg("run").arg(&plan).args(["-p", "Say hello.", "-n", "8"]);
+        command
+            .arg("run")
+            .arg(&plan)
+            .args(["-p", "Say hello.", "-n", "8"]);
         command.arg("--model-dir").arg(scratch.path("home/cache"));
         command
     };
     let mut full = scratch.omex();
-    let full = ok(full.arg("run").arg(&plan).args(["-p", "Say hello.", "-n", "8"]));
+    let full = ok(full
+        .arg("run")
+        .arg(&plan)
+        .args(["-p", "Say hello.", "-n", "8"]));
     assert_eq!(ok(&mut run("home")).stdout, full.stdout, "the same text");
     let refusal = common::fails(&mut run("elsewhere"), 7);
     assert!(refusal.contains("omex trust add"), "{refusal}");

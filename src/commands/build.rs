@@ -30,16 +30,12 @@ use super::container::{ContainerText, read};
 use super::output::{Failure, Output, Progress, bytes};
 use super::{emit, model, places, targets};
 
+/// What a plan is compiled from and for.
 #[derive(Clone, Debug, Args)]
-pub struct BuildArgs {
-    /// The container, or - for standard input
-    container: PathBuf,
+pub struct CompileArgs {
     /// Device to compile for: a profile's name or file; the container's or the host without it
-    #[arg(long, env = "OMEX_TARGET")]
+    #[arg(long, visible_alias = "profile", env = "OMEX_TARGET")]
     target: Option<String>,
-    /// Where the plan goes
-    #[arg(short, long, default_value = "plan.bin")]
-    output: PathBuf,
     /// RAM of the whole process, e.g. 1200MiB
     #[arg(long, value_parser = ram)]
     ram: Option<u64>,
@@ -60,18 +56,29 @@ pub struct BuildArgs {
     /// Threads to build with
     #[arg(short, long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     jobs: Option<u32>,
-    /// Print stages as text: graph, schedule, arena, clif, asm, plan
-    #[arg(long, value_delimiter = ',')]
-    emit: Vec<emit::Stage>,
-    /// Put the packed model into the plan
-    #[arg(long)]
-    bundle: bool,
     /// Unknown fields and replaced runners are errors
     #[arg(long)]
     strict: bool,
     /// Paths may leave the working directory
     #[arg(long)]
     any_path: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BuildArgs {
+    /// The container, or - for standard input
+    container: PathBuf,
+    #[command(flatten)]
+    compile: CompileArgs,
+    /// Where the plan goes
+    #[arg(short, long, default_value = "plan.bin")]
+    output: PathBuf,
+    /// Print stages as text: graph, schedule, arena, clif, asm, plan
+    #[arg(long, value_delimiter = ',')]
+    emit: Vec<emit::Stage>,
+    /// Put the packed model into the plan
+    #[arg(long)]
+    bundle: bool,
     /// Print one JSON object about the plan
     #[arg(long)]
     json: bool,
@@ -119,17 +126,9 @@ pub fn prepare(
 }
 
 pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
-    let options = ValidateOptions {
-        strict: args.strict,
-        any_path: args.any_path,
-    };
-    let Prepared { text, task } = prepare(&args.container, &options, output)?;
-    let profile = task.device_profile.as_ref().map(|p| p.value.as_str());
-    let target = targets::resolve(args.target.as_deref().or(profile))?;
-    let model = model::resolve(&args.model, &task, &text)?;
-    let cache = cache_folder(args, &task)?;
+    let request = Request::new(&args.container, &args.compile, output)?;
     let destination = if args.cached {
-        let plan = cached_plan(args, &text, &task, &target, &model.path, &cache)?;
+        let plan = request.cached_plan(args.bundle)?;
         if plan.is_file() {
             return print_path(&plan);
         }
@@ -138,7 +137,7 @@ pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
         args.output.clone()
     };
 
-    let built = compile(args, &task, &target, &model, &cache, output)?;
+    let built = request.compile(output)?;
     let packed_path = built.packed.path.clone();
     let bundle = args.bundle.then_some(packed_path.as_path());
     if let Some(folder) = destination.parent().filter(|p| !p.as_os_str().is_empty()) {
@@ -147,13 +146,29 @@ pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
     write_plan(&built, bundle, &destination)?;
     trust(&built.compiled)?;
     for stage in &args.emit {
-        let text = emit::text(*stage, &built.compiled, target.isa.as_ref());
+        let isa = request.target.isa.as_ref();
+        let text = emit::text(*stage, &built.compiled, isa);
         std::io::stdout().write_all(text.as_bytes())?;
     }
     if args.cached {
         return print_path(&destination);
     }
     report(args, &built, &destination)
+}
+
+/// A valid task with its target, model and cache.
+struct Request<'a> {
+    args: &'a CompileArgs,
+    text: ContainerText,
+    task: Task,
+    target: targets::Resolved,
+    model: ResolvedModel,
+    cache: PathBuf,
+}
+
+/// Compiles a container without writing a plan.
+pub fn compile(container: &Path, args: &CompileArgs, output: &Output) -> Result<Built, Failure> {
+    Request::new(container, args, output)?.compile(output)
 }
 
 fn print_path(path: &Path) -> Result<(), Failure> {
@@ -165,7 +180,7 @@ fn print_path(path: &Path) -> Result<(), Failure> {
 }
 
 /// The container's cache directory, else the user's.
-fn cache_folder(args: &BuildArgs, task: &Task) -> Result<PathBuf, Failure> {
+fn cache_folder(args: &CompileArgs, task: &Task) -> Result<PathBuf, Failure> {
     if let Some(folder) = &args.model.cache_dir {
         return Ok(folder.clone());
     }
@@ -175,52 +190,147 @@ fn cache_folder(args: &BuildArgs, task: &Task) -> Result<PathBuf, Failure> {
     }
 }
 
-/// Where `omex execute` keeps the plan: its name is the hash of everything
-/// that the plan's bytes depend on. The model file counts by its stamp, which
-/// any writer changes; this program by its own.
-fn cached_plan(
-    args: &BuildArgs,
-    text: &ContainerText,
-    task: &Task,
-    target: &targets::Resolved,
-    model: &Path,
-    cache: &Path,
-) -> Result<PathBuf, Failure> {
-    use std::os::unix::fs::MetadataExt;
-    let stamp = |path: &Path| -> Result<String, Failure> {
-        let m = std::fs::metadata(path).map_err(|e| {
-            let message = format!("the file cannot be read: {e}");
-            Diagnostic::error(Code::FileRead, message).in_file(path.to_string_lossy(), None)
-        })?;
-        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        let (modified, nanoseconds) = (m.mtime(), m.mtime_nsec());
-        Ok(format!("{path:?} {} {modified}.{nanoseconds}", m.len()))
-    };
-    let program = std::env::current_exe().map_err(|e| {
-        Diagnostic::error(Code::FileRead, format!("this program cannot be found: {e}"))
-    })?;
-    let settings = (
-        args.ram,
-        args.ctx_size,
-        args.ubatch_size,
-        args.threads_max,
-        args.weights,
-        args.bundle,
-    );
-    let mut hasher = blake3::Hasher::new();
-    for part in [
-        task.source.text(),
-        &format!("{:?}", text.folder),
-        &stamp(model)?,
-        &stamp(&program)?,
-        &format!("{:?} {:?}", target.plan, target.limits),
-        &format!("{settings:?}"),
-    ] {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part.as_bytes());
+impl<'a> Request<'a> {
+    fn new(
+        container: &Path,
+        args: &'a CompileArgs,
+        output: &Output,
+    ) -> Result<Request<'a>, Failure> {
+        let options = ValidateOptions {
+            strict: args.strict,
+            any_path: args.any_path,
+        };
+        let Prepared { text, task } = prepare(container, &options, output)?;
+        let profile = task.device_profile.as_ref().map(|p| p.value.as_str());
+        Ok(Request {
+            target: targets::resolve(args.target.as_deref().or(profile))?,
+            model: model::resolve(&args.model, &task, &text)?,
+            cache: cache_folder(args, &task)?,
+            args,
+            text,
+            task,
+        })
     }
-    let name = hasher.finalize().to_hex();
-    Ok(cache.join("plans").join(format!("{name}.bin")))
+
+    /// Where `omex execute` keeps the plan: its name is the hash of everything
+    /// that the plan's bytes depend on. The model file counts by its stamp,
+    /// which any writer changes; this program by its own.
+    fn cached_plan(&self, bundle: bool) -> Result<PathBuf, Failure> {
+        use std::os::unix::fs::MetadataExt;
+        let stamp = |path: &Path| -> Result<String, Failure> {
+            let m = std::fs::metadata(path).map_err(|e| {
+                let message = format!("the file cannot be read: {e}");
+                Diagnostic::error(Code::FileRead, message).in_file(path.to_string_lossy(), None)
+            })?;
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+            let (modified, nanoseconds) = (m.mtime(), m.mtime_nsec());
+            Ok(format!("{path:?} {} {modified}.{nanoseconds}", m.len()))
+        };
+        let program = std::env::current_exe().map_err(|e| {
+            Diagnostic::error(Code::FileRead, format!("this program cannot be found: {e}"))
+        })?;
+        let args = self.args;
+        let settings = (
+            args.ram,
+            args.ctx_size,
+            args.ubatch_size,
+            args.threads_max,
+            args.weights,
+            bundle,
+        );
+        let mut hasher = blake3::Hasher::new();
+        for part in [
+            self.task.source.text(),
+            &format!("{:?}", self.text.folder),
+            &stamp(&self.model.path)?,
+            &stamp(&program)?,
+            &format!("{:?} {:?}", self.target.plan, self.target.limits),
+            &format!("{settings:?}"),
+        ] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
+        let name = hasher.finalize().to_hex();
+        Ok(self.cache.join("plans").join(format!("{name}.bin")))
+    }
+
+    fn compile(&self, output: &Output) -> Result<Built, Failure> {
+        let (args, target) = (self.args, &self.target);
+        let path = self.model.path.as_path();
+        let file = MappedFile::open(path)?;
+        let gguf = Gguf::parse(&file).map_err(|e| e.in_file(path))?;
+        let config = ModelConfig::from_gguf(&gguf).map_err(|e| e.in_file(path))?;
+        let facts = model::facts(&config);
+        let findings = self.task.check_model(&facts, model.quantization);
+        if findings.iter().any(Diagnostic::is_error) {
+            return Err(findings.into());
+        }
+        output.diagnostics(&findings);
+
+        let vocabulary = Vocabulary::from_gguf(&gguf).map_err(|e| e.in_file(path))?;
+        let tables = tokenizer::compile(&vocabulary).map_err(|e| e.in_file(path))?;
+        let tokenizer = Tokenizer::from_bytes(&tables)
+            .unwrap_or_else(|e| panic!("the tokenizer that was compiled does not load: {e}"));
+        let prompts = prompts(&self.task, &vocabulary, &tokenizer, path)?;
+        let end_tokens: Vec<u32> = tokenizer.end_of_generation().collect();
+
+        let order = config.weights.in_schedule_order();
+        let source = Source {
+            file: &file,
+            gguf: &gguf,
+        };
+        let packed = packed(&source, &order, &self.cache, args.jobs)?;
+        let name = config.name.clone().unwrap_or_else(|| {
+            let stem = path.file_stem().unwrap_or_default();
+            stem.to_string_lossy().into_owned()
+        });
+
+        let code_of = |spec: &omex_kernels::KernelSpec| {
+            let isa: &Isa = target.isa.as_ref()?;
+            match omex_codegen::compile(spec, isa) {
+                Ok(blob) => Some(blob.code),
+                Err(Unsupported::Operation | Unsupported::NeedsFeature(_)) => None,
+                Err(Unsupported::Invalid(why)) => panic!("select made an invalid kernel: {why}"),
+            }
+        };
+        let mut limits = target.limits.clone();
+        limits.extend(args.ram.map(|bytes| RamLimit {
+            bytes,
+            origin: RamOrigin::Flag,
+        }));
+        let inputs = Inputs {
+            task: &self.task,
+            model_name: &name,
+            model: &config,
+            packed: PackedModel {
+                index: &packed.index,
+                digest: packed.digest,
+                file_bytes: packed.file_bytes,
+            },
+            tokenizer: &tables,
+            end_tokens: &end_tokens,
+            prompts: &prompts,
+            target: &target.plan,
+            cores: target.cores,
+            code_of: &code_of,
+            memory_of: &omex_compiler::emit::memory::memory_contract,
+        };
+        let options = Options {
+            context: args.ctx_size,
+            columns_max: args.ubatch_size,
+            threads_max: args.threads_max,
+            limits,
+            read_weights: args.weights.map(|from| from == WeightsFrom::Read),
+        };
+        let compiled = pipeline::compile(&inputs, &options)?;
+        output.diagnostics(&compiled.warnings);
+        Ok(Built {
+            compiled,
+            packed,
+            arch: target.arch,
+            tokenizer: tables,
+        })
+    }
 }
 
 /// A compiled task and the packed model that it runs on.
@@ -229,90 +339,6 @@ pub struct Built {
     pub tokenizer: Vec<u8>,
     pub packed: pack::PackedModel,
     pub arch: Arch,
-}
-
-fn compile(
-    args: &BuildArgs,
-    task: &Task,
-    target: &targets::Resolved,
-    model: &ResolvedModel,
-    cache: &Path,
-    output: &Output,
-) -> Result<Built, Failure> {
-    let path = model.path.as_path();
-    let file = MappedFile::open(path)?;
-    let gguf = Gguf::parse(&file).map_err(|e| e.in_file(path))?;
-    let config = ModelConfig::from_gguf(&gguf).map_err(|e| e.in_file(path))?;
-    let facts = model::facts(&config);
-    let findings = task.check_model(&facts, model.quantization);
-    if findings.iter().any(Diagnostic::is_error) {
-        return Err(findings.into());
-    }
-    output.diagnostics(&findings);
-
-    let vocabulary = Vocabulary::from_gguf(&gguf).map_err(|e| e.in_file(path))?;
-    let tables = tokenizer::compile(&vocabulary).map_err(|e| e.in_file(path))?;
-    let tokenizer = Tokenizer::from_bytes(&tables)
-        .unwrap_or_else(|e| panic!("the tokenizer that was compiled does not load: {e}"));
-    let prompts = prompts(task, &vocabulary, &tokenizer, path)?;
-    let end_tokens: Vec<u32> = tokenizer.end_of_generation().collect();
-
-    let order = config.weights.in_schedule_order();
-    let source = Source {
-        file: &file,
-        gguf: &gguf,
-    };
-    let packed = packed(&source, &order, cache, args.jobs)?;
-    let name = config.name.clone().unwrap_or_else(|| {
-        let stem = path.file_stem().unwrap_or_default();
-        stem.to_string_lossy().into_owned()
-    });
-
-    let code_of = |spec: &omex_kernels::KernelSpec| {
-        let isa: &Isa = target.isa.as_ref()?;
-        match omex_codegen::compile(spec, isa) {
-            Ok(blob) => Some(blob.code),
-            Err(Unsupported::Operation | Unsupported::NeedsFeature(_)) => None,
-            Err(Unsupported::Invalid(why)) => panic!("select made an invalid kernel: {why}"),
-        }
-    };
-    let mut limits = target.limits.clone();
-    limits.extend(args.ram.map(|bytes| RamLimit {
-        bytes,
-        origin: RamOrigin::Flag,
-    }));
-    let inputs = Inputs {
-        task,
-        model_name: &name,
-        model: &config,
-        packed: PackedModel {
-            index: &packed.index,
-            digest: packed.digest,
-            file_bytes: packed.file_bytes,
-        },
-        tokenizer: &tables,
-        end_tokens: &end_tokens,
-        prompts: &prompts,
-        target: &target.plan,
-        cores: target.cores,
-        code_of: &code_of,
-        memory_of: &omex_compiler::emit::memory::memory_contract,
-    };
-    let options = Options {
-        context: args.ctx_size,
-        columns_max: args.ubatch_size,
-        threads_max: args.threads_max,
-        limits,
-        read_weights: args.weights.map(|from| from == WeightsFrom::Read),
-    };
-    let compiled = pipeline::compile(&inputs, &options)?;
-    output.diagnostics(&compiled.warnings);
-    Ok(Built {
-        compiled,
-        packed,
-        arch: target.arch,
-        tokenizer: tables,
-    })
 }
 
 /// The prompt of every inferring node, through the model's chat template.
@@ -355,12 +381,20 @@ fn packed(
             Packing::Hashing {
                 done_bytes,
                 total_bytes,
-            } => format!("hashing the model: {} of {}", bytes(done_bytes), bytes(total_bytes)),
+            } => format!(
+                "hashing the model: {} of {}",
+                bytes(done_bytes),
+                bytes(total_bytes)
+            ),
             Packing::Waiting => "waiting for another build on this cache".to_owned(),
             Packing::Packing {
                 done_bytes,
                 total_bytes,
-            } => format!("packing the model: {} of {}", bytes(done_bytes), bytes(total_bytes)),
+            } => format!(
+                "packing the model: {} of {}",
+                bytes(done_bytes),
+                bytes(total_bytes)
+            ),
         });
     };
     let packed = pack::pack_into_cache(source, order, cache, threads, &progress);
@@ -395,7 +429,13 @@ fn write_plan(built: &Built, bundle: Option<&Path>, to: &Path) -> Result<(), Fai
     let Image {
         bytes,
         pages_offset: _,
-    } = file::encode(plan, built.arch, &built.compiled.code, &built.tokenizer, pages);
+    } = file::encode(
+        plan,
+        built.arch,
+        &built.compiled.code,
+        &built.tokenizer,
+        pages,
+    );
     let write = || -> std::io::Result<()> {
         let mut out = AtomicFile::create(to)?;
         out.write_all(&bytes)?;

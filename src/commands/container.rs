@@ -55,12 +55,9 @@ pub fn read(path: &Path) -> Result<ContainerText, Failure> {
 fn read_bounded(reader: impl Read, path: &Path) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     let limit = CONTAINER_BYTES_MAX as u64 + 1;
-    reader
-        .take(limit)
-        .read_to_end(&mut bytes)
-        .map_err(|e| {
-            let message = format!("the container cannot be read: {e}");
-            Diagnostic::error(Code::FileRead, message).in_file(path.to_string_lossy(), None)
-        })?;
+    reader.take(limit).read_to_end(&mut bytes).map_err(|e| {
+        let message = format!("the container cannot be read: {e}");
+        Diagnostic::error(Code::FileRead, message).in_file(path.to_string_lossy(), None)
+    })?;
     Ok(bytes)
 }

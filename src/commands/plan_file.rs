@@ -42,7 +42,9 @@ impl PlanFile {
             SectionKind::Code,
             SectionKind::Tokenizer,
         ] {
-            header.verify(kind, section(&file, &header, kind)).map_err(invalid)?;
+            header
+                .verify(kind, section(&file, &header, kind))
+                .map_err(invalid)?;
         }
         let metadata = section(&file, &header, SectionKind::Metadata);
         let plan = decode_metadata(metadata).map_err(invalid)?;

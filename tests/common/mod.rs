@@ -28,8 +28,8 @@ pub struct Scratch(PathBuf);
 
 impl Scratch {
     pub fn new(name: &str) -> Scratch {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
-            .join(format!("{name}-{}", std::process::id()));
+        let folder =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
         // A folder of that name is left of a process that died.
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).unwrap();
@@ -74,7 +74,8 @@ impl Scratch {
         let out = self.path(plan);
         let mut command = self.omexc();
         command.arg("build").arg(&file).arg("-o").arg(&out);
-        ok(command.args(["--target", "host"]).args(flags));
+        // The model lies outside the scratch folder.
+        ok(command.args(["--any-path", "--target", "host"]).args(flags));
         out
     }
 }

@@ -163,18 +163,22 @@ fn page_slots(parts: &Parts<'_>, slots: &mut Vec<Slot>) -> WeightSource {
     }
 }
 
-fn item(slot: &Slot) -> Item {
-    let align = match slot.kind {
+/// Alignment of a buffer's place in the arena.
+pub(crate) fn slot_align(kind: BufferKind) -> u64 {
+    match kind {
         BufferKind::ResidentPage => PAGE_SLOT_ALIGN,
         BufferKind::Tokens | BufferKind::Activation | BufferKind::KvRing | BufferKind::Logits => {
             SLOT_ALIGN
         }
-    };
+    }
+}
+
+fn item(slot: &Slot) -> Item {
     Item {
         lower: slot.first_phase,
         upper: slot.end_phase,
         bytes: slot.bytes,
-        align,
+        align: slot_align(slot.kind),
     }
 }
 

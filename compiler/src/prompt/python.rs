@@ -16,7 +16,12 @@ pub(super) fn method(
     args: &[Value],
 ) -> Result<Value, Error> {
     match value.kind() {
-        ValueKind::String => string(value.as_str().unwrap_or_default(), name, args),
+        ValueKind::String => {
+            let text = value.as_str().unwrap_or_default();
+            // The engine charges for what a method returns, but not for what it reads.
+            state.consume_fuel(text.len() as u64 / 64)?;
+            string(state, text, name, args)
+        }
         ValueKind::Map => mapping(state, value, name, args),
         ValueKind::Seq => sequence(value, name, args),
         _ => Err(Error::from(ErrorKind::UnknownMethod)),
@@ -42,7 +47,7 @@ fn strip<'a>(text: &'a str, chars: Option<&str>, left: bool, right: bool) -> &'a
     }
 }
 
-fn string(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
+fn string(state: &State<'_, '_>, text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
     let starts_or_ends = |value: &Value, holds: &dyn Fn(&str) -> bool| -> Result<bool, Error> {
         match value.as_str() {
             Some(affix) => Ok(holds(affix)),
@@ -86,8 +91,8 @@ fn string(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
         "replace" => {
             let (from, to, count): (&str, &str, Option<i64>) = from_args(args)?;
             match count.map(usize::try_from) {
-                Some(Ok(count)) => bounded(text, from, to, count)?,
-                None | Some(Err(_)) => bounded(text, from, to, usize::MAX)?,
+                Some(Ok(count)) => replace(state, text, from, to, count)?,
+                None | Some(Err(_)) => replace(state, text, from, to, usize::MAX)?,
             }
         }
         "split" | "rsplit" => {
@@ -118,8 +123,16 @@ fn string(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
         }
         "join" => {
             let (items,): (&Value,) = from_args(args)?;
-            let parts: Vec<String> = items.try_iter()?.map(|v| v.to_string()).collect();
-            parts.join(text).into()
+            let mut joined = String::new();
+            for (i, item) in items.try_iter()?.enumerate() {
+                let item = item.to_string();
+                state.consume_fuel(1 + (text.len() + item.len()) as u64 / 64)?;
+                if i > 0 {
+                    joined.push_str(text);
+                }
+                joined.push_str(&item);
+            }
+            joined.into()
         }
         "find" | "rfind" | "index" | "rindex" => {
             let (part,): (&str,) = from_args(args)?;
@@ -170,16 +183,19 @@ fn no_args(args: &[Value], result: impl Into<Value>) -> Result<Value, Error> {
     from_args::<()>(args).map(|()| result.into())
 }
 
-/// `str.replace`, refusing results that fuel would not pay for.
-fn bounded(text: &str, from: &str, to: &str, count: usize) -> Result<Value, Error> {
-    let matches = if from.is_empty() {
-        text.chars().count() + 1
-    } else {
-        text.matches(from).count()
+/// `str.replace`, paid for before it is made.
+fn replace(
+    state: &State<'_, '_>,
+    text: &str,
+    from: &str,
+    to: &str,
+    count: usize,
+) -> Result<Value, Error> {
+    let matches = match from {
+        "" => text.chars().count() + 1,
+        from => text.matches(from).count(),
     };
-    if matches.min(count).saturating_mul(to.len()) > 1 << 24 {
-        return Err(Error::from(ErrorKind::OutOfFuel));
-    }
+    state.consume_fuel(matches.min(count).saturating_mul(to.len()) as u64 / 64)?;
     Ok(text.replacen(from, to, count).into())
 }
 

@@ -1,1 +1,455 @@
+use omex_runtime::tokenizer::TokenKind;
 
+use super::*;
+use crate::tokenizer::{self, Model};
+
+/// A scored vocabulary of ASCII, byte tokens and some control tokens.
+fn vocabulary(control: &[&str]) -> Vocabulary {
+    let mut tokens = vec!["<unk>".to_owned()];
+    let mut kinds = vec![TokenKind::Unknown];
+    for byte in 0..=255u8 {
+        tokens.push(format!("<0x{byte:02X}>"));
+        kinds.push(TokenKind::Byte);
+    }
+    for text in control {
+        tokens.push((*text).to_owned());
+        kinds.push(TokenKind::Control);
+    }
+    for byte in 0x21..0x7f {
+        tokens.push(char::from(byte).to_string());
+        kinds.push(TokenKind::Normal);
+    }
+    for text in ["\u{2581}", "\n\n", "\n\u{2581}", "user\n"] {
+        tokens.push(text.to_owned());
+        kinds.push(TokenKind::Normal);
+    }
+    let id = |text: &str| tokens.iter().position(|t| t == text).map(|id| id as u32);
+    Vocabulary {
+        model: Model::Scores((0..tokens.len()).map(|id| -(id as f32)).collect()),
+        bos: id("<s>"),
+        eos: id("</s>"),
+        eot: None,
+        eom: None,
+        unknown: Some(0),
+        padding: None,
+        add_bos: false,
+        add_eos: false,
+        add_space_prefix: false,
+        strip_right: false,
+        chat_template: None,
+        tokens,
+        kinds,
+    }
+}
+
+const CONTROL: [&str; 4] = ["<s>", "</s>", "<|user|>", "<|end|>"];
+
+fn build(source: &str, message: &str) -> Result<PromptTemplate, ImportError> {
+    let vocabulary = vocabulary(&CONTROL);
+    let table = tokenizer::compile(&vocabulary).unwrap();
+    let tokenizer = Tokenizer::from_bytes(&table).unwrap();
+    let request = Request {
+        chat_template: Some(source),
+        system: None,
+        message,
+        date: None,
+    };
+    compile(&vocabulary, &tokenizer, &request)
+}
+
+fn evaluate(source: &str, date: Option<Date>) -> Result<String, ImportError> {
+    ChatTemplate::new(source, &vocabulary(&CONTROL), date)?.render(Some(" Sys "), "User")
+}
+
+#[test]
+fn a_prompt_is_cut_at_the_special_tokens_around_the_input() {
+    let id = |text: &str| {
+        vocabulary(&CONTROL)
+            .tokens
+            .iter()
+            .position(|t| t == text)
+            .unwrap() as u32
+    };
+    let template = build(
+        "{{ bos_token }}<|user|>user\n{{ messages[0].content | trim }} ok<|end|>x",
+        "{{input}}",
+    )
+    .unwrap();
+    assert_eq!(
+        template,
+        PromptTemplate {
+            prefix_tokens: vec![id("<s>"), id("<|user|>")],
+            prefix_text: "user\n".to_owned(),
+            trim: Trim::Both,
+            suffix_text: " ok".to_owned(),
+            suffix_tokens: vec![id("<|end|>"), id("x")],
+            empty_tokens: None,
+        }
+    );
+}
+
+#[test]
+fn trimming_is_recognised() {
+    let trim = |expression: &str, message: &str| {
+        build(&format!("<s>{{{{ {expression} }}}}</s>"), message)
+            .unwrap()
+            .trim
+    };
+    for (expression, expected) in [
+        ("messages[0].content", Trim::None),
+        ("messages[-1]['content'] | trim", Trim::Both),
+        ("messages[0].content.strip()", Trim::Both),
+        ("messages[0].content.lstrip()", Trim::Left),
+        ("messages[0].content.rstrip()", Trim::Right),
+    ] {
+        assert_eq!(trim(expression, "{{input}}"), expected, "{expression}");
+    }
+    // The text beside the input is trimmed in its stead.
+    assert_eq!(
+        trim("messages[0].content | trim", "\n Q: {{ input }}"),
+        Trim::Right
+    );
+    assert_eq!(
+        trim("messages[0].content | trim", "{{input}} ?"),
+        Trim::Left
+    );
+    assert_eq!(
+        trim("messages[0].content | trim", "a{{input}}b"),
+        Trim::None
+    );
+    assert_eq!(
+        trim("messages[0].content | trim", " {{input}}\n"),
+        Trim::Both
+    );
+}
+
+#[test]
+fn an_empty_input_may_be_special() {
+    let template = build(
+        "<s>Q: {{ messages[0].content | trim }}</s>",
+        "Sum:\n{{input}}",
+    )
+    .unwrap();
+    assert_eq!(template.trim, Trim::Right);
+    assert!(
+        template.empty_tokens.is_some(),
+        "the newline goes when nothing follows it"
+    );
+    let template = build(
+        "<s>{% if messages[0].content %}{{ messages[0].content }}{% else %}none{% endif %}</s>",
+        "{{input}}",
+    )
+    .unwrap();
+    assert!(template.empty_tokens.is_some());
+}
+
+#[test]
+fn other_treatment_of_the_input_is_refused() {
+    for (body, why) in [
+        ("{{ c | upper }}", "changes or leaves out"),
+        ("{{ c | length }}", "changes or leaves out"),
+        ("fixed", "changes or leaves out"),
+        ("{{ c[::-1] }}", "changes or leaves out"),
+        ("{{ c.split() | join(' ') }}", "changes or leaves out"),
+        ("{{ c | replace('\\n', ' ') }}", "changes or leaves out"),
+        ("{{ c | tojson }}", "changes or leaves out"),
+        ("{{ c | e }}", "changes or leaves out"),
+        ("{{ c | title }}", "changes or leaves out"),
+        ("{{ c[:200] }}", "in a way of its own"),
+        ("{{ c }} {{ c }}", "repeats the input 2 times"),
+        ("{{ c.strip('\\n') }}", "trims something else"),
+        ("{{ c.strip('ab') }}", "in a way of its own"),
+        ("{{ c | replace('<br>', 'x') }}", "in a way of its own"),
+        (
+            "{% if '/think' in c %}T{% endif %}{{ c }}",
+            "in a way of its own",
+        ),
+        (
+            "{% if c.startswith(\"Q:\") %}T{% endif %}{{ c }}",
+            "in a way of its own",
+        ),
+        (
+            "{% if c.endswith('?') %}T{% endif %}{{ c }}",
+            "in a way of its own",
+        ),
+        (
+            "{% if c == 'stop' %}T{% endif %}{{ c }}",
+            "in a way of its own",
+        ),
+        (
+            "{% if c | length > 1000 %}T{% endif %}{{ c }}",
+            "in a way of its own",
+        ),
+        ("{{ c.split('</think>')[-1] }}", "in a way of its own"),
+        (
+            "{{ c.split('</think>')[-1] | trim }}",
+            "in a way of its own",
+        ),
+        ("{% if c | trim %}{{ c }}{% endif %}", "in a way of its own"),
+    ] {
+        let source = format!("<s>{{% set c = messages[0]['content'] %}}{body}</s>");
+        let error = build(&source, "{{input}}").expect_err(body);
+        assert_eq!(error.code, Code::ChatTemplateUnsupported, "{body}: {error}");
+        assert!(error.message.contains(why), "{body}: {error}");
+    }
+}
+
+#[test]
+fn runaway_templates_end_with_an_error() {
+    for source in [
+        "{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}",
+        "{{ range(10000000000) | list }}",
+        "{% macro f(x) %}{{ f(x) }}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+        "{% set ns = namespace(s='ab') %}{% for i in range(90) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
+        "{% set ns = namespace(s='ab') %}{% for i in range(90) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='ab') %}{% for i in range(90) %}{% set ns.s = ns.s.replace('a', ns.s) %}{% endfor %}",
+        "{% set ns = namespace(s=[1]) %}{% for i in range(90) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        "{{ 'x' * 1000000000000 }}",
+        "{{ 'x'.join(range(99999999)) }}",
+        "{{ ('x' * 100000).join('y' * 100000) }}",
+        "{{ 'x' | center(1000000000000) }}",
+        "{{ '%1000000000d' | format(1) }}",
+        "{{ [[[1]]] | tojson(indent=100000000000) * 1000000 }}",
+        "{% if",
+        "{{ nothing.at.all }}",
+        "{% include 'other' %}",
+        "{{ raise_exception('No \u{1b}[31m system') }}",
+        "{{ strftime_now('%Y') }}",
+        "{{ 'x'.format_map() }}",
+    ] {
+        eprintln!("T {source:.60}");
+        let error = evaluate(source, None).expect_err(source);
+        assert_eq!(error.code, Code::ChatTemplateInvalid, "{source}");
+        assert!(!error.to_string().contains('\u{1b}'), "{source}");
+    }
+    let deep = "{% if true %}".repeat(10_000);
+    assert!(evaluate(&deep, None).is_err());
+    let nested = format!("{{{{ {}1{} }}}}", "(".repeat(60_000), ")".repeat(60_000));
+    assert!(evaluate(&nested, None).is_err());
+}
+
+/// Expectations are what Jinja2 3.1 with transformers' settings prints.
+#[test]
+fn python_is_reproduced() {
+    for (expression, expected) in [
+        ("'  a b '.strip()", "a b"),
+        ("'xxaxx'.strip('x')", "a"),
+        ("'xxaxx'.lstrip('x')", "axx"),
+        ("'\u{1c}a\u{85}' | trim", "a"),
+        ("'a,b,c'.split(',')", "['a', 'b', 'c']"),
+        ("'a,b,c'.split(',', 1)", "['a', 'b,c']"),
+        ("'a,b,c'.rsplit(',', 1)", "['a,b', 'c']"),
+        ("' a  b c '.split()", "['a', 'b', 'c']"),
+        ("' a  b c '.split(none, 1)", "['a', 'b c ']"),
+        ("' a  b c '.rsplit(none, 1)", "[' a  b', 'c']"),
+        ("''.split()", "[]"),
+        ("''.split(',')", "['']"),
+        ("'a\\nb\\r\\nc\\n'.splitlines()", "['a', 'b', 'c']"),
+        ("'a\\nb'.splitlines(true)", "['a\\n', 'b']"),
+        ("'a-b-c'.partition('-')[2]", "b-c"),
+        ("'they\\'re BIG'.title()", "They'Re Big"),
+        ("'hELLO wORLD'.capitalize()", "Hello world"),
+        ("'abc'.startswith(('x', 'a'))", "True"),
+        ("'abc'.endswith('bc')", "True"),
+        ("'aXbX'.replace('X', '-', 1)", "a-bX"),
+        ("'ab'.replace('', '.')", ".a.b."),
+        ("'abcabc'.find('c')", "2"),
+        ("'éb'.find('b')", "1"),
+        ("'abc'.rfind('x')", "-1"),
+        ("'aaa'.count('a')", "3"),
+        ("', '.join(['a', 'b'])", "a, b"),
+        ("'prefix-x'.removeprefix('prefix-')", "x"),
+        ("{'a': 1}.get('b')", "None"),
+        ("{'a': 1}.get('b', 2)", "2"),
+        ("{'a': 1}.items() | list", "[('a', 1)]"),
+        ("{'a': 1}.keys() | list", "['a']"),
+        ("messages[0].get('content').strip()", "Sys"),
+        ("messages | length", "2"),
+        ("messages[1:][0]['role']", "user"),
+        ("messages[::-1][0].role", "user"),
+        ("tools is none", "True"),
+        ("missing is defined", "False"),
+        ("missing", ""),
+        ("none", "None"),
+        ("true", "True"),
+        ("1.0", "1.0"),
+        ("7 // 2", "3"),
+        ("-7 % 3", "2"),
+        ("'a' ~ 1 ~ none", "a1None"),
+        ("['a', none, true, 1.5]", "['a', None, True, 1.5]"),
+        (
+            "{'é': [1, 'x\"', none]} | tojson",
+            "{\"é\": [1, \"x\\\"\", null]}",
+        ),
+        (
+            "[1, {'b': 1, 'a': 2}] | tojson(indent=2)",
+            "[\n  1,\n  {\n    \"a\": 2,\n    \"b\": 1\n  }\n]",
+        ),
+        ("[] | tojson(indent=2)", "[]"),
+        ("'é\\n' | tojson(ensure_ascii=true)", "\"\\u00e9\\n\""),
+        ("'<&>' | tojson", "\"<&>\""),
+        (
+            "messages | map(attribute='role') | join(',')",
+            "system,user",
+        ),
+        (
+            "(messages | selectattr('role', 'equalto', 'user') | list)[0].content",
+            "User",
+        ),
+        (
+            "messages | rejectattr('role', 'equalto', 'user') | list | length",
+            "1",
+        ),
+        ("bos_token + eos_token", "<s></s>"),
+        ("'x' if add_generation_prompt else 'y'", "x"),
+        ("namespace(a=1).a", "1"),
+        ("'%s is %d' | format('a', 3)", "a is 3"),
+        ("'user' in ['user']", "True"),
+        ("messages[0].role | capitalize", "System"),
+        ("range(3) | list", "[0, 1, 2]"),
+        ("'a\\tb'", "a\tb"),
+        ("'abc'[-1]", "c"),
+        ("'abc'[1:]", "bc"),
+        ("cycler is defined", "True"),
+    ] {
+        let got = evaluate(&format!("{{{{ {expression} }}}}"), None);
+        assert_eq!(got.as_deref(), Ok(expected), "{expression}");
+    }
+    // Block tags take the space before them and the newline after them.
+    let source =
+        "a\n  {% if true %}\n  b\n  {%- endif %}\n{% generation %}\nc\n{%- endgeneration -%}\n d\n";
+    assert_eq!(evaluate(source, None).as_deref(), Ok("a\n  bcd"));
+}
+
+#[test]
+fn dates_are_those_of_c() {
+    let date = |text: &str| Date::parse(text);
+    assert_eq!(
+        date("2024-02-29"),
+        Some(Date {
+            year: 2024,
+            month: 2,
+            day: 29
+        })
+    );
+    for wrong in [
+        "",
+        "2023-02-29",
+        "1900-02-29",
+        "2024-00-10",
+        "2024-13-01",
+        "2024-04-31",
+        "2024-4-1",
+        "2024-04-0é",
+        "2024/04/01",
+        "2024-04-011",
+    ] {
+        assert_eq!(date(wrong), None, "{wrong}");
+    }
+    for (day, format, expected) in [
+        ("2024-02-29", "%d %b %Y", "29 Feb 2024"),
+        (
+            "2024-02-29",
+            "%A, %B %-d, %Y (%j)",
+            "Thursday, February 29, 2024 (060)",
+        ),
+        (
+            "2026-11-23",
+            "%a %F %y %m/%d %H:%M:%S %%",
+            "Mon 2026-11-23 26 11/23 00:00:00 %",
+        ),
+        ("2000-01-01", "%A %e", "Saturday  1"),
+        ("1999-12-31", "%a %j %w", "Fri 365 5"),
+    ] {
+        let source = format!("{{{{ strftime_now('{format}') }}}}");
+        assert_eq!(evaluate(&source, date(day)).as_deref(), Ok(expected));
+    }
+    let error = evaluate("{{ strftime_now('%Q') }}", date("2024-01-01")).unwrap_err();
+    assert!(error.message.contains("%Q"), "{error}");
+}
+
+#[test]
+fn the_input_stands_once_in_the_message() {
+    for (message, count) in [
+        ("no place", 0),
+        ("{{input}}{{ input }}", 2),
+        ("{input}", 0),
+        ("{{inputs}}", 0),
+        ("{{", 0),
+    ] {
+        let error = build("<s>{{ messages[0].content }}", message).unwrap_err();
+        assert_eq!(error.code, Code::PromptTemplate);
+        assert!(error.message.contains(&format!("{count} times")), "{error}");
+    }
+}
+
+#[test]
+fn bos_is_never_doubled() {
+    let mut vocabulary = vocabulary(&CONTROL);
+    vocabulary.add_bos = true;
+    let bos = vocabulary.bos.unwrap();
+    let table = tokenizer::compile(&vocabulary).unwrap();
+    let tokenizer = Tokenizer::from_bytes(&table).unwrap();
+    for (chat_template, message, expected) in [
+        (None, "{{input}}", 1),
+        (None, "<s>{{input}}", 1),
+        (
+            Some("{{ bos_token }}{{ messages[0].content }}"),
+            "{{input}}",
+            1,
+        ),
+        // The template alone decides, as in transformers.
+        (Some("{{ messages[0].content }}"), "{{input}}", 0),
+    ] {
+        let request = Request {
+            chat_template,
+            system: None,
+            message,
+            date: None,
+        };
+        let template = compile(&vocabulary, &tokenizer, &request).unwrap();
+        for input in ["", "x"] {
+            let mut ids = Vec::new();
+            tokenizer.encode_prompt(&template, input.as_bytes(), &mut Scratch::new(), &mut ids);
+            let count = ids.iter().filter(|&&id| id == bos).count();
+            assert_eq!(count, expected, "{chat_template:?} {message:?} {input:?}");
+        }
+    }
+}
+
+#[test]
+fn control_tokens_may_take_the_space_after_them() {
+    let mut vocabulary = vocabulary(&CONTROL);
+    vocabulary.strip_right = true;
+    let table = tokenizer::compile(&vocabulary).unwrap();
+    let tokenizer = Tokenizer::from_bytes(&table).unwrap();
+    let source = "{% for m in messages %}<|user|>\n{{ m.content }}<|end|>\n{% endfor %}\n";
+    let request = Request {
+        chat_template: Some(source),
+        system: None,
+        message: "{{input}}",
+        date: None,
+    };
+    let template = compile(&vocabulary, &tokenizer, &request).unwrap();
+    assert_eq!(
+        (template.trim, template.prefix_text.as_str()),
+        (Trim::Left, "")
+    );
+    for input in ["", " ", "\n a\n", "a b"] {
+        let (mut filled, mut whole) = (Vec::new(), Vec::new());
+        tokenizer.encode_prompt(
+            &template,
+            input.as_bytes(),
+            &mut Scratch::new(),
+            &mut filled,
+        );
+        let text = format!("<|user|>\n{input}<|end|>\n");
+        tokenizer.encode(
+            text.as_bytes(),
+            SpecialText::Parse,
+            &mut Scratch::new(),
+            &mut whole,
+        );
+        assert_eq!(filled, whole, "{input:?}");
+    }
+}

@@ -3,6 +3,7 @@
 use omex_plan::memory::MemoryKind;
 use omex_plan::{Plan, WeightSource};
 
+use super::mib;
 use crate::choices::span;
 use crate::container::{RamLimit, Task};
 use crate::diagnostic::{Code, Diagnostic};
@@ -13,12 +14,6 @@ pub struct Overrun<'a> {
     pub task: &'a Task,
     pub plan: &'a Plan,
     pub limit: RamLimit,
-}
-
-/// MiB with one decimal, rounded up for what is needed.
-fn mib(bytes: u64) -> String {
-    let tenths = bytes.saturating_mul(10).div_ceil(1 << 20);
-    format!("{}.{} MiB", tenths / 10, tenths % 10)
 }
 
 pub fn over_budget(overrun: &Overrun<'_>) -> Diagnostic {
@@ -43,7 +38,7 @@ pub fn over_budget(overrun: &Overrun<'_>) -> Diagnostic {
     diagnostic = diagnostic.help_if(context_that_fits(overrun, needed));
     if let WeightSource::Read { .. } = overrun.plan.weights.source {
         diagnostic = diagnostic.help(format!(
-            "the weights take {}: a model of finer quantization would take less",
+            "the weights take {}: a model of coarser quantization takes less",
             mib(overrun.plan.weights.pages.iter().map(|p| p.bytes).sum())
         ));
     }

@@ -1,3 +1,135 @@
-//! What a plan needs of memory and why, for people and for programs.
+//! What a plan needs of memory and why, for people and for programs. Made from
+//! the plan alone: nothing runs.
 
 pub mod budget;
+mod chart;
+mod json;
+mod text;
+
+use omex_kernels::spec::Access;
+use omex_plan::memory::MemoryItem;
+use omex_plan::{Arg, Buffer, BufferId, BufferKind, Plan, Step};
+
+use crate::arena::{Item, Problem};
+
+/// Version of the JSON form.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// The memory report of a plan.
+#[derive(Clone, Debug)]
+pub struct MemoryReport<'a> {
+    plan: &'a Plan,
+    arena: ArenaReport,
+}
+
+/// How full the arena is.
+#[derive(Clone, Debug)]
+struct ArenaReport {
+    /// No arena for these buffers is smaller.
+    lower_bound_bytes: u64,
+    /// The first phase with the largest load.
+    peak_phase: u32,
+    peak_bytes: u64,
+    /// The buffers alive in it, the largest first.
+    alive: Vec<BufferId>,
+}
+
+impl<'a> MemoryReport<'a> {
+    pub fn new(plan: &'a Plan) -> MemoryReport<'a> {
+        MemoryReport {
+            plan,
+            arena: ArenaReport::new(plan),
+        }
+    }
+
+    /// For a terminal.
+    pub fn text(&self) -> String {
+        text::text(self)
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        json::json(self)
+    }
+
+    fn items(&self) -> &[MemoryItem] {
+        &self.plan.memory.items
+    }
+
+    /// Barriers of a decoded token: one behind every phase.
+    fn barriers_per_token(&self) -> usize {
+        self.plan.phases.len()
+    }
+
+    /// The step that wrote a buffer last when a phase ends; none for what the
+    /// runtime fills.
+    fn writer(&self, id: BufferId, phase: u32) -> Option<&'a Step> {
+        let phase = self.plan.phases.get(phase as usize)?;
+        let end = (phase.first_step + phase.steps) as usize;
+        let writes = |step: &&Step| {
+            let operands = self.plan.kernels[step.kernel.index()].spec().operands(1);
+            let mut pairs = step.args.iter().zip(operands.as_slice());
+            pairs.any(|(arg, o)| o.access == Access::Write && *arg == Arg::Buffer(id))
+        };
+        let steps = &self.plan.steps;
+        let before = steps[..end].iter().rfind(writes);
+        before.or_else(|| steps[end..].iter().find(writes))
+    }
+}
+
+impl ArenaReport {
+    fn new(plan: &Plan) -> ArenaReport {
+        let problem = Problem {
+            items: plan.buffers.iter().map(item).collect(),
+        };
+        let lower_bound_bytes = problem.load_bytes();
+        let loads = problem.loads();
+        let peak = loads.iter().find(|(_, bytes)| *bytes == lower_bound_bytes);
+        let peak_phase = peak.map_or(0, |(phase, _)| *phase);
+        let is_alive = |b: &Buffer| (b.first_phase..b.end_phase).contains(&peak_phase);
+        let ids = (0..plan.buffers.len()).map(BufferId::from);
+        let mut alive: Vec<BufferId> = ids
+            .filter(|id| is_alive(&plan.buffers[id.index()]))
+            .collect();
+        alive.sort_by_key(|id| (std::cmp::Reverse(plan.buffers[id.index()].bytes), *id));
+        ArenaReport {
+            lower_bound_bytes,
+            peak_phase,
+            peak_bytes: alive.iter().map(|id| plan.buffers[id.index()].bytes).sum(),
+            alive,
+        }
+    }
+}
+
+fn item(buffer: &Buffer) -> Item {
+    Item {
+        lower: buffer.first_phase,
+        upper: buffer.end_phase,
+        bytes: buffer.bytes,
+        align: crate::emit::slot_align(buffer.kind),
+    }
+}
+
+/// What a buffer of a kind is called.
+fn kind_name(kind: BufferKind) -> &'static str {
+    match kind {
+        BufferKind::Tokens => "tokens",
+        BufferKind::Activation => "activation",
+        BufferKind::KvRing => "kv cache",
+        BufferKind::ResidentPage => "resident page",
+        BufferKind::Logits => "logits",
+    }
+}
+
+/// `ffn_down of layer 3`
+fn step_name(step: &Step) -> String {
+    match step.layer {
+        Some(layer) => format!("{} of layer {layer}", step.name),
+        None => step.name.clone(),
+    }
+}
+
+/// MiB with two decimals, rounded up: what is needed is never understated.
+fn mib(bytes: u64) -> String {
+    let hundredths = (u128::from(bytes) * 100).div_ceil(1 << 20);
+    format!("{}.{:02} MiB", hundredths / 100, hundredths % 100)
+}

@@ -447,7 +447,6 @@ impl<'a> Writer<'a> {
         head.extend_from_slice(&VERSION.to_le_bytes());
         head.extend(self.fields.iter().flat_map(|field| field.to_le_bytes()));
         let mut body = Vec::new();
-        body.resize(HEAD_BYTES.next_multiple_of(8) - HEAD_BYTES, 0);
         for section in &self.sections {
             body.resize(
                 (HEAD_BYTES + body.len()).next_multiple_of(8) - HEAD_BYTES,

@@ -7,18 +7,18 @@ use omex_compiler::import::gguf::Gguf;
 use omex_compiler::tokenizer::{Vocabulary, compile};
 use serde_json::Value;
 
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-pub fn json(path: &str) -> Value {
+pub(crate) fn json(path: &str) -> Value {
     let path = root().join(path);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// The real model's vocabulary and its table.
-pub fn smollm2() -> (Vocabulary, Vec<u8>) {
+pub(crate) fn smollm2() -> (Vocabulary, Vec<u8>) {
     let path = match std::env::var_os("OMEX_TEST_MODEL_SMOLLM2") {
         Some(path) => PathBuf::from(path),
         None => root().join("target/models/SmolLM2-135M-Instruct.Q4_1.gguf"),
@@ -32,10 +32,10 @@ pub fn smollm2() -> (Vocabulary, Vec<u8>) {
 }
 
 /// SplitMix64.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -43,20 +43,20 @@ impl Random {
         ((z ^ (z >> 31)) % bound as u64) as usize
     }
 
-    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+    pub(crate) fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len())]
     }
 }
 
 /// FNV-1a over little-endian u32 with `u32::MAX` after each list, as the oracle's.
-pub struct Digest {
+pub(crate) struct Digest {
     strings: u64,
     tokens: u64,
     hash: u64,
 }
 
 impl Digest {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             strings: 0,
             tokens: 0,
@@ -64,7 +64,7 @@ impl Digest {
         }
     }
 
-    pub fn add(&mut self, ids: &[u32]) {
+    pub(crate) fn add(&mut self, ids: &[u32]) {
         self.strings += 1;
         self.tokens += ids.len() as u64;
         for word in ids.iter().chain([&u32::MAX]) {
@@ -74,7 +74,7 @@ impl Digest {
         }
     }
 
-    pub fn summary(&self) -> Value {
+    pub(crate) fn summary(&self) -> Value {
         serde_json::json!({
             "strings": self.strings,
             "tokens": self.tokens,
@@ -83,7 +83,7 @@ impl Digest {
     }
 }
 
-pub fn strings(value: &Value) -> Vec<String> {
+pub(crate) fn strings(value: &Value) -> Vec<String> {
     let items = value.as_array().expect("a list");
     items
         .iter()
@@ -96,7 +96,7 @@ fn number(value: &Value) -> usize {
 }
 
 /// Strings of one to `atoms_max` atoms each.
-pub fn joined<T: AsRef<[u8]>>(
+pub(crate) fn joined<T: AsRef<[u8]>>(
     count: usize,
     spec: &Value,
     mut atom: impl FnMut(&mut Random) -> T,
@@ -115,13 +115,13 @@ pub fn joined<T: AsRef<[u8]>>(
         .collect()
 }
 
-pub fn section_strings(section: &Value, count: usize) -> Vec<String> {
+pub(crate) fn section_strings(section: &Value, count: usize) -> Vec<String> {
     let atoms = strings(&section["atoms"]);
     joined(count, section, |rng| rng.pick(&atoms).clone())
 }
 
 /// The sections by name, in the oracle's order.
-pub fn corpus(tokens: &[&[u8]]) -> Vec<(String, Vec<String>)> {
+pub(crate) fn corpus(tokens: &[&[u8]]) -> Vec<(String, Vec<String>)> {
     let spec = json("tests/oracle/corpus.json");
     let mut sections = vec![("characters".to_owned(), characters(&spec["characters"]))];
     for section in spec["sections"].as_array().expect("sections") {
@@ -164,7 +164,7 @@ fn characters(spec: &Value) -> Vec<String> {
         .collect()
 }
 
-pub fn random_character(rng: &mut Random) -> char {
+pub(crate) fn random_character(rng: &mut Random) -> char {
     loop {
         let plane = [0x300, 0x3000, 0x2_0000, 0x11_0000][rng.below(4)];
         if let Some(c) = char::from_u32(rng.below(plane) as u32) {

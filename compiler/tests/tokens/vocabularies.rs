@@ -8,7 +8,7 @@ use omex_runtime::tokenizer::TokenKind;
 use crate::corpus::Random;
 
 /// GPT-2's character for a byte.
-pub fn letter(byte: u8) -> char {
+pub(crate) fn letter(byte: u8) -> char {
     let printable = |byte: u8| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     if printable(byte) {
         return char::from(byte);
@@ -42,7 +42,7 @@ fn push(vocabulary: &mut Vocabulary, text: &str, kind: TokenKind) {
 }
 
 /// All bytes, `merges` random merges of tokens over a small alphabet, then added tokens.
-pub fn byte_level(
+pub(crate) fn byte_level(
     rng: &mut Random,
     name: &str,
     merges: usize,
@@ -86,7 +86,7 @@ pub fn byte_level(
 }
 
 /// Unknown, byte tokens, some characters and random strings of them with random scores.
-pub fn scored(rng: &mut Random, pieces: usize, added: &[(&str, TokenKind)]) -> Vocabulary {
+pub(crate) fn scored(rng: &mut Random, pieces: usize, added: &[(&str, TokenKind)]) -> Vocabulary {
     let mut vocabulary = empty(Model::Scores(Vec::new()));
     let mut scores = vec![0.0];
     push(&mut vocabulary, "<unk>", TokenKind::Unknown);

@@ -2,8 +2,8 @@
 //! possible, refused otherwise.
 
 use omex_kernels::KernelSpec;
-use omex_plan::file::SectionKind;
 use omex_plan::Plan;
+use omex_plan::file::SectionKind;
 
 use super::{LoadOptions, PlanFile};
 use crate::error::RunError;

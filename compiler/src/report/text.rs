@@ -1,0 +1,151 @@
+//! The report for people.
+
+use std::fmt::Write;
+
+use omex_plan::{BufferKind, WeightSource};
+
+use super::chart::chart;
+use super::{MemoryReport, kind_name, mib, step_name};
+
+/// Characters of a full bar.
+const BAR: u64 = 30;
+/// Buffers of the peak that are listed one by one.
+const LISTED_MAX: usize = 12;
+
+// Writing to a string cannot fail, so its results are dropped below.
+pub(super) fn text(report: &MemoryReport<'_>) -> String {
+    let plan = report.plan;
+    let mut out = String::new();
+    let weights = match plan.weights.source {
+        WeightSource::Mapped => "mapped",
+        WeightSource::Read { .. } => "read into the arena",
+    };
+    let _ = writeln!(
+        out,
+        "task {} · model {} · target {}\ncontext {} tokens · prefill chunk {} · up to {} threads · weights {weights}\n",
+        plan.program.task_id,
+        plan.model.name,
+        plan.target.name,
+        plan.model.context,
+        plan.columns_max,
+        plan.threads_max,
+    );
+    totals(&mut out, report);
+    arena(&mut out, report);
+    peak(&mut out, report);
+    let lines = chart(plan);
+    if !lines.is_empty() {
+        let _ = writeln!(out, "\nwhat comes and goes: addresses over phases");
+        for line in lines {
+            let _ = writeln!(out, "{}", line.trim_end());
+        }
+    }
+    out
+}
+
+fn totals(out: &mut String, report: &MemoryReport<'_>) {
+    let memory = &report.plan.memory;
+    let (rss, charge) = (memory.rss_peak_bytes(), memory.charge_peak_bytes());
+    let whole = charge.max(1);
+    for item in report.items() {
+        // Whatever is there has a bar.
+        let length = (u128::from(item.bytes) * u128::from(BAR)).div_ceil(u128::from(whole));
+        let tenths = u128::from(item.bytes) * 1000 / u128::from(whole);
+        let _ = writeln!(
+            out,
+            "{:<16} {:>14} {:>3}.{}%  {}",
+            item.kind.name(),
+            mib(item.bytes),
+            tenths / 10,
+            tenths % 10,
+            "█".repeat(length as usize)
+        );
+    }
+    let _ = writeln!(
+        out,
+        "{:<16} {:>14}  peak of the resident set (VmHWM)\n{:<16} {:>14}  peak that a memory cgroup charges",
+        "rss peak",
+        mib(rss),
+        "charge peak",
+        mib(charge)
+    );
+}
+
+fn arena(out: &mut String, report: &MemoryReport<'_>) {
+    let plan = report.plan;
+    let bound = report.arena.lower_bound_bytes;
+    let gap = plan.arena_bytes.saturating_sub(bound);
+    let gap = if gap == 0 {
+        "none: no arena is smaller".to_owned()
+    } else {
+        format!("{} ({gap} bytes)", mib(gap))
+    };
+    let _ = writeln!(
+        out,
+        "\narena {} · lower bound {} · gap {gap}\n{} steps in {} phases: {} barriers per token",
+        mib(plan.arena_bytes),
+        mib(bound),
+        plan.steps.len(),
+        plan.phases.len(),
+        report.barriers_per_token()
+    );
+}
+
+fn peak(out: &mut String, report: &MemoryReport<'_>) {
+    let plan = report.plan;
+    let arena = &report.arena;
+    let Some(phase) = plan.phases.get(arena.peak_phase as usize) else {
+        return;
+    };
+    let steps = &plan.steps[phase.first_step as usize..][..phase.steps as usize];
+    let names: Vec<String> = steps.iter().map(step_name).collect();
+    let _ = writeln!(
+        out,
+        "\npeak: {} in phase {} ({}), where these are alive",
+        mib(arena.peak_bytes),
+        arena.peak_phase,
+        names.join(", ")
+    );
+    let of = |id: &omex_plan::BufferId| &plan.buffers[id.index()];
+    let passing = |kind: BufferKind| match kind {
+        BufferKind::Activation | BufferKind::Logits | BufferKind::Tokens => true,
+        BufferKind::KvRing | BufferKind::ResidentPage => false,
+    };
+    // Rings and pages are many, alike and always alive: one line each.
+    for kind in [BufferKind::KvRing, BufferKind::ResidentPage] {
+        let bytes: Vec<u64> = arena
+            .alive
+            .iter()
+            .filter(|id| of(id).kind == kind)
+            .map(|id| of(id).bytes)
+            .collect();
+        if !bytes.is_empty() {
+            let total = mib(bytes.iter().sum());
+            let _ = writeln!(out, "{total:>14}  {} x {}", bytes.len(), kind_name(kind));
+        }
+    }
+    let listed: Vec<_> = arena
+        .alive
+        .iter()
+        .filter(|id| passing(of(id).kind))
+        .collect();
+    for id in listed.iter().take(LISTED_MAX) {
+        let buffer = of(id);
+        let writer = report.writer(**id, arena.peak_phase);
+        let writer = writer.map_or("filled by the runtime".to_owned(), |s| {
+            format!("written by {}", step_name(s))
+        });
+        let _ = writeln!(
+            out,
+            "{:>14}  {:<24} {:<10} {writer}",
+            mib(buffer.bytes),
+            buffer.name,
+            kind_name(buffer.kind)
+        );
+    }
+    if listed.len() > LISTED_MAX {
+        let rest = &listed[LISTED_MAX..];
+        let bytes = rest.iter().map(|id| of(id).bytes).sum();
+        let _ = writeln!(out, "{:>14}  {} more", mib(bytes), rest.len());
+    }
+}

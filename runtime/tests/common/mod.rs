@@ -1,0 +1,643 @@
+//! A tiny model, made by hand: two layers with random weights, its plan, its
+//! packed model, and a naive evaluation of it.
+#![allow(dead_code)]
+
+pub mod naive;
+
+use std::path::{Path, PathBuf};
+
+use omex_compiler::tokenizer::{self, Vocabulary};
+use omex_kernels::math::{f32_to_f16, inverse_frequency};
+use omex_kernels::panel::pack_panel;
+use omex_kernels::spec::{Activation, F32, GateFunction, Rope, RopePairing, TableLayout};
+use omex_kernels::{KernelSpec, WeightFormat, pad_to_panel};
+use omex_plan::file::{self, Arch};
+use omex_plan::memory::MemoryContract;
+use omex_plan::packed::{
+    FormatCode, PACKED_HEADER_BYTES, PAGE_ALIGN, PackedIndex, PackedLayout, Page, Piece, Tensor,
+    packed_header,
+};
+use omex_plan::prompt::PromptTemplate;
+use omex_plan::task::{Input, Node, NodeKind, Program, Sampling, Window};
+use omex_plan::{
+    Arg, Buffer, BufferId, BufferKind, InputId, Kernel, KernelId, Model, NodeId, PageId, Phase,
+    Plan, Step, Target, TensorId, WeightSource, Weights,
+};
+use omex_runtime::tokenizer::TokenKind;
+use omex_runtime::{LoadOptions, packed_file_name};
+
+pub const HIDDEN: u32 = 64;
+pub const HEADS: u32 = 2;
+pub const KV_HEADS: u32 = 1;
+pub const HEAD_DIM: u32 = 32;
+pub const FFN: u32 = 96;
+pub const LAYERS: u32 = 2;
+pub const CONTEXT: u32 = 160;
+pub const EPS: f32 = 1e-5;
+pub const ROPE: Rope = Rope {
+    pairs: HEAD_DIM / 2,
+    pairing: RopePairing::Halves,
+};
+/// Pages are this large at most, so that every matrix has several.
+const PAGE_BYTES: usize = 6 << 10;
+
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u32 {
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (self.0 >> 33) as u32
+    }
+    /// In -1..1.
+    pub fn float(&mut self) -> f32 {
+        (self.next() & 0xffff) as f32 / 32768.0 - 1.0
+    }
+}
+
+/// Bytes of one row as a model file has them.
+fn random_row(random: &mut Random, format: WeightFormat, k: u32) -> Vec<u8> {
+    let mut row = Vec::new();
+    match format {
+        WeightFormat::F32 => {
+            for _ in 0..k {
+                row.extend((random.float() * 0.3).to_le_bytes());
+            }
+        }
+        WeightFormat::Q8_0 => {
+            for _ in 0..k / 32 {
+                row.extend(f32_to_f16(0.002 + 0.001 * random.float()).to_le_bytes());
+                row.extend((0..32).map(|_| random.next() as u8));
+            }
+        }
+        other => panic!("no random {} rows", other.name()),
+    }
+    row
+}
+
+/// A vocabulary of bytes, letters and some pairs, SentencePiece style.
+pub fn vocabulary() -> Vocabulary {
+    let mut tokens = vec!["<unk>".to_owned(), "<s>".to_owned(), "</s>".to_owned()];
+    let mut kinds = vec![TokenKind::Unknown, TokenKind::Control, TokenKind::Control];
+    for byte in 0..=255u32 {
+        tokens.push(format!("<0x{byte:02X}>"));
+        kinds.push(TokenKind::Byte);
+    }
+    for c in "\u{2581}abcdefghijklmnopqrstuvwxyz".chars() {
+        tokens.push(c.to_string());
+    }
+    for pair in ["th", "he", "in", "er", "the", "ing", "\u{2581}the"] {
+        tokens.push(pair.to_owned());
+    }
+    kinds.resize(tokens.len(), TokenKind::Normal);
+    let scores = (0..tokens.len()).map(|i| -(i as f32)).collect();
+    Vocabulary {
+        model: tokenizer::Model::Scores(scores),
+        tokens,
+        kinds,
+        bos: Some(1),
+        eos: Some(2),
+        eot: None,
+        eom: None,
+        unknown: Some(0),
+        padding: None,
+        add_bos: true,
+        add_eos: false,
+        add_space_prefix: false,
+        strip_right: false,
+        chat_template: None,
+    }
+}
+
+/// What varies between the tests' plans.
+#[derive(Clone, Copy)]
+pub struct Options {
+    pub format: WeightFormat,
+    /// The embedding table is the output head.
+    pub tied: bool,
+    pub read: bool,
+    pub columns_max: u32,
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            format: WeightFormat::Q8_0,
+            tied: true,
+            read: false,
+            columns_max: 64,
+            seed: 7,
+        }
+    }
+}
+
+/// A plan and everything beside it.
+pub struct Tiny {
+    pub plan: Plan,
+    pub packed: Vec<u8>,
+    pub tokenizer: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Pages {
+    pages: Vec<Vec<u8>>,
+    tensors: Vec<Tensor>,
+}
+
+impl Pages {
+    /// Adds units of equal size, cutting pieces at page ends.
+    fn tensor(
+        &mut self,
+        name: &str,
+        format: WeightFormat,
+        layout: PackedLayout,
+        (rows, k): (u32, u32),
+        units: &[Vec<u8>],
+    ) -> Arg {
+        let mut pieces: Vec<Piece> = Vec::new();
+        for (index, unit) in units.iter().enumerate() {
+            let full = |page: &Vec<u8>| page.len() + unit.len() > PAGE_BYTES;
+            let new_page = self.pages.last().is_none_or(full);
+            if new_page {
+                self.pages.push(Vec::new());
+            }
+            let page = self.pages.last_mut().unwrap();
+            if index == 0 {
+                page.resize(page.len().next_multiple_of(64), 0);
+            }
+            if index == 0 || new_page {
+                pieces.push(Piece {
+                    page: PageId::from(self.pages.len() - 1),
+                    offset: self.pages.last().unwrap().len() as u64,
+                    first_unit: index as u32,
+                    units: 0,
+                });
+            }
+            pieces.last_mut().unwrap().units += 1;
+            self.pages.last_mut().unwrap().extend_from_slice(unit);
+        }
+        self.tensors.push(Tensor {
+            name: name.to_owned(),
+            format: FormatCode::new(format),
+            layout,
+            rows,
+            k,
+            pieces,
+        });
+        Arg::Tensor(TensorId::from(self.tensors.len() - 1))
+    }
+
+    fn matrix(
+        &mut self,
+        random: &mut Random,
+        name: &str,
+        format: WeightFormat,
+        rows: u32,
+        k: u32,
+    ) -> Arg {
+        let all: Vec<Vec<u8>> = (0..rows).map(|_| random_row(random, format, k)).collect();
+        let panels: Vec<Vec<u8>> = all
+            .chunks(16)
+            .map(|rows| {
+                let mut panel = vec![0; format.panel_bytes(k) as usize];
+                pack_panel(format, k, &rows.concat(), &mut panel).unwrap();
+                panel
+            })
+            .collect();
+        self.tensor(name, format, PackedLayout::Panels, (rows, k), &panels)
+    }
+
+    fn table(
+        &mut self,
+        random: &mut Random,
+        name: &str,
+        format: WeightFormat,
+        rows: u32,
+        k: u32,
+    ) -> Arg {
+        let rows_bytes: Vec<_> = (0..rows).map(|_| random_row(random, format, k)).collect();
+        self.tensor(name, format, PackedLayout::Rows, (rows, k), &rows_bytes)
+    }
+
+    fn vector(&mut self, random: &mut Random, name: &str, k: u32) -> Arg {
+        let mut bytes: Vec<u8> = (0..k)
+            .flat_map(|_| (1.0 + 0.2 * random.float()).to_le_bytes())
+            .collect();
+        bytes.resize(pad_to_panel(k) as usize * 4, 0);
+        self.tensor(
+            name,
+            WeightFormat::F32,
+            PackedLayout::Vector,
+            (1, k),
+            &[bytes],
+        )
+    }
+}
+
+#[derive(Default)]
+struct Draft {
+    kernels: Vec<Kernel>,
+    buffers: Vec<Buffer>,
+    steps: Vec<Step>,
+    phases: Vec<Phase>,
+    columns_max: u32,
+    layer: Option<u32>,
+}
+
+impl Draft {
+    fn buffer(&mut self, name: &str, kind: BufferKind, bytes: u64) -> BufferId {
+        let end = self
+            .buffers
+            .last()
+            .map_or(0, |b: &Buffer| b.offset + b.bytes);
+        let align = if kind == BufferKind::ResidentPage {
+            4096
+        } else {
+            64
+        };
+        self.buffers.push(Buffer {
+            name: name.to_owned(),
+            kind,
+            offset: end.next_multiple_of(align),
+            bytes: bytes.next_multiple_of(align),
+            first_phase: 0,
+            end_phase: 0,
+        });
+        BufferId::from(self.buffers.len() - 1)
+    }
+
+    fn columns(&mut self, name: &str, activation: Activation, len: u32) -> BufferId {
+        let bytes = self.columns_max as u64 * activation.stride_bytes(len);
+        self.buffer(name, BufferKind::Activation, bytes)
+    }
+
+    fn phase(&mut self, steps: Vec<(&str, KernelSpec, Vec<Arg>)>) {
+        self.phases.push(Phase {
+            first_step: self.steps.len() as u32,
+            steps: steps.len() as u32,
+        });
+        for (name, spec, args) in steps {
+            let known = self.kernels.iter().position(|k| *k.spec() == spec);
+            let kernel = known.unwrap_or_else(|| {
+                self.kernels.push(Kernel::new(spec, None));
+                self.kernels.len() - 1
+            });
+            self.steps.push(Step {
+                kernel: KernelId::from(kernel),
+                args,
+                name: name.to_owned(),
+                layer: self.layer,
+            });
+        }
+    }
+}
+
+pub fn matmul(format: WeightFormat, rows: u32, k: u32, residual: bool) -> KernelSpec {
+    KernelSpec::Matmul {
+        format,
+        rows,
+        k,
+        bias: false,
+        residual,
+    }
+}
+
+impl Tiny {
+    pub fn new(options: Options) -> Tiny {
+        let Options {
+            format,
+            tied,
+            read,
+            columns_max,
+            seed,
+        } = options;
+        let random = &mut Random(seed);
+        let tokenizer = tokenizer::compile(&vocabulary()).unwrap();
+        let vocabulary = vocabulary().tokens.len() as u32;
+        let x_format = Activation::for_weights(format);
+        let mut pages = Pages::default();
+        let mut d = Draft {
+            columns_max,
+            ..Draft::default()
+        };
+        use Arg::Buffer as B;
+
+        let tokens = d.buffer("tokens", BufferKind::Tokens, columns_max as u64 * 4);
+        let x = d.columns("x", Activation::F32, HIDDEN);
+        let xn = d.columns("xn", x_format, HIDDEN);
+        let rope = d.columns("rope", Activation::F32, 2 * ROPE.pairs);
+        let q = d.columns("q", Activation::F32, HEADS * HEAD_DIM);
+        let k = d.columns("k", Activation::F32, KV_HEADS * HEAD_DIM);
+        let v = d.columns("v", Activation::F32, KV_HEADS * HEAD_DIM);
+        let attended = d.columns("attended", x_format, HEADS * HEAD_DIM);
+        let gate = d.columns("gate", Activation::F32, FFN);
+        let up = d.columns("up", Activation::F32, FFN);
+        let gated = d.columns("gated", x_format, FFN);
+        let hn = d.buffer("hn", BufferKind::Activation, x_format.stride_bytes(HIDDEN));
+        let logits = d.buffer(
+            "logits",
+            BufferKind::Logits,
+            pad_to_panel(vocabulary) as u64 * 4,
+        );
+
+        let (embedding, layout, embedding_format) = if tied {
+            let arg = pages.matrix(random, "embedding", format, vocabulary, HIDDEN);
+            (arg, TableLayout::Panels, format)
+        } else {
+            let arg = pages.table(random, "embedding", WeightFormat::F32, vocabulary, HIDDEN);
+            (arg, TableLayout::Rows, WeightFormat::F32)
+        };
+        let embed = KernelSpec::Embed {
+            format: embedding_format,
+            layout,
+            rows: vocabulary,
+            k: HIDDEN,
+            scale: F32::new(1.5),
+        };
+        let frequencies = Arg::Constants {
+            first: 0,
+            count: ROPE.pairs,
+        };
+        d.phase(vec![
+            ("embed", embed, vec![B(tokens), embedding, B(x)]),
+            (
+                "rope",
+                KernelSpec::RopeTable { pairs: ROPE.pairs },
+                vec![frequencies, B(rope)],
+            ),
+        ]);
+        let norm = KernelSpec::Norm {
+            len: HIDDEN,
+            eps: F32::new(EPS),
+            output: x_format,
+        };
+        let ring_bytes = omex_kernels::spec::ring_bytes(KV_HEADS, HEAD_DIM, CONTEXT);
+        for layer in 0..LAYERS {
+            d.layer = Some(layer);
+            let keys = d.buffer(&format!("keys{layer}"), BufferKind::KvRing, ring_bytes);
+            let values = d.buffer(&format!("values{layer}"), BufferKind::KvRing, ring_bytes);
+            let named = |name: &str| format!("{layer}.{name}");
+            let norm1 = pages.vector(random, &named("norm1"), HIDDEN);
+            let kv = KV_HEADS * HEAD_DIM;
+            let mut matrix =
+                |name: &str, rows, k| pages.matrix(random, &named(name), format, rows, k);
+            let wq = matrix("q", HEADS * HEAD_DIM, HIDDEN);
+            let wk = matrix("k", kv, HIDDEN);
+            let wv = matrix("v", kv, HIDDEN);
+            let wo = matrix("o", HIDDEN, HEADS * HEAD_DIM);
+            let wgate = matrix("gate", FFN, HIDDEN);
+            let wup = matrix("up", FFN, HIDDEN);
+            let wdown = matrix("down", HIDDEN, FFN);
+            let norm2 = pages.vector(random, &named("norm2"), HIDDEN);
+            d.phase(vec![("attn_norm", norm, vec![B(x), norm1, B(xn)])]);
+            let q_spec = matmul(format, HEADS * HEAD_DIM, HIDDEN, false);
+            let kv_spec = matmul(format, kv, HIDDEN, false);
+            d.phase(vec![
+                ("q", q_spec, vec![wq, B(xn), B(q)]),
+                ("k", kv_spec, vec![wk, B(xn), B(k)]),
+                ("v", kv_spec, vec![wv, B(xn), B(v)]),
+            ]);
+            let store = KernelSpec::KvStore {
+                kv_heads: KV_HEADS,
+                head_dim: HEAD_DIM,
+                ring: CONTEXT,
+                rope: Some(ROPE),
+            };
+            let store_args = vec![B(k), B(v), B(rope), B(keys), B(values)];
+            d.phase(vec![("kv_store", store, store_args)]);
+            let attention = KernelSpec::Attention {
+                heads: HEADS,
+                kv_heads: KV_HEADS,
+                head_dim: HEAD_DIM,
+                ring: CONTEXT,
+                window: 0,
+                scale: F32::new(0.18),
+                rope: Some(ROPE),
+                output: x_format,
+            };
+            let attention_args = vec![B(q), B(rope), B(keys), B(values), B(attended)];
+            d.phase(vec![("attention", attention, attention_args)]);
+            let o_spec = matmul(format, HIDDEN, HEADS * HEAD_DIM, true);
+            d.phase(vec![("o", o_spec, vec![wo, B(attended), B(x), B(x)])]);
+            d.phase(vec![("ffn_norm", norm, vec![B(x), norm2, B(xn)])]);
+            let ffn_spec = matmul(format, FFN, HIDDEN, false);
+            d.phase(vec![
+                ("gate", ffn_spec, vec![wgate, B(xn), B(gate)]),
+                ("up", ffn_spec, vec![wup, B(xn), B(up)]),
+            ]);
+            let gate_spec = KernelSpec::Gate {
+                function: GateFunction::Silu,
+                len: FFN,
+                output: x_format,
+            };
+            d.phase(vec![("act", gate_spec, vec![B(gate), B(up), B(gated)])]);
+            let down_spec = matmul(format, HIDDEN, FFN, true);
+            d.phase(vec![("down", down_spec, vec![wdown, B(gated), B(x), B(x)])]);
+        }
+        d.layer = None;
+        let body_phases = d.phases.len() as u32;
+        let norm_weight = pages.vector(random, "norm", HIDDEN);
+        let head = if tied {
+            embedding
+        } else {
+            pages.matrix(random, "head", format, vocabulary, HIDDEN)
+        };
+        let head_norm_args = vec![Arg::SelectedColumn(x), norm_weight, B(hn)];
+        d.phase(vec![("norm", norm, head_norm_args)]);
+        let head_spec = matmul(format, vocabulary, HIDDEN, false);
+        d.phase(vec![("head", head_spec, vec![head, B(hn), B(logits)])]);
+
+        let slots: Vec<BufferId> = if read {
+            let slot = |(i, page): (usize, &Vec<u8>)| {
+                d.buffer(
+                    &format!("page{i}"),
+                    BufferKind::ResidentPage,
+                    page.len() as u64,
+                )
+            };
+            pages.pages.iter().enumerate().map(slot).collect()
+        } else {
+            Vec::new()
+        };
+        let phases = d.phases.len() as u32;
+        for buffer in &mut d.buffers {
+            buffer.end_phase = phases;
+        }
+
+        let (packed, index, digest) = pack(&pages);
+        let arena_bytes = d.buffers.last().map_or(0, |b| b.offset + b.bytes);
+        let plan = Plan {
+            target: Target {
+                name: "test".to_owned(),
+                arch: std::env::consts::ARCH.to_owned(),
+                features: vec![],
+            },
+            model: Model {
+                name: "tiny".to_owned(),
+                architecture: "llama".to_owned(),
+                vocabulary,
+                layers: LAYERS,
+                context: CONTEXT,
+                end_tokens: vec![2],
+            },
+            weights: Weights {
+                packed_digest: digest,
+                packed_file_bytes: packed.len() as u64,
+                source: if read {
+                    WeightSource::Read { slots }
+                } else {
+                    WeightSource::Mapped
+                },
+                pages: index.pages,
+                tensors: index.tensors,
+            },
+            constants: (0..ROPE.pairs)
+                .map(|i| inverse_frequency(10000.0, i, 2 * ROPE.pairs))
+                .collect(),
+            kernels: d.kernels,
+            buffers: d.buffers,
+            arena_bytes,
+            steps: d.steps,
+            phases: d.phases,
+            body_phases,
+            tokens_buffer: tokens,
+            logits_buffer: logits,
+            columns_max,
+            threads_max: 4,
+            program: program(),
+            memory: MemoryContract { items: vec![] },
+            result_id: [3; 32],
+        };
+        Tiny {
+            plan,
+            packed,
+            tokenizer,
+        }
+    }
+
+    /// Writes plan and packed model into a folder; returns the plan's path.
+    pub fn write(&self, folder: &Path) -> PathBuf {
+        let digest = &self.plan.weights.packed_digest;
+        std::fs::write(folder.join(packed_file_name(digest)), &self.packed).unwrap();
+        self.write_plan(folder, &[])
+    }
+
+    pub fn write_plan(&self, folder: &Path, code: &[u8]) -> PathBuf {
+        let image = file::encode(&self.plan, arch(), code, &self.tokenizer, None);
+        let path = folder.join("plan.bin");
+        std::fs::write(&path, image.bytes).unwrap();
+        path
+    }
+}
+
+pub fn arch() -> Arch {
+    if cfg!(target_arch = "x86_64") {
+        Arch::X86_64
+    } else {
+        Arch::Aarch64
+    }
+}
+
+/// One input, windows of 40 tokens, a prompt around each, joined on stdout.
+fn program() -> Program {
+    Program {
+        task_id: "test".to_owned(),
+        inputs: vec![Input {
+            name: "text".to_owned(),
+            path: "text.txt".to_owned(),
+        }],
+        nodes: vec![
+            Node {
+                id: "chunks".to_owned(),
+                depends_on: vec![],
+                kind: NodeKind::Parse {
+                    inputs: vec![InputId(0)],
+                    window: Window {
+                        size: 40,
+                        stride: 30,
+                    },
+                },
+            },
+            Node {
+                id: "answers".to_owned(),
+                depends_on: vec![NodeId(0)],
+                kind: NodeKind::Infer {
+                    prompt: PromptTemplate {
+                        prefix_tokens: vec![1],
+                        prefix_text: "say ".to_owned(),
+                        suffix_text: " end".to_owned(),
+                        ..PromptTemplate::default()
+                    },
+                    tokens_max: 12,
+                    sampling: Sampling::GREEDY,
+                    stop: vec![],
+                },
+            },
+            Node {
+                id: "join".to_owned(),
+                depends_on: vec![NodeId(1)],
+                kind: NodeKind::Merge { outputs: vec![] },
+            },
+        ],
+    }
+}
+
+fn pack(pages: &Pages) -> (Vec<u8>, PackedIndex, [u8; 32]) {
+    let mut index = PackedIndex {
+        source_digest: [1; 32],
+        source_name: "tiny.gguf".to_owned(),
+        pages: pages
+            .pages
+            .iter()
+            .map(|bytes| Page {
+                file_offset: 0,
+                bytes: bytes.len() as u64,
+                digest: *blake3::hash(bytes).as_bytes(),
+            })
+            .collect(),
+        tensors: pages.tensors.clone(),
+    };
+    let mut end = (PACKED_HEADER_BYTES + index.encode().len() as u64).next_multiple_of(PAGE_ALIGN);
+    for page in &mut index.pages {
+        page.file_offset = end;
+        end = (end + page.bytes).next_multiple_of(PAGE_ALIGN);
+    }
+    let encoded = index.encode();
+    let header = packed_header(&encoded, end);
+    let mut file = header.to_vec();
+    file.extend(&encoded);
+    file.resize(end as usize, 0);
+    for (page, bytes) in index.pages.iter().zip(&pages.pages) {
+        file[page.file_offset as usize..][..bytes.len()].copy_from_slice(bytes);
+    }
+    let digest = header[32..64].try_into().unwrap();
+    (file, index, digest)
+}
+
+/// A folder of one test, removed with the value.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("omex-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+pub fn threads(threads: u32) -> LoadOptions {
+    LoadOptions {
+        threads: Some(threads),
+        ..LoadOptions::default()
+    }
+}

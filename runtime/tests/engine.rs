@@ -1,0 +1,101 @@
+//! Logits of hand-built plans are those of a naive evaluation, bit for bit,
+//! however they are computed.
+
+mod common;
+
+use common::naive::Naive;
+use common::{Folder, Options, Random, Tiny, threads};
+use omex_kernels::WeightFormat;
+use omex_runtime::Session;
+
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|x| x.to_bits()).collect()
+}
+
+fn tokens(tiny: &Tiny, count: usize) -> Vec<u32> {
+    let random = &mut Random(99);
+    let vocabulary = tiny.plan.model.vocabulary;
+    (0..count).map(|_| random.next() % vocabulary).collect()
+}
+
+#[test]
+fn logits_are_those_of_the_naive_evaluation() {
+    for (format, tied) in [(WeightFormat::Q8_0, true), (WeightFormat::F32, false)] {
+        let options = Options {
+            format,
+            tied,
+            ..Options::default()
+        };
+        let tiny = Tiny::new(options);
+        let tokens = tokens(&tiny, 150);
+        let mut naive = Naive::new(&tiny);
+        let wanted: Vec<_> = tokens.iter().map(|&t| bits(&naive.push(t))).collect();
+        let distinct: std::collections::BTreeSet<_> = wanted.iter().collect();
+        assert!(distinct.len() > 140, "the model ignores its input");
+        for read in [false, true] {
+            let tiny = Tiny::new(Options { read, ..options });
+            let folder = Folder::new(&format!("engine-{}-{read}", format.name()));
+            let plan = tiny.write(&folder.0);
+            for (thread_count, chunk) in [(1, 1), (1, 64), (2, 7), (3, 64), (4, 33)] {
+                let mut session = Session::load(&plan, &threads(thread_count)).unwrap();
+                let engine = session.engine();
+                let mut position = 0;
+                for chunk in tokens.chunks(chunk) {
+                    engine.forward(chunk, position).unwrap();
+                    // Any column of a pass may be selected, in any order.
+                    for column in (0..chunk.len() as u32).rev() {
+                        let logits = bits(engine.logits(column).unwrap());
+                        let at = (position + column) as usize;
+                        assert!(
+                            logits == wanted[at],
+                            "{} threads, read {read}, position {at}",
+                            thread_count
+                        );
+                    }
+                    position += chunk.len() as u32;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_name_their_step() {
+    let mut tiny = Tiny::new(Options {
+        format: WeightFormat::F32,
+        ..Options::default()
+    });
+    // The weights of the second layer's down projection overflow.
+    let tensor = tiny
+        .plan
+        .weights
+        .tensors
+        .iter()
+        .find(|t| t.name == "1.down")
+        .unwrap();
+    let piece = tensor.pieces[0];
+    let page = &mut tiny.plan.weights.pages[piece.page.index()];
+    let start = (page.file_offset + piece.offset) as usize;
+    for weight in tiny.packed[start..start + 4096].chunks_mut(4) {
+        weight.copy_from_slice(&f32::MAX.to_le_bytes());
+    }
+    let bytes = &tiny.packed[page.file_offset as usize..][..page.bytes as usize];
+    page.digest = *blake3::hash(bytes).as_bytes();
+    let folder = Folder::new("not-finite");
+    let plan = tiny.write(&folder.0);
+    let mut messages = std::collections::BTreeSet::new();
+    for thread_count in 1..=3 {
+        let mut session = Session::load(&plan, &threads(thread_count)).unwrap();
+        let engine = session.engine();
+        let result = engine
+            .forward(&[5, 6, 7], 0)
+            .and_then(|_| engine.logits(2).map(|_| ()));
+        let error = result.unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        messages.insert(error.to_string());
+    }
+    assert_eq!(
+        messages.into_iter().collect::<Vec<_>>(),
+        ["`norm` met a value that is NaN or infinite in a pass from position 2 on"]
+    );
+}
