@@ -261,7 +261,7 @@ impl<'a> Request<'a> {
         let gguf = Gguf::parse(&file).map_err(|e| e.in_file(path))?;
         let config = ModelConfig::from_gguf(&gguf).map_err(|e| e.in_file(path))?;
         let facts = model::facts(&config);
-        let findings = self.task.check_model(&facts, model.quantization);
+        let findings = self.task.check_model(&facts, self.model.quantization);
         if findings.iter().any(Diagnostic::is_error) {
             return Err(findings.into());
         }
