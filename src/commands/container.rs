@@ -11,15 +11,15 @@ use super::output::Failure;
 
 /// A container's text and its folder, which standard input has none of.
 #[derive(Debug)]
-pub struct ContainerText {
-    pub name: String,
-    pub bytes: Vec<u8>,
-    pub folder: Option<PathBuf>,
+pub(crate) struct ContainerText {
+    pub(crate) name: String,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) folder: Option<PathBuf>,
 }
 
 /// Reads the container at `path`; `-` is standard input, unless that is a
 /// terminal, on which nothing would ever come.
-pub fn read(path: &Path) -> Result<ContainerText, Failure> {
+pub(crate) fn read(path: &Path) -> Result<ContainerText, Failure> {
     if path.as_os_str() == "-" {
         let stdin = std::io::stdin();
         if stdin.is_terminal() {

@@ -8,7 +8,7 @@ use omex_compiler::pipeline::Compiled;
 use omex_kernels::KernelSpec;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// The graph after each pass
     Graph,
     /// Phases and steps
@@ -24,7 +24,7 @@ pub enum Stage {
 }
 
 /// The text of one stage.
-pub fn text(stage: Stage, compiled: &Compiled, isa: Option<&Isa>) -> String {
+pub(crate) fn text(stage: Stage, compiled: &Compiled, isa: Option<&Isa>) -> String {
     match stage {
         Stage::Graph => {
             let mut text = String::new();

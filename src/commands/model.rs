@@ -15,20 +15,20 @@ use super::container::ContainerText;
 use super::output::Failure;
 
 #[derive(Clone, Debug, Args)]
-pub struct ModelArgs {
+pub(crate) struct ModelArgs {
     /// The model, when the container names none
     #[arg(short, long, value_name = "MODEL")]
-    pub model: Option<String>,
+    pub(crate) model: Option<String>,
     /// Registry of zsei:// names
     #[arg(long, value_name = "FILE")]
-    pub registry: Option<PathBuf>,
+    pub(crate) registry: Option<PathBuf>,
     /// The cache directory, instead of the container's or the user's
     #[arg(long, value_name = "DIR")]
-    pub cache_dir: Option<PathBuf>,
+    pub(crate) cache_dir: Option<PathBuf>,
 }
 
 /// What the container's requirements are held against.
-pub fn facts(config: &ModelConfig) -> ModelFacts<'_> {
+pub(crate) fn facts(config: &ModelConfig) -> ModelFacts<'_> {
     let bulk = config.weights.layers.first().map(|l| l.up.weight.format);
     let weight_bits = match bulk.map(|f| f.descriptor()) {
         Some(Descriptor::Quantized(q)) => q.codes.low + q.codes.high,
@@ -47,7 +47,7 @@ pub fn facts(config: &ModelConfig) -> ModelFacts<'_> {
 ///
 /// Errors: a registry that cannot be read, no model or several, one that is
 /// missing or not what the registry says.
-pub fn resolve(
+pub(crate) fn resolve(
     args: &ModelArgs,
     task: &Task,
     text: &ContainerText,

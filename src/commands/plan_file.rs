@@ -11,15 +11,15 @@ use super::output::Failure;
 
 /// A verified plan file.
 #[derive(Debug)]
-pub struct PlanFile {
-    pub header: Header,
-    pub plan: CheckedPlan,
+pub(crate) struct PlanFile {
+    pub(crate) header: Header,
+    pub(crate) plan: CheckedPlan,
     file: MappedFile,
 }
 
 impl PlanFile {
     /// Opens and verifies everything but the bundled pages.
-    pub fn open(path: &Path) -> Result<PlanFile, Failure> {
+    pub(crate) fn open(path: &Path) -> Result<PlanFile, Failure> {
         let file = MappedFile::open(path)?;
         let refuse = |code, what: String| {
             Diagnostic::error(code, what).in_file(path.to_string_lossy(), None)
@@ -53,7 +53,7 @@ impl PlanFile {
         Ok(PlanFile { header, plan, file })
     }
 
-    pub fn section(&self, kind: SectionKind) -> &[u8] {
+    pub(crate) fn section(&self, kind: SectionKind) -> &[u8] {
         section(&self.file, &self.header, kind)
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 /// SmolLM2-135M-Instruct Q4_1, which `examples/fetch_model.sh` provides.
-pub fn smollm2() -> PathBuf {
+pub(crate) fn smollm2() -> PathBuf {
     let path = match std::env::var_os("OMEX_TEST_MODEL_SMOLLM2") {
         Some(path) => PathBuf::from(path),
         None => root().join("target/models/SmolLM2-135M-Instruct.Q4_1.gguf"),
@@ -19,15 +19,15 @@ pub fn smollm2() -> PathBuf {
     path
 }
 
-pub fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// A scratch folder that is removed when dropped.
-pub struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    pub fn new(name: &str) -> Scratch {
+    pub(crate) fn new(name: &str) -> Scratch {
         let folder =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
         // A folder of that name is left of a process that died.
@@ -36,22 +36,22 @@ impl Scratch {
         Scratch(folder)
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, content).unwrap();
         path
     }
 
-    pub fn omexc(&self) -> Command {
+    pub(crate) fn omexc(&self) -> Command {
         self.command(env!("CARGO_BIN_EXE_omexc"))
     }
 
-    pub fn omex(&self) -> Command {
+    pub(crate) fn omex(&self) -> Command {
         self.command(env!("CARGO_BIN_EXE_omex"))
     }
 
@@ -68,7 +68,7 @@ impl Scratch {
     }
 
     /// Builds a container that says `fields` beside its fixed part.
-    pub fn build(&self, model: &Path, plan: &str, fields: &str, flags: &[&str]) -> PathBuf {
+    pub(crate) fn build(&self, model: &Path, plan: &str, fields: &str, flags: &[&str]) -> PathBuf {
         let container = container(model, fields);
         let file = self.write(&format!("{plan}.omex.json"), container);
         let out = self.path(plan);
@@ -88,7 +88,7 @@ impl Drop for Scratch {
 }
 
 /// A completion container over `input.txt`.
-pub fn container(model: &Path, fields: &str) -> String {
+pub(crate) fn container(model: &Path, fields: &str) -> String {
     let model = model.to_str().unwrap();
     format!(
         r#"{{
@@ -100,7 +100,7 @@ pub fn container(model: &Path, fields: &str) -> String {
     {{"id": "load", "type": "model_load", "model_path": "{model}", "output": "model"}},
     {{"id": "read", "type": "tokenize", "input": "input.txt", "output": "tokens"}},
     {{"id": "infer", "type": "forward_pass", "model": "model", "input": "tokens", "output": "logits"}},
-    {{"id": "pick", "type": "greedy_sample", "logits": "logits", "output": "generated"}},
+    {{"id": "pick", "type": "greedy_sample", "logits": "logits", "max_tokens": 64, "output": "generated"}},
     {{"id": "text", "type": "decode", "input": "generated", "output": "result"}}
   ]
 }}"#
@@ -108,7 +108,7 @@ pub fn container(model: &Path, fields: &str) -> String {
 }
 
 /// Runs a command that must succeed.
-pub fn ok(command: &mut Command) -> Output {
+pub(crate) fn ok(command: &mut Command) -> Output {
     let output = command.output().expect("the binary starts");
     assert!(
         output.status.success(),
@@ -121,7 +121,7 @@ pub fn ok(command: &mut Command) -> Output {
 }
 
 /// Runs a command that must end with `code`, and returns its standard error.
-pub fn fails(command: &mut Command, code: i32) -> String {
+pub(crate) fn fails(command: &mut Command, code: i32) -> String {
     let output = command.output().expect("the binary starts");
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(code), "{command:?}:\n{stderr}");
@@ -130,12 +130,12 @@ pub fn fails(command: &mut Command, code: i32) -> String {
 }
 
 /// The report of `omex run --json`.
-pub fn report(command: &mut Command) -> serde_json::Value {
+pub(crate) fn report(command: &mut Command) -> serde_json::Value {
     let output = ok(command.arg("--json"));
     serde_json::from_slice(&output.stdout).expect("--json prints one JSON object")
 }
 
-pub fn u64_of(report: &serde_json::Value, field: &str) -> u64 {
+pub(crate) fn u64_of(report: &serde_json::Value, field: &str) -> u64 {
     report[field]
         .as_u64()
         .unwrap_or_else(|| panic!("{field} in {report}"))

@@ -20,22 +20,22 @@ use omex_plan::{PageId, Target};
 
 /// What varies between the models of the tests.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    pub layers: u32,
-    pub heads: u32,
-    pub kv_heads: u32,
-    pub head_len: u32,
-    pub feed_forward: u32,
-    pub vocabulary: u32,
-    pub format: WeightFormat,
+pub(crate) struct Shape {
+    pub(crate) layers: u32,
+    pub(crate) heads: u32,
+    pub(crate) kv_heads: u32,
+    pub(crate) head_len: u32,
+    pub(crate) feed_forward: u32,
+    pub(crate) vocabulary: u32,
+    pub(crate) format: WeightFormat,
     /// Of V and the feed-forward's output.
-    pub other_format: WeightFormat,
-    pub tied: bool,
-    pub biases: bool,
+    pub(crate) other_format: WeightFormat,
+    pub(crate) tied: bool,
+    pub(crate) biases: bool,
 }
 
 /// SmolLM2-135M's shape.
-pub const SMOL: Shape = Shape {
+pub(crate) const SMOL: Shape = Shape {
     layers: 30,
     heads: 9,
     kv_heads: 3,
@@ -50,7 +50,7 @@ pub const SMOL: Shape = Shape {
 
 /// Two layers with everything that may be in one: biases, formats that differ,
 /// an output head of its own, heads that cannot be quantized one by one.
-pub const MIXED: Shape = Shape {
+pub(crate) const MIXED: Shape = Shape {
     layers: 2,
     heads: 8,
     kv_heads: 2,
@@ -68,7 +68,7 @@ impl Shape {
         self.heads * self.head_len
     }
 
-    pub fn config(&self) -> ModelConfig {
+    pub(crate) fn config(&self) -> ModelConfig {
         let embedding = self.embedding();
         let vector = |len| Vector {
             tensor: TensorId(0),
@@ -132,7 +132,7 @@ impl Shape {
     }
 
     /// The index of a packed model of this shape: right in form, of no content.
-    pub fn packed_index(&self) -> PackedIndex {
+    pub(crate) fn packed_index(&self) -> PackedIndex {
         let config = self.config();
         let mut packer = Packer::default();
         let table = config.weights.token_embedding;
@@ -231,7 +231,7 @@ impl Packer {
 }
 
 /// A container of one window flow; `extra` are more top-level members.
-pub fn container(extra: &str) -> String {
+pub(crate) fn container(extra: &str) -> String {
     format!(
         r#"{{
   "omex_version": "0.3.0",
@@ -250,12 +250,12 @@ pub fn container(extra: &str) -> String {
     )
 }
 
-pub fn task(text: &str) -> Task {
+pub(crate) fn task(text: &str) -> Task {
     let (task, findings) = validate("task.omex.json", text.into(), &ValidateOptions::default());
     task.unwrap_or_else(|| panic!("{findings:?}"))
 }
 
-pub fn compile_shape(
+pub(crate) fn compile_shape(
     shape: &Shape,
     task: &Task,
     options: &Options,

@@ -2,7 +2,7 @@
 //! packed model, and a naive evaluation of it.
 #![allow(dead_code)]
 
-pub mod naive;
+pub(crate) mod naive;
 
 use std::path::{Path, PathBuf};
 
@@ -26,25 +26,25 @@ use omex_plan::{
 use omex_runtime::tokenizer::TokenKind;
 use omex_runtime::{LoadOptions, packed_file_name};
 
-pub const HIDDEN: u32 = 64;
-pub const HEADS: u32 = 2;
-pub const KV_HEADS: u32 = 1;
-pub const HEAD_DIM: u32 = 32;
-pub const FFN: u32 = 96;
-pub const LAYERS: u32 = 2;
-pub const CONTEXT: u32 = 160;
-pub const EPS: f32 = 1e-5;
-pub const ROPE: Rope = Rope {
+pub(crate) const HIDDEN: u32 = 64;
+pub(crate) const HEADS: u32 = 2;
+pub(crate) const KV_HEADS: u32 = 1;
+pub(crate) const HEAD_DIM: u32 = 32;
+pub(crate) const FFN: u32 = 96;
+pub(crate) const LAYERS: u32 = 2;
+pub(crate) const CONTEXT: u32 = 160;
+pub(crate) const EPS: f32 = 1e-5;
+pub(crate) const ROPE: Rope = Rope {
     pairs: HEAD_DIM / 2,
     pairing: RopePairing::Halves,
 };
 /// Pages are this large at most, so that every matrix has several.
 const PAGE_BYTES: usize = 6 << 10;
 
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u32 {
+    pub(crate) fn next(&mut self) -> u32 {
         self.0 = self
             .0
             .wrapping_mul(6364136223846793005)
@@ -52,7 +52,7 @@ impl Random {
         (self.0 >> 33) as u32
     }
     /// In -1..1.
-    pub fn float(&mut self) -> f32 {
+    pub(crate) fn float(&mut self) -> f32 {
         (self.next() & 0xffff) as f32 / 32768.0 - 1.0
     }
 }
@@ -78,7 +78,7 @@ fn random_row(random: &mut Random, format: WeightFormat, k: u32) -> Vec<u8> {
 }
 
 /// A vocabulary of bytes, letters and some pairs, SentencePiece style.
-pub fn vocabulary() -> Vocabulary {
+pub(crate) fn vocabulary() -> Vocabulary {
     let mut tokens = vec!["<unk>".to_owned(), "<s>".to_owned(), "</s>".to_owned()];
     let mut kinds = vec![TokenKind::Unknown, TokenKind::Control, TokenKind::Control];
     for byte in 0..=255u32 {
@@ -113,13 +113,13 @@ pub fn vocabulary() -> Vocabulary {
 
 /// What varies between the tests' plans.
 #[derive(Clone, Copy)]
-pub struct Options {
-    pub format: WeightFormat,
+pub(crate) struct Options {
+    pub(crate) format: WeightFormat,
     /// The embedding table is the output head.
-    pub tied: bool,
-    pub read: bool,
-    pub columns_max: u32,
-    pub seed: u64,
+    pub(crate) tied: bool,
+    pub(crate) read: bool,
+    pub(crate) columns_max: u32,
+    pub(crate) seed: u64,
 }
 
 impl Default for Options {
@@ -135,10 +135,10 @@ impl Default for Options {
 }
 
 /// A plan and everything beside it.
-pub struct Tiny {
-    pub plan: Plan,
-    pub packed: Vec<u8>,
-    pub tokenizer: Vec<u8>,
+pub(crate) struct Tiny {
+    pub(crate) plan: Plan,
+    pub(crate) packed: Vec<u8>,
+    pub(crate) tokenizer: Vec<u8>,
 }
 
 #[derive(Default)]
@@ -295,7 +295,7 @@ impl Draft {
     }
 }
 
-pub fn matmul(format: WeightFormat, rows: u32, k: u32, residual: bool) -> KernelSpec {
+pub(crate) fn matmul(format: WeightFormat, rows: u32, k: u32, residual: bool) -> KernelSpec {
     KernelSpec::Matmul {
         format,
         rows,
@@ -306,7 +306,7 @@ pub fn matmul(format: WeightFormat, rows: u32, k: u32, residual: bool) -> Kernel
 }
 
 impl Tiny {
-    pub fn new(options: Options) -> Tiny {
+    pub(crate) fn new(options: Options) -> Tiny {
         let Options {
             format,
             tied,
@@ -519,13 +519,13 @@ impl Tiny {
     }
 
     /// Writes plan and packed model into a folder; returns the plan's path.
-    pub fn write(&self, folder: &Path) -> PathBuf {
+    pub(crate) fn write(&self, folder: &Path) -> PathBuf {
         let digest = &self.plan.weights.packed_digest;
         std::fs::write(folder.join(packed_file_name(digest)), &self.packed).unwrap();
         self.write_plan(folder, &[])
     }
 
-    pub fn write_plan(&self, folder: &Path, code: &[u8]) -> PathBuf {
+    pub(crate) fn write_plan(&self, folder: &Path, code: &[u8]) -> PathBuf {
         let image = file::encode(&self.plan, arch(), code, &self.tokenizer, None);
         let path = folder.join("plan.bin");
         std::fs::write(&path, image.bytes).unwrap();
@@ -533,7 +533,7 @@ impl Tiny {
     }
 }
 
-pub fn arch() -> Arch {
+pub(crate) fn arch() -> Arch {
     if cfg!(target_arch = "x86_64") {
         Arch::X86_64
     } else {
@@ -618,10 +618,10 @@ fn pack(pages: &Pages) -> (Vec<u8>, PackedIndex, [u8; 32]) {
 }
 
 /// A folder of one test, removed with the value.
-pub struct Folder(pub PathBuf);
+pub(crate) struct Folder(pub PathBuf);
 
 impl Folder {
-    pub fn new(name: &str) -> Folder {
+    pub(crate) fn new(name: &str) -> Folder {
         let path = std::env::temp_dir().join(format!("omex-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
@@ -635,7 +635,7 @@ impl Drop for Folder {
     }
 }
 
-pub fn threads(threads: u32) -> LoadOptions {
+pub(crate) fn threads(threads: u32) -> LoadOptions {
     LoadOptions {
         threads: Some(threads),
         ..LoadOptions::default()

@@ -9,7 +9,7 @@ use omex_plan::packed::PackedLayout;
 
 use super::{CONTEXT, EPS, HEAD_DIM, HEADS, KV_HEADS, LAYERS, ROPE, Tiny};
 
-pub struct Naive<'a> {
+pub(crate) struct Naive<'a> {
     tiny: &'a Tiny,
     keys: Vec<Vec<u16>>,
     values: Vec<Vec<u16>>,
@@ -17,7 +17,7 @@ pub struct Naive<'a> {
 }
 
 impl<'a> Naive<'a> {
-    pub fn new(tiny: &'a Tiny) -> Naive<'a> {
+    pub(crate) fn new(tiny: &'a Tiny) -> Naive<'a> {
         let ring = (KV_HEADS * HEAD_DIM * CONTEXT) as usize;
         Naive {
             tiny,
@@ -105,7 +105,7 @@ impl<'a> Naive<'a> {
     }
 
     /// Logits behind the next token.
-    pub fn push(&mut self, token: u32) -> Vec<f32> {
+    pub(crate) fn push(&mut self, token: u32) -> Vec<f32> {
         let dim = HEAD_DIM as usize;
         let mut x = self.embedding(token);
         let mut table = vec![0.0; 2 * ROPE.pairs as usize];
