@@ -55,20 +55,21 @@ proptest! {
         let file: Vec<Vec<u8>> = (0..rows).map(|r| random_row(format, k, seed ^ r as u64)).collect();
         let mut panel = vec![0xaa; format.panel_bytes(k) as usize];
         pack_panel(format, k, &file.concat(), &mut panel).unwrap();
-        for lane in 0..16 {
+        for (lane, row) in file.iter().enumerate() {
             let (mut want, mut got) = (vec![0f32; k as usize], vec![1f32; k as usize]);
-            if lane < rows {
-                dequantize_row(format, &file[lane], &mut want);
-            }
+            dequantize_row(format, row, &mut want);
             dequantize_lane(format, &panel, lane, &mut got);
-            if lane < rows {
-                prop_assert!(want.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()));
-                if let Descriptor::Quantized(q) = format.descriptor() {
-                    for (b, bytes) in file[lane].chunks_exact(q.file_block_bytes as usize).enumerate() {
-                        prop_assert_eq!(get_block(format, k, &panel, lane, b), RawBlock::from_file(format, bytes));
-                    }
+            prop_assert!(want.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()));
+            if let Descriptor::Quantized(q) = format.descriptor() {
+                for (b, bytes) in row.chunks_exact(q.file_block_bytes as usize).enumerate() {
+                    prop_assert_eq!(get_block(format, k, &panel, lane, b), RawBlock::from_file(format, bytes));
                 }
             }
+        }
+        for lane in rows..16 {
+            let mut padding = vec![1f32; k as usize];
+            dequantize_lane(format, &panel, lane, &mut padding);
+            prop_assert!(padding.iter().all(|&x| x == 0.0));
         }
     }
 
@@ -79,7 +80,7 @@ proptest! {
         let file: Vec<u8> = (0..rows).flat_map(|r| random_row(format, k, seed ^ r as u64)).collect();
         let mut panel = vec![0; format.panel_bytes(k) as usize];
         pack_panel(format, k, &file, &mut panel).unwrap();
-        let x: Vec<f32> = (0..k).map(|i| ((i as u64 * 2654435761 ^ seed) % 2001) as f32 / 1000.0 - 1.0).collect();
+        let x: Vec<f32> = (0..k).map(|i| (((i as u64 * 2654435761) ^ seed) % 2001) as f32 / 1000.0 - 1.0).collect();
         let blocks = k as usize / 32;
         let mut codes = vec![0i8; k as usize];
         let (mut scales, mut scaled_sums) = (vec![0f32; blocks], vec![0f32; blocks]);

@@ -182,7 +182,13 @@ mod tests {
     }
 
     // Logarithms of 0.1, 0.2, 0.3, 0.4 and of almost nothing.
-    const LOGITS: [f32; 5] = [-2.3025851, -1.609438, -1.2039728, -0.9162907, -30.0];
+    const LOGITS: [f32; 5] = [
+        -std::f32::consts::LN_10,
+        -1.609438,
+        -1.2039728,
+        -0.9162907,
+        -30.0,
+    ];
 
     #[test]
     fn draws_follow_the_probabilities_of_what_is_kept() {

@@ -99,13 +99,13 @@ fn ram(text: &str) -> Result<u64, String> {
 }
 
 /// A task whose container is valid and buildable.
-pub struct Prepared {
-    pub text: ContainerText,
-    pub task: Task,
+pub(crate) struct Prepared {
+    pub(crate) text: ContainerText,
+    pub(crate) task: Task,
 }
 
 /// Reads and validates the container; findings go to standard error.
-pub fn prepare(
+pub(crate) fn prepare(
     path: &Path,
     options: &ValidateOptions,
     output: &Output,

@@ -36,6 +36,7 @@ struct Omexc {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "made once a process")]
 enum OmexcCommand {
     /// Compile a container, its model and a target into a plan
     Build(build::BuildArgs),
@@ -56,6 +57,7 @@ struct Omex {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "made once a process")]
 enum OmexCommand {
     /// Check a container without building it
     Validate(validate::ValidateArgs),

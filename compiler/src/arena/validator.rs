@@ -25,8 +25,8 @@ pub fn validate(problem: &Problem, layout: &Layout) -> Result<(), String> {
         if end > layout.bytes {
             return Err(format!("item {i} ends at {end} of {}", layout.bytes));
         }
-        for j in 0..i {
-            let (b, other) = (items[j], layout.offsets[j]);
+        for (j, b) in items[..i].iter().enumerate() {
+            let other = layout.offsets[j];
             let apart_in_time = a.upper <= b.lower || b.upper <= a.lower;
             let apart_in_space = end <= other || other + b.bytes <= start;
             if !apart_in_time && !apart_in_space {

@@ -204,7 +204,10 @@ mod tests {
     use std::vec;
     use std::vec::Vec;
 
-    fn quantized(x: &[f32]) -> Result<(Vec<i8>, Vec<f32>, Vec<f32>, Vec<i32>), NonFinite> {
+    /// Codes, scales, scaled sums, sums.
+    type Blocks = (Vec<i8>, Vec<f32>, Vec<f32>, Vec<i32>);
+
+    fn quantized(x: &[f32]) -> Result<Blocks, NonFinite> {
         let n = x.len() / 32;
         let (mut c, mut d) = (vec![0; 32 * n], vec![0.0; n]);
         let (mut ds, mut s) = (vec![0.0; n], vec![0; 2 * n]);

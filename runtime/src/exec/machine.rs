@@ -77,7 +77,7 @@ pub enum KeptCode {
     /// The plan's own.
     Mapped(Code),
     #[cfg(feature = "jit")]
-    Made(omex_codegen::jit::JitCode),
+    Made(Box<omex_codegen::jit::JitCode>),
 }
 
 /// Everything that a pass reads and writes.

@@ -401,6 +401,10 @@ impl Machine {
 
     /// # Safety
     /// As for [`Machine::compute`].
+    #[allow(
+        clippy::undocumented_unsafe_blocks,
+        reason = "one reason holds for every arm and stands in front of the match"
+    )]
     #[inline(always)]
     unsafe fn compute_unit(&self, step: &Step, unit: u32, pass: Pass) -> Result<(), NonFinite> {
         let spec = self.plan().kernels[step.kernel.index()].spec();

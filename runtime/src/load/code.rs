@@ -86,7 +86,7 @@ fn generate(file: &PlanFile<'_>, plan: &Plan) -> Option<Result<LoadedCode, RunEr
         let entry = |kernel: &omex_plan::Kernel| kernel.code.and_then(|_| made.next());
         LoadedCode {
             entries: plan.kernels.iter().map(entry).collect(),
-            keep: Some(KeptCode::Made(code)),
+            keep: Some(KeptCode::Made(Box::new(code))),
         }
     }))
 }

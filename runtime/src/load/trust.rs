@@ -45,7 +45,7 @@ impl TrustStore {
 
     /// Digests of the code sections that were built here, sorted.
     pub fn code(&self) -> Result<Vec<[u8; 32]>, RunError> {
-        self.list("code.txt", |line| hex::decode(line))
+        self.list("code.txt", hex::decode)
     }
 
     /// The accepted signers, sorted.

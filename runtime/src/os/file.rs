@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn uncached_reads_give_the_files_bytes_at_any_length() {
         let path = std::env::temp_dir().join(format!("omex-direct-{}", std::process::id()));
-        let bytes: Vec<u8> = (0..20_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..20_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();
         let (file, _) = open_regular(&path).unwrap();
         let file = UncachedFile::new(file);
