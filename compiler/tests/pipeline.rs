@@ -137,3 +137,24 @@ fn plan_texts_parse_back() {
         }
     }
 }
+
+/// The whole plan as text, for several tasks, weight sources and targets.
+#[test]
+fn plan_texts() {
+    let windows = container("");
+    let sampled = container(r#""sampling": {"temperature": 0.5, "seed": 1}, "stop": ["END"],"#);
+    let flow = common::flow(r#""model_requirements": {"max_sequence_tokens": 512},"#);
+    for (name, text, target, read) in [
+        ("windows_laptop_mapped", &windows, "laptop", false),
+        ("sampled_pi5_read", &sampled, "pi5", true),
+        ("flow_pi4_mapped", &flow, "pi4", false),
+    ] {
+        let options = Options {
+            read_weights: Some(read),
+            ..Options::default()
+        };
+        let target = common::target(target);
+        let compiled = common::compile_shape_for(&MIXED, &task(text), &target, &options);
+        insta::assert_snapshot!(format!("plan_{name}"), plan_text(&compiled.unwrap().plan));
+    }
+}

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use omex_compiler::container::{Task, ValidateOptions, validate};
+use omex_compiler::diagnostic::Diagnostic;
 use omex_compiler::emit::PackedModel;
 use omex_compiler::import::gguf::TensorId;
 use omex_compiler::import::llama::{
@@ -250,6 +251,38 @@ pub(crate) fn container(extra: &str) -> String {
     )
 }
 
+/// A container without a graph: the flow is the task.
+pub(crate) fn flow(extra: &str) -> String {
+    format!(
+        r#"{{
+  "omex_version": "0.3.0",
+  "task_id": "flow",
+  "task_type": "chat",
+  {extra}
+  "task_flow": [
+    {{"id": "load", "type": "model_load", "output": "model"}},
+    {{"id": "read", "type": "tokenize", "input": "prompt.txt", "output": "tokens"}},
+    {{"id": "infer", "type": "forward_pass", "model": "model", "input": "tokens", "output": "logits"}},
+    {{"id": "pick", "type": "greedy_sample", "logits": "logits", "max_tokens": 64, "output": "ids"}},
+    {{"id": "text", "type": "decode", "input": "ids", "output": "answer"}}
+  ]
+}}"#
+    )
+}
+
+/// A device as plans name it, by its built-in profile.
+pub(crate) fn target(name: &str) -> Target {
+    let profile = omex_compiler::target::find_or_explain(name).unwrap();
+    let isa = profile.isa().expect("a target that code is made for");
+    let mut features: Vec<String> = isa.features.iter().map(|f| f.name().to_owned()).collect();
+    features.sort();
+    Target {
+        name: profile.name.clone(),
+        arch: isa.arch.name().to_owned(),
+        features,
+    }
+}
+
 pub(crate) fn task(text: &str) -> Task {
     let (task, findings) = validate("task.omex.json", text.into(), &ValidateOptions::default());
     task.unwrap_or_else(|| panic!("{findings:?}"))
@@ -259,7 +292,21 @@ pub(crate) fn compile_shape(
     shape: &Shape,
     task: &Task,
     options: &Options,
-) -> Result<Compiled, Vec<omex_compiler::diagnostic::Diagnostic>> {
+) -> Result<Compiled, Vec<Diagnostic>> {
+    let target = Target {
+        name: "laptop".to_owned(),
+        arch: "x86_64".to_owned(),
+        features: vec!["avx2".to_owned()],
+    };
+    compile_shape_for(shape, task, &target, options)
+}
+
+pub(crate) fn compile_shape_for(
+    shape: &Shape,
+    task: &Task,
+    target: &Target,
+    options: &Options,
+) -> Result<Compiled, Vec<Diagnostic>> {
     let index = shape.packed_index();
     let file_bytes = index.pages.last().map_or(0, |p| p.file_offset + p.bytes);
     let digest: Digest = *blake3::hash(&index.encode()).as_bytes();
@@ -275,11 +322,6 @@ pub(crate) fn compile_shape(
         .inferences()
         .map(|(id, _)| (id, template.clone()))
         .collect();
-    let target = Target {
-        name: "laptop".to_owned(),
-        arch: "x86_64".to_owned(),
-        features: vec!["avx2".to_owned()],
-    };
     compile(
         &Inputs {
             task,
@@ -293,7 +335,7 @@ pub(crate) fn compile_shape(
             tokenizer: &[1, 2, 3],
             end_tokens: &[0, 2],
             prompts: &prompts,
-            target: &target,
+            target,
             cores: 2,
             code_of: &|spec| match spec {
                 omex_kernels::KernelSpec::Matmul { rows, .. } => Some(vec![0xc3; *rows as usize]),
