@@ -1,180 +1,41 @@
 //! Jinja as `transformers` sets it up for chat templates: blocks eat the newline after
 //! them and the white space before them, loops have `break` and `continue`, and values
-//! have Python's methods. Evaluation has fuel and loads nothing.
+//! have Python's methods. minijinja parses, the evaluation is our own: a template is
+//! somebody else's program, and each of its operations has to fit a budget.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
+use minijinja::machinery::ast::Stmt;
+use minijinja::machinery::{Token, parse, tokenize};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Value;
-use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 
-use super::python;
+use super::date::Date;
+use super::eval::Machine;
+use super::value::{self, Budget, Failure, Value};
 use crate::diagnostic::{Code, clean};
 use crate::import::ImportError;
 use crate::tokenizer::Vocabulary;
 
-/// Instructions, and pieces of 64 bytes of data, that one rendering may use; real
-/// templates use some thousands.
-const FUEL: u64 = 1_000_000;
+/// What one rendering may spend: a million steps, or 64 MB of text. Real templates use
+/// some thousands of steps.
+const RENDERING_UNITS: u64 = 64_000_000;
+/// What all renderings of a template may spend.
+const TOTAL_UNITS: u64 = 4_000_000_000;
 /// Largest template source in bytes.
 const SOURCE_BYTES_MAX: usize = 1 << 20;
-const NAME: &str = "chat_template";
+/// Most tokens of one tag, and most branches of one `if`: the parser's recursion, and the
+/// depth of its tree, can grow with both.
+const TAG_TOKENS_MAX: usize = 1000;
+const BRANCHES_MAX: usize = 50;
 
-/// A day, for templates that ask which one it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Date {
-    pub year: u16,
-    /// 1 to 12.
-    pub month: u8,
-    /// 1 to the month's length.
-    pub day: u8,
-}
+/// A chat template's source, ready to be parsed.
+pub struct Source(String);
 
-impl Date {
-    /// Parses `YYYY-MM-DD`; `None` for anything else and for days that do not exist.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let digits = |range: std::ops::Range<usize>| {
-            let part = text.get(range)?;
-            part.bytes()
-                .all(|b| b.is_ascii_digit())
-                .then(|| part.parse().ok())
-                .flatten()
-        };
-        let separated = text.len() == 10
-            && text.is_char_boundary(4)
-            && [4, 7].iter().all(|&i| text.as_bytes()[i] == b'-');
-        let (year, month, day): (u16, u16, u16) = (digits(0..4)?, digits(5..7)?, digits(8..10)?);
-        let date = Self {
-            year,
-            month: month as u8,
-            day: day as u8,
-        };
-        (separated && (1..=12).contains(&month) && (1..=date.month_length()).contains(&day))
-            .then_some(date)
-    }
-
-    fn is_leap(self) -> bool {
-        self.year.is_multiple_of(4)
-            && (!self.year.is_multiple_of(100) || self.year.is_multiple_of(400))
-    }
-
-    fn month_length(self) -> u16 {
-        match self.month {
-            2 => 28 + u16::from(self.is_leap()),
-            4 | 6 | 9 | 11 => 30,
-            _ => 31,
-        }
-    }
-
-    fn day_of_year(self) -> u16 {
-        let before: u16 = (1..self.month)
-            .map(|month| Self { month, ..self }.month_length())
-            .sum();
-        before + u16::from(self.day)
-    }
-
-    /// 0 is Sunday.
-    fn weekday(self) -> usize {
-        let years = u32::from(self.year).max(1) - 1;
-        let days =
-            years * 365 + years / 4 - years / 100 + years / 400 + u32::from(self.day_of_year());
-        days as usize % 7
-    }
-
-    /// C's `strftime` in the C locale, at midnight.
-    fn format(self, format: &str) -> Result<String, Error> {
-        const DAYS: [&str; 7] = [
-            "Sunday",
-            "Monday",
-            "Tuesday",
-            "Wednesday",
-            "Thursday",
-            "Friday",
-            "Saturday",
-        ];
-        const MONTHS: [&str; 12] = [
-            "January",
-            "February",
-            "March",
-            "April",
-            "May",
-            "June",
-            "July",
-            "August",
-            "September",
-            "October",
-            "November",
-            "December",
-        ];
-        let mut out = String::new();
-        let mut chars = format.chars();
-        while let Some(c) = chars.next() {
-            if c != '%' {
-                out.push(c);
-                continue;
-            }
-            let (year, month, day) = (self.year, self.month, self.day);
-            let (weekday, month_name) = (DAYS[self.weekday()], MONTHS[usize::from(month) - 1]);
-            let mut directive = chars.next();
-            // `%-d` and the like: without leading zeros.
-            let bare = directive == Some('-');
-            if bare {
-                directive = chars.next();
-            }
-            let number = |value: u16, width: usize| {
-                if bare {
-                    value.to_string()
-                } else {
-                    format!("{value:0width$}")
-                }
-            };
-            out.push_str(&match directive {
-                Some('Y') => number(year, 4),
-                Some('y') => number(year % 100, 2),
-                Some('m') => number(month.into(), 2),
-                Some('d') => number(day.into(), 2),
-                Some('e') => format!("{day:2}"),
-                Some('j') => number(self.day_of_year(), 3),
-                Some('B') => month_name.to_owned(),
-                Some('b' | 'h') => month_name[..3].to_owned(),
-                Some('A') => weekday.to_owned(),
-                Some('a') => weekday[..3].to_owned(),
-                Some('w') => self.weekday().to_string(),
-                Some('F') => format!("{year:04}-{month:02}-{day:02}"),
-                Some('D' | 'x') => format!("{month:02}/{day:02}/{:02}", year % 100),
-                Some('H' | 'M' | 'S') => number(0, 2),
-                Some('I') => number(12, 2),
-                Some('p') => "AM".to_owned(),
-                Some('T' | 'X') => "00:00:00".to_owned(),
-                Some('R') => "00:00".to_owned(),
-                Some('%') => "%".to_owned(),
-                other => {
-                    let directive = other.map(String::from).unwrap_or_default();
-                    return Err(invalid(format!("strftime_now does not know %{directive}")));
-                }
-            });
-        }
-        Ok(out)
-    }
-}
-
-/// A chat template, ready to be rendered.
-pub struct ChatTemplate {
-    environment: Environment<'static>,
-    source: String,
-    /// The texts of special tokens under the names that templates know.
-    special: BTreeMap<&'static str, String>,
-}
-
-impl ChatTemplate {
+impl Source {
     /// # Errors
-    /// `ChatTemplateInvalid` for a source that is not Jinja.
-    pub fn new(
-        source: &str,
-        vocabulary: &Vocabulary,
-        date: Option<Date>,
-    ) -> Result<Self, ImportError> {
+    /// `ChatTemplateInvalid` for a source that is too large.
+    pub fn new(source: &str) -> Result<Self, ImportError> {
         if source.len() > SOURCE_BYTES_MAX {
             return Err(ImportError::new(
                 Code::ChatTemplateInvalid,
@@ -184,32 +45,38 @@ impl ChatTemplate {
                 ),
             ));
         }
-        let source = without_generation_blocks(source);
-        let mut environment = Environment::new();
-        environment.set_syntax(
+        Ok(Self(without_generation_blocks(source)))
+    }
+}
+
+/// A chat template, ready to be rendered.
+pub struct ChatTemplate<'s> {
+    source: &'s str,
+    tree: Stmt<'s>,
+    date: Option<Date>,
+    /// The texts of special tokens under the names that templates know.
+    special: BTreeMap<&'static str, String>,
+    units_left: Cell<u64>,
+}
+
+impl<'s> ChatTemplate<'s> {
+    /// # Errors
+    /// `ChatTemplateInvalid` for a source that is not Jinja.
+    pub fn new(
+        source: &'s Source,
+        vocabulary: &Vocabulary,
+        date: Option<Date>,
+    ) -> Result<Self, ImportError> {
+        let source = source.0.as_str();
+        let syntax = || {
             SyntaxConfig::builder()
                 .trim_blocks(true)
                 .lstrip_blocks(true)
                 .build()
-                .expect("Jinja's own delimiters are valid"),
-        );
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_fuel(Some(FUEL));
-        environment.set_recursion_limit(100);
-        environment.set_unknown_method_callback(python::method);
-        environment.add_filter("trim", python::trim);
-        environment.add_filter("tojson", python::to_json);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> Result<Value, Error> { Err(invalid(message)) },
-        );
-        if let Some(date) = date {
-            environment.add_function("strftime_now", move |format: String| date.format(&format));
-        }
-        environment
-            .add_template_owned(NAME, source.clone())
-            .map_err(failed)?;
-
+                .expect("Jinja's own delimiters are valid")
+        };
+        check_size(source, syntax())?;
+        let tree = parse(source, "chat_template", syntax()).map_err(unparsed)?;
         let text = |id: Option<u32>| id.map(|id| vocabulary.tokens[id as usize].clone());
         let special = [
             ("bos_token", vocabulary.bos),
@@ -221,9 +88,11 @@ impl ChatTemplate {
         .filter_map(|(name, id)| Some((name, text(id)?)))
         .collect();
         Ok(Self {
-            environment,
             source,
+            tree,
+            date,
             special,
+            units_left: Cell::new(TOTAL_UNITS),
         })
     }
 
@@ -233,29 +102,35 @@ impl ChatTemplate {
     /// # Errors
     /// `ChatTemplateInvalid` when the template fails, raises or runs too long.
     pub fn render(&self, system: Option<&str>, user: &str) -> Result<String, ImportError> {
+        let total = self.units_left.get();
+        let budget = Budget::new(total.min(RENDERING_UNITS));
+        let spent_before = budget.left();
+        let rendered = self.evaluate(system, user, &budget).map_err(failed);
+        self.units_left.set(total - (spent_before - budget.left()));
+        rendered
+    }
+
+    fn evaluate(&self, system: Option<&str>, user: &str, budget: &Budget) -> value::Result<String> {
         let message = |role: &str, content: &str| {
-            let fields = [
-                ("role", Value::from(role)),
-                ("content", Value::from(content)),
-            ];
-            Value::from(BTreeMap::from(fields))
+            let fields = [("role", role), ("content", content)];
+            let fields = fields.map(|(name, value)| (name.into(), value.into()));
+            Value::map(fields.into(), budget)
         };
-        let messages: Vec<Value> = system
-            .map(|text| message("system", text))
-            .into_iter()
-            .chain([message("user", user)])
-            .collect();
-        let mut context: BTreeMap<&'static str, Value> = self
-            .special
-            .iter()
-            .map(|(&name, text)| (name, Value::from(text.as_str())))
-            .collect();
-        context.insert("messages", Value::from(messages));
-        context.insert("add_generation_prompt", Value::from(true));
-        context.insert("tools", Value::from(()));
-        context.insert("documents", Value::from(()));
-        let template = self.environment.get_template(NAME).map_err(failed)?;
-        template.render(Value::from(context)).map_err(failed)
+        let mut messages = Vec::new();
+        if let Some(system) = system {
+            messages.push(message("system", system)?);
+        }
+        messages.push(message("user", user)?);
+        let mut variables = vec![
+            ("messages", Value::list(messages, budget)?),
+            ("add_generation_prompt", true.into()),
+            ("tools", Value::None),
+            ("documents", Value::None),
+        ];
+        for (&name, text) in &self.special {
+            variables.push((name, text.as_str().into()));
+        }
+        Machine::new(budget, self.date, variables).run(&self.tree)
     }
 
     /// Every string literal of the source, and what its escapes may stand for.
@@ -315,22 +190,59 @@ fn without_generation_blocks(source: &str) -> String {
     out
 }
 
-pub(super) fn invalid(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message.into())
+/// Refuses what the parser's recursion could not hold.
+fn check_size(source: &str, syntax: SyntaxConfig) -> Result<(), ImportError> {
+    let mut tag_tokens = 0;
+    let mut starts = false;
+    let mut branches: Vec<usize> = Vec::new();
+    for token in tokenize(source, false, syntax) {
+        let (token, span) = token.map_err(unparsed)?;
+        tag_tokens += 1;
+        match token {
+            Token::BlockStart | Token::VariableStart | Token::TemplateData(_) => tag_tokens = 0,
+            Token::Ident("if") if starts => branches.push(0),
+            Token::Ident("endif") if starts => {
+                branches.pop();
+            }
+            Token::Ident("elif") if starts => {
+                if let Some(count) = branches.last_mut() {
+                    *count += 1;
+                }
+            }
+            _ => {}
+        }
+        starts = matches!(token, Token::BlockStart);
+        let what = if tag_tokens > TAG_TOKENS_MAX {
+            format!("a tag has more than {TAG_TOKENS_MAX} parts")
+        } else if branches.last().is_some_and(|&count| count > BRANCHES_MAX) {
+            format!("an `if` has more than {BRANCHES_MAX} branches")
+        } else {
+            continue;
+        };
+        return Err(failed(Failure {
+            line: Some(span.start_line.into()),
+            what,
+        }));
+    }
+    Ok(())
 }
 
-fn failed(error: Error) -> ImportError {
-    let line = error
-        .line()
-        .map(|line| format!(", line {line}"))
-        .unwrap_or_default();
-    let what = match error.kind() {
-        ErrorKind::OutOfFuel => "it runs too long or makes too much text".to_owned(),
-        _ => match error.detail() {
-            Some(detail) => clean(detail),
+fn unparsed(error: minijinja::Error) -> ImportError {
+    failed(Failure {
+        line: error.line(),
+        what: match error.detail() {
+            Some(detail) => detail.to_owned(),
             None => error.kind().to_string(),
         },
-    };
+    })
+}
+
+fn failed(error: Failure) -> ImportError {
+    let line = error
+        .line
+        .map(|line| format!(", line {line}"))
+        .unwrap_or_default();
+    let what = clean(&error.what);
     let failed = ImportError::new(
         Code::ChatTemplateInvalid,
         format!("the model's chat template fails{line}: {what}"),

@@ -7,15 +7,24 @@
 //! Whatever a template can look for in the input stands as a literal in its source, so
 //! every literal is a probe too.
 
+mod arguments;
+mod date;
+mod eval;
+mod filters;
+mod format;
 mod jinja;
+mod json;
+mod operators;
 mod python;
 #[cfg(test)]
 mod tests;
+mod value;
 
 use omex_plan::prompt::{PromptTemplate, Trim, is_space};
 use omex_runtime::tokenizer::{Scratch, SpecialText, TokenKind, Tokenizer};
 
-pub use jinja::{ChatTemplate, Date};
+pub use date::Date;
+pub use jinja::{ChatTemplate, Source};
 
 use crate::diagnostic::{Code, quoted};
 use crate::import::ImportError;
@@ -54,9 +63,10 @@ pub fn compile(
     request: &Request<'_>,
 ) -> Result<PromptTemplate, ImportError> {
     let (before, after) = split_message(request.message)?;
+    let source = request.chat_template.map(Source::new).transpose()?;
     let prompt = Prompt {
-        chat: request
-            .chat_template
+        chat: source
+            .as_ref()
             .map(|source| ChatTemplate::new(source, vocabulary, request.date))
             .transpose()?,
         system: request.system,
@@ -88,7 +98,7 @@ fn split_message(message: &str) -> Result<(&str, &str), ImportError> {
 
 /// Everything about a prompt but the input.
 struct Prompt<'a> {
-    chat: Option<ChatTemplate>,
+    chat: Option<ChatTemplate<'a>>,
     system: Option<&'a str>,
     before: &'a str,
     after: &'a str,

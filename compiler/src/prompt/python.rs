@@ -1,39 +1,40 @@
-//! Python's methods and filters on Jinja's values, as chat templates use them.
+//! Python's methods on strings, mappings and lists, as chat templates use them.
 
-use std::collections::BTreeMap;
-
-use minijinja::value::{Kwargs, Value, ValueKind, from_args};
-use minijinja::{Error, ErrorKind, State};
 use omex_plan::prompt::is_space;
 
-use super::jinja::invalid;
+use super::arguments::Arguments;
+use super::value::{Budget, Result, SLOT, Value, failure};
 
-/// The methods of strings, mappings and lists that minijinja does not have.
 pub(super) fn method(
-    state: &mut State<'_, '_>,
     value: &Value,
     name: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
-    match value.kind() {
-        ValueKind::String => {
-            let text = value.as_str().unwrap_or_default();
-            // The engine charges for what a method returns, but not for what it reads.
-            state.consume_fuel(text.len() as u64 / 64)?;
-            string(state, text, name, args)
+    mut args: Arguments<'_>,
+    budget: &Budget,
+) -> Result<Value> {
+    let result = match value {
+        Value::Str(text) => {
+            // Every method reads its text, and most make one of about its size.
+            budget.pay_len(text.len(), 4)?;
+            string(text, name, &mut args, budget)?
         }
-        ValueKind::Map => mapping(state, value, name, args),
-        ValueKind::Seq => sequence(value, name, args),
-        _ => Err(Error::from(ErrorKind::UnknownMethod)),
-    }
+        Value::Map(_) => mapping(value, name, &mut args, budget)?,
+        Value::Seq(_) => sequence(value, name, &mut args, budget)?,
+        Value::Loop(_, index) => loop_method(*index, name, &mut args)?,
+        Value::Undefined
+        | Value::None
+        | Value::Bool(_)
+        | Value::Int(_)
+        | Value::Float(_)
+        | Value::Namespace(_)
+        | Value::Macro(_)
+        | Value::Function(_) => None,
+    };
+    args.end(name)?;
+    result.ok_or_else(|| failure(format!("{} has no method `{name}`", value.type_name())))
 }
 
-/// `str.strip` and Jinja's `trim` filter.
-pub(super) fn trim(value: &str, chars: Option<&str>) -> String {
-    strip(value, chars, true, true).to_owned()
-}
-
-fn strip<'a>(text: &'a str, chars: Option<&str>, left: bool, right: bool) -> &'a str {
+/// `str.strip` and its like.
+pub(super) fn strip<'a>(text: &'a str, chars: Option<&str>, left: bool, right: bool) -> &'a str {
     let strips = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
     let text = if left {
         text.trim_start_matches(strips)
@@ -47,160 +48,161 @@ fn strip<'a>(text: &'a str, chars: Option<&str>, left: bool, right: bool) -> &'a
     }
 }
 
-fn string(state: &State<'_, '_>, text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
-    let starts_or_ends = |value: &Value, holds: &dyn Fn(&str) -> bool| -> Result<bool, Error> {
-        match value.as_str() {
-            Some(affix) => Ok(holds(affix)),
-            // Python takes a tuple of alternatives.
-            None => Ok(value.try_iter()?.any(|v| v.as_str().is_some_and(holds))),
-        }
-    };
-    Ok(match name {
+fn string(
+    text: &str,
+    name: &str,
+    args: &mut Arguments<'_>,
+    budget: &Budget,
+) -> Result<Option<Value>> {
+    let all = |holds: fn(char) -> bool| (!text.is_empty() && text.chars().all(holds)).into();
+    Ok(Some(match name {
         "strip" | "lstrip" | "rstrip" => {
-            let (chars,): (Option<&str>,) = from_args(args)?;
-            strip(text, chars, name != "rstrip", name != "lstrip").into()
+            let chars = args.optional_text("chars")?;
+            if let Some(chars) = &chars {
+                budget.pay_len(text.len(), chars.len() as u64)?;
+            }
+            strip(text, chars.as_deref(), name != "rstrip", name != "lstrip").into()
         }
-        "upper" => no_args(args, text.to_uppercase())?,
-        "lower" => no_args(args, text.to_lowercase())?,
-        "title" => no_args(args, title(text))?,
-        "capitalize" => {
-            let mut chars = text.chars();
-            let first: String = chars
-                .next()
-                .into_iter()
-                .flat_map(char::to_uppercase)
-                .collect();
-            no_args(args, first + &chars.as_str().to_lowercase())?
-        }
-        "startswith" => {
-            let (prefix,): (&Value,) = from_args(args)?;
-            starts_or_ends(prefix, &|p| text.starts_with(p))?.into()
-        }
-        "endswith" => {
-            let (suffix,): (&Value,) = from_args(args)?;
-            starts_or_ends(suffix, &|s| text.ends_with(s))?.into()
-        }
+        "upper" => text.to_uppercase().into(),
+        "lower" => text.to_lowercase().into(),
+        "title" => title(text).into(),
+        "capitalize" => capitalize(text).into(),
+        "startswith" => affix(&args.need("prefix")?, budget, |p| text.starts_with(p))?,
+        "endswith" => affix(&args.need("suffix")?, budget, |s| text.ends_with(s))?,
         "removeprefix" => {
-            let (prefix,): (&str,) = from_args(args)?;
-            text.strip_prefix(prefix).unwrap_or(text).into()
+            let prefix = args.text("prefix")?;
+            text.strip_prefix(&*prefix).unwrap_or(text).into()
         }
         "removesuffix" => {
-            let (suffix,): (&str,) = from_args(args)?;
-            text.strip_suffix(suffix).unwrap_or(text).into()
+            let suffix = args.text("suffix")?;
+            text.strip_suffix(&*suffix).unwrap_or(text).into()
         }
         "replace" => {
-            let (from, to, count): (&str, &str, Option<i64>) = from_args(args)?;
-            match count.map(usize::try_from) {
-                Some(Ok(count)) => replace(state, text, from, to, count)?,
-                None | Some(Err(_)) => replace(state, text, from, to, usize::MAX)?,
-            }
+            let (from, to) = (args.text("old")?, args.text("new")?);
+            let count = args.optional_int("count")?;
+            replace(text, &from, &to, count, budget)?
         }
         "split" | "rsplit" => {
-            let (separator, limit, kwargs): (Option<&str>, Option<i64>, Kwargs) = from_args(args)?;
-            let separator = separator.or(kwargs.get("sep")?);
-            let limit = limit
-                .or(kwargs.get("maxsplit")?)
-                .and_then(|n| usize::try_from(n).ok());
-            kwargs.assert_all_used()?;
-            split(text, separator, limit, name == "rsplit")?
+            let separator = args.optional_text("sep")?;
+            let limit = args.optional_int("maxsplit")?;
+            let limit = limit.and_then(|n| usize::try_from(n).ok());
+            let parts = split(text, separator.as_deref(), limit, name == "rsplit")?;
+            list(&parts, false, budget)?
         }
         "splitlines" => {
-            let (keep,): (Option<bool>,) = from_args(args)?;
-            lines(text, keep == Some(true))
+            let keep = args.take("keepends").is_some_and(|v| v.is_true());
+            list(&lines(text, keep), false, budget)?
         }
         "partition" | "rpartition" => {
-            let (separator,): (&str,) = from_args(args)?;
+            let separator = args.text("sep")?;
+            if separator.is_empty() {
+                return Err(failure("empty separator"));
+            }
             let found = if name == "partition" {
-                text.split_once(separator)
+                text.split_once(&*separator)
             } else {
-                text.rsplit_once(separator)
+                text.rsplit_once(&*separator)
             };
-            list(&match (found, name) {
-                (Some((left, right)), _) => [left, separator, right],
+            let parts = match (found, name) {
+                (Some((left, right)), _) => [left, &separator, right],
                 (None, "partition") => [text, "", ""],
                 (None, _) => ["", "", text],
-            })
+            };
+            list(&parts, true, budget)?
         }
         "join" => {
-            let (items,): (&Value,) = from_args(args)?;
-            let mut joined = String::new();
-            for (i, item) in items.try_iter()?.enumerate() {
-                let item = item.to_string();
-                state.consume_fuel(1 + (text.len() + item.len()) as u64 / 64)?;
-                if i > 0 {
-                    joined.push_str(text);
+            let items = args.need("iterable")?.iterate(budget)?;
+            for item in &items {
+                if item.as_str().is_none() {
+                    return Err(failure(format!("join has {}", item.type_name())));
                 }
-                joined.push_str(&item);
             }
-            joined.into()
+            join(&items, text, budget)?
         }
         "find" | "rfind" | "index" | "rindex" => {
-            let (part,): (&str,) = from_args(args)?;
+            let part = args.text("sub")?;
             let place = if name.starts_with('r') {
-                text.rfind(part)
+                text.rfind(&*part)
             } else {
-                text.find(part)
+                text.find(&*part)
             };
             match place {
-                Some(place) => (text[..place].chars().count() as i64).into(),
-                None if name.ends_with("find") => (-1).into(),
-                None => return Err(invalid("substring not found")),
+                Some(place) => text[..place].chars().count().into(),
+                None if name.ends_with("find") => Value::Int(-1),
+                None => return Err(failure("substring not found")),
             }
         }
-        "count" => {
-            let (part,): (&str,) = from_args(args)?;
-            match part {
-                "" => text.chars().count() + 1,
-                part => text.matches(part).count(),
-            }
-            .into()
-        }
-        "isspace" => no_args(args, !text.is_empty() && text.chars().all(is_space))?,
-        "isdigit" | "isdecimal" | "isnumeric" => {
-            no_args(args, !text.is_empty() && text.chars().all(char::is_numeric))?
-        }
-        "isalpha" => no_args(
-            args,
-            !text.is_empty() && text.chars().all(char::is_alphabetic),
-        )?,
-        "isalnum" => no_args(
-            args,
-            !text.is_empty() && text.chars().all(char::is_alphanumeric),
-        )?,
-        "isupper" => no_args(
-            args,
-            text.to_uppercase() == text && text.to_lowercase() != text,
-        )?,
-        "islower" => no_args(
-            args,
-            text.to_lowercase() == text && text.to_uppercase() != text,
-        )?,
-        _ => return Err(Error::from(ErrorKind::UnknownMethod)),
-    })
+        "count" => occurrences(text, &args.text("sub")?).into(),
+        "isspace" => all(is_space),
+        "isdigit" | "isdecimal" | "isnumeric" => all(char::is_numeric),
+        "isalpha" => all(char::is_alphabetic),
+        "isalnum" => all(char::is_alphanumeric),
+        "isupper" => (text.to_uppercase() == text && text.to_lowercase() != text).into(),
+        "islower" => (text.to_lowercase() == text && text.to_uppercase() != text).into(),
+        _ => return Ok(None),
+    }))
 }
 
-fn no_args(args: &[Value], result: impl Into<Value>) -> Result<Value, Error> {
-    from_args::<()>(args).map(|()| result.into())
+/// Python takes one affix or a tuple of alternatives.
+fn affix(value: &Value, budget: &Budget, holds: impl Fn(&str) -> bool) -> Result<Value> {
+    budget.pay(value.weight())?;
+    match value {
+        Value::Str(affix) => Ok(holds(affix).into()),
+        Value::Seq(seq) if seq.is_tuple => {
+            let any = seq.items.iter().any(|v| v.as_str().is_some_and(&holds));
+            Ok(any.into())
+        }
+        other => Err(failure(format!("{} is no affix", other.type_name()))),
+    }
 }
 
-/// `str.replace`, paid for before it is made.
-fn replace(
-    state: &State<'_, '_>,
+fn occurrences(text: &str, part: &str) -> usize {
+    match part {
+        "" => text.chars().count() + 1,
+        part => text.matches(part).count(),
+    }
+}
+
+/// `str.replace`; a negative count is no limit.
+pub(super) fn replace(
     text: &str,
     from: &str,
     to: &str,
-    count: usize,
-) -> Result<Value, Error> {
-    let matches = match from {
-        "" => text.chars().count() + 1,
-        from => text.matches(from).count(),
-    };
-    state.consume_fuel(matches.min(count).saturating_mul(to.len()) as u64 / 64)?;
+    count: Option<i64>,
+    budget: &Budget,
+) -> Result<Value> {
+    budget.pay_len(text.len(), 2)?;
+    let count = count.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+    budget.pay_len(occurrences(text, from).min(count), to.len() as u64)?;
     Ok(text.replacen(from, to, count).into())
 }
 
+/// The texts of `items` with `separator` between them.
+pub(super) fn join(items: &[Value], separator: &str, budget: &Budget) -> Result<Value> {
+    let mut joined = String::new();
+    for (i, item) in items.iter().enumerate() {
+        let item = item.text(budget)?;
+        budget.pay((separator.len() + item.len()) as u64)?;
+        if i > 0 {
+            joined.push_str(separator);
+        }
+        joined.push_str(&item);
+    }
+    Ok(joined.into())
+}
+
+pub(super) fn capitalize(text: &str) -> String {
+    let mut chars = text.chars();
+    let first: String = chars
+        .next()
+        .into_iter()
+        .flat_map(char::to_uppercase)
+        .collect();
+    first + &chars.as_str().to_lowercase()
+}
+
 /// `str.title`: a letter after a letter is lower case.
-fn title(text: &str) -> String {
+pub(super) fn title(text: &str) -> String {
     let mut after_letter = false;
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -214,17 +216,23 @@ fn title(text: &str) -> String {
     out
 }
 
-fn split(
-    text: &str,
+fn list(parts: &[&str], is_tuple: bool, budget: &Budget) -> Result<Value> {
+    budget.pay_len(parts.len(), SLOT)?;
+    let items = parts.iter().map(|&part| part.into()).collect();
+    Value::sequence(items, is_tuple, budget)
+}
+
+fn split<'a>(
+    text: &'a str,
     separator: Option<&str>,
     limit: Option<usize>,
     from_right: bool,
-) -> Result<Value, Error> {
+) -> Result<Vec<&'a str>> {
     let limit = limit.unwrap_or(usize::MAX);
     let mut parts: Vec<&str> = Vec::new();
     let mut rest = text;
     match (separator, from_right) {
-        (Some(""), _) => return Err(invalid("empty separator")),
+        (Some(""), _) => return Err(failure("empty separator")),
         (Some(separator), false) => {
             parts.extend(text.splitn(limit.saturating_add(1), separator));
         }
@@ -242,11 +250,7 @@ fn split(
                         rest = rest[end..].trim_start_matches(is_space);
                     }
                     None => {
-                        parts.push(if parts.len() < limit {
-                            rest.trim_end_matches(is_space)
-                        } else {
-                            rest
-                        });
+                        parts.push(rest);
                         break;
                     }
                 }
@@ -270,15 +274,11 @@ fn split(
             parts.reverse();
         }
     }
-    Ok(list(&parts))
-}
-
-fn list(parts: &[&str]) -> Value {
-    parts.iter().map(|&part| Value::from(part)).collect()
+    Ok(parts)
 }
 
 /// `str.splitlines`.
-fn lines(text: &str, keep_ends: bool) -> Value {
+fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let is_end = |c: char| {
         matches!(
             c,
@@ -299,178 +299,84 @@ fn lines(text: &str, keep_ends: bool) -> Value {
     if !rest.is_empty() {
         parts.push(rest);
     }
-    list(&parts)
+    parts
 }
 
 fn mapping(
-    state: &mut State<'_, '_>,
     value: &Value,
     name: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
-    match name {
+    args: &mut Arguments<'_>,
+    budget: &Budget,
+) -> Result<Option<Value>> {
+    let Value::Map(map) = value else {
+        return Ok(None);
+    };
+    Ok(Some(match name {
         "get" => {
-            let (key, default): (&Value, Option<Value>) = from_args(args)?;
-            let found = value.get_item(key)?;
-            Ok(if found.is_undefined() {
-                default.unwrap_or(Value::from(()))
-            } else {
-                found
-            })
+            let key = args.need("key")?;
+            let default = args.take("default").unwrap_or(Value::None);
+            map.get(&key, budget)?.cloned().unwrap_or(default)
         }
-        "keys" => no_args(args, value.try_iter()?.collect::<Vec<_>>()),
+        "keys" => Value::list(value.iterate(budget)?, budget)?,
         "values" => {
-            let values: Result<Vec<Value>, Error> =
-                value.try_iter()?.map(|key| value.get_item(&key)).collect();
-            no_args(args, values?)
+            budget.pay_len(map.entries.len(), SLOT)?;
+            let values = map.entries.iter().map(|(_, v)| v.clone()).collect();
+            Value::list(values, budget)?
         }
-        "items" => {
-            from_args::<()>(args)?;
-            state.apply_filter("items", std::slice::from_ref(value))
+        "items" => items(value, budget)?,
+        _ => return Ok(None),
+    }))
+}
+
+/// The entries of a mapping as pairs.
+pub(super) fn items(value: &Value, budget: &Budget) -> Result<Value> {
+    match value {
+        Value::Map(map) => {
+            let pairs: Result<Vec<Value>> = map
+                .entries
+                .iter()
+                .map(|(k, v)| Value::sequence(vec![k.clone(), v.clone()], true, budget))
+                .collect();
+            Value::list(pairs?, budget)
         }
-        _ => Err(Error::from(ErrorKind::UnknownMethod)),
+        Value::Undefined => Value::list(Vec::new(), budget),
+        other => Err(failure(format!("{} has no items", other.type_name()))),
     }
 }
 
-fn sequence(value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    match name {
-        "index" => {
-            let (item,): (&Value,) = from_args(args)?;
-            match value.try_iter()?.position(|v| v == *item) {
-                Some(place) => Ok(place.into()),
-                None => Err(invalid("the item is not in the list")),
-            }
-        }
-        "count" => {
-            let (item,): (&Value,) = from_args(args)?;
-            Ok(value.try_iter()?.filter(|v| v == item).count().into())
-        }
-        _ => Err(Error::from(ErrorKind::UnknownMethod)),
-    }
-}
-
-/// `json.dumps(value, ensure_ascii=False, ...)`, as `transformers` defines the filter.
-pub(super) fn to_json(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = kwargs.get("indent")?;
-    let separators: Option<Vec<String>> = kwargs.get("separators")?;
-    let sort_keys: Option<bool> = kwargs.get("sort_keys")?;
-    let ascii: Option<bool> = kwargs.get("ensure_ascii")?;
-    kwargs.assert_all_used()?;
-    let (item, key) = match separators.as_deref() {
-        Some([item, key]) => (item.clone(), key.clone()),
-        Some(_) => return Err(invalid("separators are a pair")),
-        None if indent.is_some() => (",".to_owned(), ": ".to_owned()),
-        None => (", ".to_owned(), ": ".to_owned()),
+fn sequence(
+    value: &Value,
+    name: &str,
+    args: &mut Arguments<'_>,
+    budget: &Budget,
+) -> Result<Option<Value>> {
+    let Value::Seq(seq) = value else {
+        return Ok(None);
     };
-    let style = Json {
-        indent,
-        item,
-        key,
-        sort_keys: sort_keys == Some(true),
-        ascii: ascii == Some(true),
-    };
-    let mut out = String::new();
-    style.write(value, 0, &mut out)?;
-    Ok(out)
+    if !matches!(name, "index" | "count") {
+        return Ok(None);
+    }
+    let wanted = args.need("value")?;
+    let mut places = Vec::new();
+    for (i, item) in seq.items.iter().enumerate() {
+        if item.equals(&wanted, budget)? {
+            places.push(i);
+        }
+    }
+    match (name, places.first()) {
+        ("count", _) => Ok(Some(places.len().into())),
+        (_, Some(&place)) => Ok(Some(place.into())),
+        (_, None) => Err(failure("the item is not in the list")),
+    }
 }
 
-struct Json {
-    indent: Option<usize>,
-    item: String,
-    key: String,
-    sort_keys: bool,
-    ascii: bool,
-}
-
-impl Json {
-    fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
-        if depth > 64 || out.len() > 1 << 24 {
-            return Err(Error::from(ErrorKind::OutOfFuel));
-        }
-        match value.kind() {
-            ValueKind::None => out.push_str("null"),
-            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => out.push_str(&value.to_string()),
-            ValueKind::String => self.string(value.as_str().unwrap_or_default(), out),
-            ValueKind::Seq | ValueKind::Iterable => {
-                let items: Vec<Value> = value.try_iter()?.collect();
-                self.list(['[', ']'], &items, depth, out, |item, out| {
-                    self.write(item, depth + 1, out)
-                })?;
-            }
-            ValueKind::Map => {
-                let mut entries: Vec<(String, Value)> = Vec::new();
-                for key in value.try_iter()? {
-                    entries.push((key.to_string(), value.get_item(&key)?));
-                }
-                if self.sort_keys {
-                    let sorted: BTreeMap<String, Value> = entries.into_iter().collect();
-                    entries = sorted.into_iter().collect();
-                }
-                self.list(['{', '}'], &entries, depth, out, |(key, value), out| {
-                    self.string(key, out);
-                    out.push_str(&self.key);
-                    self.write(value, depth + 1, out)
-                })?;
-            }
-            ValueKind::Undefined | ValueKind::Bytes | ValueKind::Plain | ValueKind::Invalid | _ => {
-                return Err(invalid(format!(
-                    "{} is not JSON serializable",
-                    value.kind()
-                )));
-            }
-        }
-        Ok(())
+fn loop_method(index: usize, name: &str, args: &mut Arguments<'_>) -> Result<Option<Value>> {
+    if name != "cycle" {
+        return Ok(None);
     }
-
-    fn list<T>(
-        &self,
-        [open, close]: [char; 2],
-        items: &[T],
-        depth: usize,
-        out: &mut String,
-        mut write: impl FnMut(&T, &mut String) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let line = |depth: usize, out: &mut String| {
-            if let Some(indent) = self.indent {
-                out.push('\n');
-                out.extend(std::iter::repeat_n(' ', indent.min(64) * depth));
-            }
-        };
-        out.push(open);
-        for (i, item) in items.iter().enumerate() {
-            if i > 0 {
-                out.push_str(&self.item);
-            }
-            line(depth + 1, out);
-            write(item, out)?;
-        }
-        if !items.is_empty() {
-            line(depth, out);
-        }
-        out.push(close);
-        Ok(())
-    }
-
-    fn string(&self, text: &str, out: &mut String) {
-        out.push('"');
-        for c in text.chars() {
-            match c {
-                '"' => out.push_str("\\\""),
-                '\\' => out.push_str("\\\\"),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                '\x08' => out.push_str("\\b"),
-                '\x0c' => out.push_str("\\f"),
-                c if c < ' ' || (self.ascii && !c.is_ascii()) => {
-                    for unit in c.encode_utf16(&mut [0; 2]) {
-                        out.push_str(&format!("\\u{unit:04x}"));
-                    }
-                }
-                c => out.push(c),
-            }
-        }
-        out.push('"');
+    let choices = args.positional();
+    match choices.len() {
+        0 => Err(failure("cycle has nothing to choose from")),
+        n => Ok(Some(choices[index % n].clone())),
     }
 }

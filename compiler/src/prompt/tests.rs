@@ -58,7 +58,8 @@ fn build(source: &str, message: &str) -> Result<PromptTemplate, ImportError> {
 }
 
 fn evaluate(source: &str, date: Option<Date>) -> Result<String, ImportError> {
-    ChatTemplate::new(source, &vocabulary(&CONTROL), date)?.render(Some(" Sys "), "User")
+    let source = Source::new(source)?;
+    ChatTemplate::new(&source, &vocabulary(&CONTROL), date)?.render(Some(" Sys "), "User")
 }
 
 #[test]
@@ -157,7 +158,7 @@ fn other_treatment_of_the_input_is_refused() {
         ("{{ c | title }}", "changes or leaves out"),
         ("{{ c[:200] }}", "in a way of its own"),
         ("{{ c }} {{ c }}", "repeats the input 2 times"),
-        ("{{ c.strip('\\n') }}", "trims something else"),
+        ("{{ c.strip('\\n') }}", "in a way of its own"),
         ("{{ c.strip('ab') }}", "in a way of its own"),
         ("{{ c | replace('<br>', 'x') }}", "in a way of its own"),
         (
@@ -216,8 +217,15 @@ fn runaway_templates_end_with_an_error() {
         "{{ raise_exception('No \u{1b}[31m system') }}",
         "{{ strftime_now('%Y') }}",
         "{{ 'x'.format_map() }}",
+        // Trees that share their branches are small to hold and endless to walk.
+        "{% set ns = namespace(s=[1]) %}{% for i in range(40) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
+        "{% set ns = namespace(s=[1]) %}{% for i in range(40) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s | tojson }}",
+        "{% set ns = namespace(s=[1], t=[1]) %}{% for i in range(40) %}{% set ns.s = [ns.s, ns.s] %}{% set ns.t = [ns.t, ns.t] %}{% endfor %}{{ ns.s == ns.t }}",
+        "{% set ns = namespace(s=[1]) %}{% for i in range(100000) %}{% set ns.s = [ns.s] %}{% endfor %}",
+        "{{ ([('x' * 1000000)] * 1000000) | join }}",
+        "{{ range(2000000) | sum }}",
+        "{% for i in range(1000) %}{% for m in range(1000) | sort(reverse=true) %}{% endfor %}{% endfor %}",
     ] {
-        eprintln!("T {source:.60}");
         let error = evaluate(source, None).expect_err(source);
         assert_eq!(error.code, Code::ChatTemplateInvalid, "{source}");
         assert!(!error.to_string().contains('\u{1b}'), "{source}");
@@ -226,6 +234,19 @@ fn runaway_templates_end_with_an_error() {
     assert!(evaluate(&deep, None).is_err());
     let nested = format!("{{{{ {}1{} }}}}", "(".repeat(60_000), ")".repeat(60_000));
     assert!(evaluate(&nested, None).is_err());
+    for link in ["1+", "not ", "-", "a~", "1 if 0 else "] {
+        let chain = format!("{{{{ {}1 }}}}", link.repeat(80_000));
+        assert!(evaluate(&chain, None).is_err(), "{link}");
+    }
+    for link in [".a", "|trim", "[0]", "()"] {
+        let chain = format!("{{{{ a{} }}}}", link.repeat(80_000));
+        assert!(evaluate(&chain, None).is_err(), "{link}");
+    }
+    let branches = format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(40_000));
+    assert!(evaluate(&branches, None).is_err());
+    // Chains as long as people write them are fine.
+    let chain = format!("{{{{ {}1 }}}}", "1+".repeat(300));
+    assert_eq!(evaluate(&chain, None).as_deref(), Ok("301"));
 }
 
 /// Expectations are what Jinja2 3.1 with transformers' settings prints.
@@ -283,7 +304,7 @@ fn python_is_reproduced() {
         ),
         (
             "[1, {'b': 1, 'a': 2}] | tojson(indent=2)",
-            "[\n  1,\n  {\n    \"a\": 2,\n    \"b\": 1\n  }\n]",
+            "[\n  1,\n  {\n    \"b\": 1,\n    \"a\": 2\n  }\n]",
         ),
         ("[] | tojson(indent=2)", "[]"),
         ("'é\\n' | tojson(ensure_ascii=true)", "\"\\u00e9\\n\""),
