@@ -4,7 +4,7 @@ mod common;
 
 use std::process::Command;
 
-use common::{Scratch, ok, root, smollm2};
+use common::{Scratch, fails, ok, root, smollm2};
 
 const BYTES_MAX: u64 = 3 << 19;
 
@@ -60,23 +60,39 @@ fn it_is_small_and_runs_trusted_plans_only() {
 
     let scratch = Scratch::new("small");
     let fields = r#""model_requirements": {"max_sequence_tokens": 256},"#;
-    let plan = scratch.build(&smollm2(), "plan.bin", fields, &[]);
-    let run = |home: &str| {
+    let plan = scratch.build(&smollm2(), "plan.bin", fields, &["--sign"]);
+    let small = |home: &str, arguments: &[&str]| {
         let mut command = Command::new(&small);
-        command.env("OMEX_HOME", scratch.path(home));
+        command.env("OMEX_HOME", scratch.path(home)).args(arguments);
         command
-            .arg("run")
-            .arg(&plan)
-            .args(["-p", "Say hello.", "-n", "8"]);
+    };
+    let prompt = ["-p", "Say hello.", "-n", "8"];
+    let run = |home: &str| {
+        let mut command = small(home, &["run"]);
+        command.arg(&plan).args(prompt);
         command.arg("--model-dir").arg(scratch.path("home/cache"));
         command
     };
     let mut full = scratch.omex();
-    let full = ok(full
-        .arg("run")
-        .arg(&plan)
-        .args(["-p", "Say hello.", "-n", "8"]));
-    assert_eq!(ok(&mut run("home")).stdout, full.stdout, "the same text");
-    let refusal = common::fails(&mut run("elsewhere"), 7);
+    let full = ok(full.arg("run").arg(&plan).args(prompt)).stdout;
+    assert_eq!(ok(&mut run("home")).stdout, full, "the same text");
+
+    // Elsewhere the code is unknown, until its signer is trusted.
+    let refusal = fails(&mut run("elsewhere"), 7);
     assert!(refusal.contains("omex trust add"), "{refusal}");
+    let secret = std::fs::read_to_string(scratch.path("home/trust/signing.key")).unwrap();
+    let key = public_key(secret.trim());
+    ok(&mut small("elsewhere", &["trust", "add", &key, "builder"]));
+    assert_eq!(ok(&mut run("elsewhere")).stdout, full, "the same text");
+    let signature = scratch.path("plan.bin.sig");
+    let text = std::fs::read_to_string(&signature).unwrap();
+    std::fs::write(&signature, text.replace(&text[..2], "00")).unwrap();
+    fails(&mut run("elsewhere"), 7);
+}
+
+fn public_key(secret: &str) -> String {
+    let secret = blake3::Hash::from_hex(secret).unwrap();
+    let key = ed25519_dalek::SigningKey::from_bytes(secret.as_bytes());
+    let key = *key.verifying_key().as_bytes();
+    blake3::Hash::from(key).to_hex().to_string()
 }

@@ -28,6 +28,7 @@ use serde_json::json;
 
 use super::container::{ContainerText, read};
 use super::output::{Failure, Output, Progress, bytes};
+use super::sign::Signer;
 use super::{emit, model, places, targets};
 
 /// What a plan is compiled from and for.
@@ -79,6 +80,10 @@ pub struct BuildArgs {
     /// Put the packed model into the plan
     #[arg(long)]
     bundle: bool,
+    /// Sign the plan for devices that trust the key; without a file the key
+    /// that is kept beside the trust lists, made at its first use
+    #[arg(long, value_name = "KEYFILE", num_args = 0..=1, require_equals = true)]
+    sign: Option<Option<PathBuf>>,
     /// Print one JSON object about the plan
     #[arg(long)]
     json: bool,
@@ -127,6 +132,7 @@ pub(crate) fn prepare(
 
 pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
     let request = Request::new(&args.container, &args.compile, output)?;
+    let signer = signer(args)?;
     let destination = if args.cached {
         let plan = request.cached_plan(args.bundle)?;
         if plan.is_file() {
@@ -145,6 +151,9 @@ pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
     }
     write_plan(&built, bundle, &destination)?;
     trust(&built.compiled)?;
+    if let Some(signer) = &signer {
+        signer.sign(&destination)?;
+    }
     for stage in &args.emit {
         let isa = request.target.isa.as_ref();
         let text = emit::text(*stage, &built.compiled, isa);
@@ -153,7 +162,7 @@ pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
     if args.cached {
         return print_path(&destination);
     }
-    report(args, &built, &destination)
+    report(args, &built, &destination, signer.as_ref())
 }
 
 /// A valid task with its target, model and cache.
@@ -169,6 +178,15 @@ struct Request<'a> {
 /// Compiles a container without writing a plan.
 pub fn compile(container: &Path, args: &CompileArgs, output: &Output) -> Result<Built, Failure> {
     Request::new(container, args, output)?.compile(output)
+}
+
+fn signer(args: &BuildArgs) -> Result<Option<Signer>, Failure> {
+    let path = match &args.sign {
+        None => return Ok(None),
+        Some(Some(path)) => path.clone(),
+        Some(None) => places()?.trust.join("signing.key"),
+    };
+    Signer::open(&path).map(Some)
 }
 
 fn print_path(path: &Path) -> Result<(), Failure> {
@@ -457,7 +475,12 @@ fn trust(compiled: &Compiled) -> Result<(), Failure> {
     Ok(())
 }
 
-fn report(args: &BuildArgs, built: &Built, path: &Path) -> Result<(), Failure> {
+fn report(
+    args: &BuildArgs,
+    built: &Built,
+    path: &Path,
+    signer: Option<&Signer>,
+) -> Result<(), Failure> {
     let plan = &built.compiled.plan;
     let id = blake3::Hash::from(plan.result_id).to_hex();
     let size = std::fs::metadata(path).map_or(0, |m| m.len());
@@ -475,6 +498,7 @@ fn report(args: &BuildArgs, built: &Built, path: &Path) -> Result<(), Failure> {
             "rss_peak_bytes": plan.memory.rss_peak_bytes(),
             "charge_peak_bytes": plan.memory.charge_peak_bytes(),
             "result_id": id.as_str(),
+            "public_key": signer.map(Signer::public_key),
         });
         writeln!(std::io::stdout(), "{object}")?;
         return Ok(());
@@ -489,5 +513,9 @@ fn report(args: &BuildArgs, built: &Built, path: &Path) -> Result<(), Failure> {
         bytes(plan.memory.charge_peak_bytes()),
         &id.as_str()[..16],
     );
+    if let Some(signer) = signer {
+        let key = signer.public_key();
+        eprintln!("signed; a device runs it after `omex trust add {key}`");
+    }
     Ok(())
 }

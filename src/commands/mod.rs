@@ -11,6 +11,7 @@ mod model;
 pub mod output;
 mod plan_file;
 pub mod report;
+mod sign;
 pub mod targets;
 pub mod tokenize;
 pub mod validate;
