@@ -15,7 +15,7 @@ pub(crate) enum Stage {
     Schedule,
     /// Every slot with its place and lifetime
     Arena,
-    /// The generated kernels in cranelift's IR
+    /// The kernels in cranelift's IR, whichever back end made the plan's code
     Clif,
     /// The generated kernels' instructions
     Asm,

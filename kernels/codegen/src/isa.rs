@@ -83,6 +83,7 @@ features! {
     Avx512Vnni, X86_64, "avx512vnni", Some("has_avx512vnni"), "avx512vnni";
     Dotprod, Aarch64, "dotprod", Some("has_dotprod"), "dotprod";
     I8mm, Aarch64, "i8mm", Some("has_i8mm"), "i8mm";
+    F16c, X86_64, "f16c", None, "f16c";
 }
 
 impl Feature {

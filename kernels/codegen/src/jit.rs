@@ -4,9 +4,7 @@
 //! file of the crate that may use `unsafe`.
 #![allow(unsafe_code)]
 
-use crate::clif::Target;
 use crate::{Isa, Unsupported};
-use cranelift_codegen::Context;
 use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::{Linkage, Module, ModuleError, default_libcall_names};
 use omex_kernels::KernelSpec;
@@ -89,23 +87,19 @@ impl Drop for JitCode {
 /// executable memory.
 pub fn compile_all(specs: &[KernelSpec]) -> Result<JitCode, Error> {
     let isa = Isa::host().ok_or(Error::Architecture)?;
-    let target = Target::new(&isa)?;
-    let functions = specs
-        .iter()
-        .map(|spec| target.function(spec))
-        .collect::<Result<Vec<_>, Unsupported>>()?;
-    let signature = target.signature();
-    let builder = JITBuilder::with_isa(target.into_cranelift(), default_libcall_names());
+    let blobs = crate::compile_all(specs, &isa)?;
+    let builder = JITBuilder::with_isa(isa.cranelift(), default_libcall_names());
     // From here on the owner frees what the module allocates, on errors too.
     let mut code = JitCode {
         module: Some(JITModule::new(builder)),
         entries: Vec::new(),
     };
     let module = code.module.as_mut().expect("made above");
-    let mut ids = Vec::with_capacity(functions.len());
-    for (i, function) in functions.into_iter().enumerate() {
+    let signature = module.make_signature();
+    let mut ids = Vec::with_capacity(blobs.len());
+    for (i, blob) in blobs.iter().enumerate() {
         let id = module.declare_function(&format!("kernel{i}"), Linkage::Local, &signature)?;
-        module.define_function(id, &mut Context::for_function(function))?;
+        module.define_function_bytes(id, blob.align as u64, &blob.code, &[])?;
         ids.push(id);
     }
     module.finalize_definitions()?;
@@ -113,8 +107,8 @@ pub fn compile_all(specs: &[KernelSpec]) -> Result<JitCode, Error> {
         .into_iter()
         .map(|id| {
             let address = module.get_finalized_function(id);
-            // SAFETY: the address is that of a function which was compiled with
-            // the signature of `Entry` and the platform's calling convention.
+            // SAFETY: the address is that of a blob's code, which follows the
+            // signature of `Entry` and the platform's calling convention.
             unsafe { std::mem::transmute::<*const u8, Entry>(address) }
         })
         .collect();

@@ -9,6 +9,7 @@ mod clif;
 pub mod isa;
 #[cfg(feature = "jit")]
 pub mod jit;
+mod wide;
 
 pub use isa::{Arch, Feature, Features, Isa};
 use omex_kernels::KernelSpec;
@@ -50,26 +51,79 @@ impl fmt::Display for Unsupported {
 
 impl std::error::Error for Unsupported {}
 
-/// Generates the code of `spec` for `isa`.
+/// What makes code from kernel specifications.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BackEnd {
+    /// 128-bit vectors on every architecture.
+    Cranelift,
+    /// 256 and 512 bits on x86-64.
+    Wide,
+}
+
+/// A back end, set up for an instruction set.
+trait Target {
+    fn compile(&self, spec: &KernelSpec) -> Result<CodeBlob, Unsupported>;
+    fn asm_text(&self, spec: &KernelSpec) -> Result<String, Unsupported>;
+}
+
+impl BackEnd {
+    pub const ALL: [BackEnd; 2] = [BackEnd::Cranelift, BackEnd::Wide];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            BackEnd::Cranelift => "cranelift",
+            BackEnd::Wide => "wide",
+        }
+    }
+
+    /// The one with the widest vectors of `isa`.
+    pub fn for_isa(isa: &Isa) -> BackEnd {
+        match wide::Target::new(isa) {
+            Ok(_) => BackEnd::Wide,
+            Err(_) => BackEnd::Cranelift,
+        }
+    }
+
+    fn target(self, isa: &Isa) -> Result<Box<dyn Target>, Unsupported> {
+        Ok(match self {
+            BackEnd::Cranelift => Box::new(clif::Target::new(isa)?),
+            BackEnd::Wide => Box::new(wide::Target::new(isa)?),
+        })
+    }
+
+    /// As [`compile`], with this back end.
+    pub fn compile(self, spec: &KernelSpec, isa: &Isa) -> Result<CodeBlob, Unsupported> {
+        self.target(isa)?.compile(spec)
+    }
+
+    /// As [`asm_text`], with this back end.
+    pub fn asm_text(self, spec: &KernelSpec, isa: &Isa) -> Result<String, Unsupported> {
+        self.target(isa)?.asm_text(spec)
+    }
+}
+
+/// Generates the code of `spec` for `isa`, with the back end that has the widest
+/// vectors for it.
 ///
 /// Errors: the kernel is not a matmul, breaks a rule of `validate`, or `isa` is
 /// below the baseline (SSE4.1 on x86-64).
 pub fn compile(spec: &KernelSpec, isa: &Isa) -> Result<CodeBlob, Unsupported> {
-    clif::Target::new(isa)?.compile(spec)
+    BackEnd::for_isa(isa).compile(spec, isa)
 }
 
 /// Generates several kernels for one target, sharing its set-up.
 pub fn compile_all(specs: &[KernelSpec], isa: &Isa) -> Result<Vec<CodeBlob>, Unsupported> {
-    let target = clif::Target::new(isa)?;
+    let target = BackEnd::for_isa(isa).target(isa)?;
     specs.iter().map(|spec| target.compile(spec)).collect()
 }
 
-/// The kernel in cranelift's intermediate representation.
-pub fn clif_text(spec: &KernelSpec, isa: &Isa) -> Result<String, Unsupported> {
-    clif::Target::new(isa)?.clif_text(spec)
+/// The instructions that [`compile`] makes, one per line.
+pub fn asm_text(spec: &KernelSpec, isa: &Isa) -> Result<String, Unsupported> {
+    BackEnd::for_isa(isa).asm_text(spec, isa)
 }
 
-/// The kernel in cranelift's disassembly: one line per instruction, blocks labelled.
-pub fn asm_text(spec: &KernelSpec, isa: &Isa) -> Result<String, Unsupported> {
-    clif::Target::new(isa)?.asm_text(spec)
+/// The kernel in cranelift's intermediate representation, which only that back
+/// end has.
+pub fn clif_text(spec: &KernelSpec, isa: &Isa) -> Result<String, Unsupported> {
+    clif::Target::new(isa)?.clif_text(spec)
 }

@@ -1,9 +1,17 @@
-//! What the generated code is made of, as a committed table: a rise of
-//! spills, a lost dot instruction or grown code shows in review.
+//! What the code of the cranelift back end is made of, as a committed table: a
+//! rise of spills, a lost dot instruction or grown code shows in review.
 
-use omex_codegen::{Arch, Feature, Isa, asm_text, clif_text, compile};
+use omex_codegen::{Arch, BackEnd, CodeBlob, Feature, Isa, Unsupported, clif_text};
 use omex_kernels::{KernelSpec, WeightFormat};
 use std::fmt::Write;
+
+fn compile(spec: &KernelSpec, isa: &Isa) -> Result<CodeBlob, Unsupported> {
+    BackEnd::Cranelift.compile(spec, isa)
+}
+
+fn asm_text(spec: &KernelSpec, isa: &Isa) -> Result<String, Unsupported> {
+    BackEnd::Cranelift.asm_text(spec, isa)
+}
 
 fn levels() -> Vec<(&'static str, Isa)> {
     use Feature::*;

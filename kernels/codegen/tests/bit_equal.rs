@@ -1,31 +1,42 @@
-//! Generated code equals the scalar reference bit for bit, at every ISA level
-//! that this CPU can execute.
+//! Generated code equals the scalar reference bit for bit, for every back end at
+//! every ISA level that this CPU can execute.
 
 mod support;
 
-use omex_codegen::{Arch, CodeBlob, Feature, Isa, compile};
+use omex_codegen::{Arch, BackEnd, CodeBlob, Feature, Isa};
 use omex_kernels::{KernelSpec, WeightFormat, pad_to_panel};
 use support::exec::Executable;
 use support::{Data, Random, pack, random_q8, random_rows};
 
-/// The levels between which generated code differs.
-fn isas() -> Vec<Isa> {
+/// The levels between which generated code differs, and what generates it.
+fn targets() -> Vec<(BackEnd, Isa)> {
     use Feature::*;
-    let Some(host) = Isa::host().filter(|h| h.arch == Arch::X86_64) else {
-        return Isa::host().into_iter().collect();
+    let Some(host) = Isa::host() else {
+        return Vec::new();
     };
+    if host.arch != Arch::X86_64 {
+        return vec![(BackEnd::Cranelift, host)];
+    }
     let sse: &[Feature] = &[Ssse3, Sse41];
-    let avx2: &[Feature] = &[Ssse3, Sse41, Sse42, Avx, Avx2];
+    let avx2: &[Feature] = &[Ssse3, Sse41, Sse42, Avx, Avx2, F16c];
     let levels = [
         sse.to_vec(),
         avx2.to_vec(),
         [avx2, &[AvxVnni]].concat(),
+        [avx2, &[Avx512F, Avx512Vl, Avx512Vnni]].concat(),
+        [avx2, &[Avx512F, Avx512Bw]].concat(),
         [avx2, &[Avx512F, Avx512Bw, Avx512Vl, Avx512Vnni]].concat(),
     ];
-    levels
+    let levels = levels
         .into_iter()
         .map(|features| Isa::new(Arch::X86_64, features))
-        .filter(|isa| isa.features.without(host.features).is_empty())
+        .filter(|isa| isa.features.without(host.features).is_empty());
+    levels
+        .flat_map(|isa| {
+            let wide = BackEnd::for_isa(&isa) == BackEnd::Wide;
+            let wide = wide.then_some((BackEnd::Wide, isa));
+            [(BackEnd::Cranelift, isa)].into_iter().chain(wide)
+        })
         .collect()
 }
 
@@ -113,7 +124,13 @@ impl Case {
         )
     }
 
-    fn check(&self, isa: &Isa, blob: &CodeBlob, inputs: &Inputs, expected: &[f32]) {
+    fn check(
+        &self,
+        (back_end, isa): (BackEnd, Isa),
+        blob: &CodeBlob,
+        inputs: &Inputs,
+        expected: &[f32],
+    ) {
         let got = Executable::new(blob).matmul(
             &self.spec(),
             self.columns,
@@ -129,11 +146,12 @@ impl Case {
             );
             assert!(
                 expected.is_finite() && got.to_bits() == expected.to_bits(),
-                "{:?}, {} columns, {:?}, seed {}, {:?}: row {r}, column {c} is {got:e}, not {expected:e}",
+                "{:?}, {} columns, {:?}, seed {}, {} {:?}: row {r}, column {c} is {got:e}, not {expected:e}",
                 self.spec(),
                 self.columns,
                 self.data,
                 self.seed,
+                back_end.name(),
                 isa.features.iter().map(Feature::name).collect::<Vec<_>>(),
             );
         }
@@ -208,14 +226,14 @@ mod reference {
 }
 
 fn check_all(cases: &[Case]) {
-    let isas = isas();
-    assert!(!isas.is_empty(), "no ISA level is executable here");
+    let targets = targets();
+    assert!(!targets.is_empty(), "no ISA level is executable here");
     for case in cases {
         let inputs = case.inputs();
         let expected = case.expected(&inputs);
-        for isa in &isas {
-            let blob = compile(&case.spec(), isa).unwrap();
-            case.check(isa, &blob, &inputs, &expected);
+        for &(back_end, isa) in &targets {
+            let blob = back_end.compile(&case.spec(), &isa).unwrap();
+            case.check((back_end, isa), &blob, &inputs, &expected);
         }
     }
 }
@@ -297,7 +315,7 @@ fn large_random() {
 fn every_row_and_column_count() {
     for format in [WeightFormat::Q4_1, WeightFormat::Q8_0, WeightFormat::F32] {
         for rows in 1..=40 {
-            let blobs = isas().into_iter().map(|isa| {
+            let blobs = targets().into_iter().map(|(back_end, isa)| {
                 let spec = KernelSpec::Matmul {
                     format,
                     rows,
@@ -305,7 +323,7 @@ fn every_row_and_column_count() {
                     bias: true,
                     residual: true,
                 };
-                (compile(&spec, &isa).unwrap(), isa)
+                (back_end.compile(&spec, &isa).unwrap(), (back_end, isa))
             });
             let blobs: Vec<_> = blobs.collect();
             for columns in 1..=9 {
@@ -321,8 +339,8 @@ fn every_row_and_column_count() {
                 };
                 let inputs = case.inputs();
                 let expected = case.expected(&inputs);
-                for (blob, isa) in &blobs {
-                    case.check(isa, blob, &inputs, &expected);
+                for (blob, target) in &blobs {
+                    case.check(*target, blob, &inputs, &expected);
                 }
             }
         }

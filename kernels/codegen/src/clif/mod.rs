@@ -47,20 +47,15 @@ impl Target {
         })
     }
 
-    #[cfg(feature = "jit")]
-    pub(crate) fn into_cranelift(self) -> OwnedTargetIsa {
-        self.cranelift
-    }
-
     /// The kernel's signature: one pointer, nothing back.
-    pub(crate) fn signature(&self) -> Signature {
+    fn signature(&self) -> Signature {
         let mut signature = Signature::new(self.cranelift.default_call_conv());
         signature.params.push(AbiParam::new(types::I64));
         signature
     }
 
     /// Builds the function of a kernel.
-    pub(crate) fn function(&self, spec: &KernelSpec) -> Result<Function, Unsupported> {
+    fn function(&self, spec: &KernelSpec) -> Result<Function, Unsupported> {
         spec.validate().map_err(Unsupported::Invalid)?;
         let KernelSpec::Matmul {
             format,
@@ -105,7 +100,13 @@ impl Target {
         Ok(context.take_compiled_code().expect("compiled above"))
     }
 
-    pub(crate) fn compile(&self, spec: &KernelSpec) -> Result<CodeBlob, Unsupported> {
+    pub(crate) fn clif_text(&self, spec: &KernelSpec) -> Result<String, Unsupported> {
+        Ok(self.function(spec)?.display().to_string())
+    }
+}
+
+impl crate::Target for Target {
+    fn compile(&self, spec: &KernelSpec) -> Result<CodeBlob, Unsupported> {
         let compiled = self.compile_function(spec, false)?;
         Ok(CodeBlob {
             code: compiled.buffer.data().to_vec(),
@@ -114,11 +115,7 @@ impl Target {
         })
     }
 
-    pub(crate) fn clif_text(&self, spec: &KernelSpec) -> Result<String, Unsupported> {
-        Ok(self.function(spec)?.display().to_string())
-    }
-
-    pub(crate) fn asm_text(&self, spec: &KernelSpec) -> Result<String, Unsupported> {
+    fn asm_text(&self, spec: &KernelSpec) -> Result<String, Unsupported> {
         let compiled = self.compile_function(spec, true)?;
         Ok(compiled.vcode.expect("a disassembly was asked for"))
     }
