@@ -133,6 +133,12 @@ pub const fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(x + x) + 1.0)
 }
 
+/// `cap * tanh(x / cap)`, for cap > 0.
+#[inline(always)]
+pub const fn softcap(x: f32, cap: f32) -> f32 {
+    cap * tanh(x / cap)
+}
+
 /// GELU in its tanh form (Hendrycks and Gimpel, arXiv 1606.08415).
 #[inline(always)]
 pub const fn gelu_tanh(x: f32) -> f32 {

@@ -4,8 +4,9 @@
 mod common;
 
 use common::naive::Naive;
-use common::{Folder, Options, Random, Tiny, threads};
+use common::{Folder, Options, Random, Style, Tiny, threads};
 use omex_kernels::WeightFormat;
+use omex_kernels::spec::KvFormat;
 use omex_runtime::Session;
 
 fn bits(logits: &[f32]) -> Vec<u32> {
@@ -20,10 +21,18 @@ fn tokens(tiny: &Tiny, count: usize) -> Vec<u32> {
 
 #[test]
 fn logits_are_those_of_the_naive_evaluation() {
-    for (format, tied) in [(WeightFormat::Q8_0, true), (WeightFormat::F32, false)] {
+    use {KvFormat::*, Style::*, WeightFormat::F32, WeightFormat::Q8_0};
+    for (format, tied, style, kv) in [
+        (Q8_0, true, Plain, F16),
+        (F32, false, Plain, F16),
+        (Q8_0, false, Capped, F16),
+        (F32, true, Capped, Q8),
+    ] {
         let options = Options {
             format,
             tied,
+            style,
+            kv,
             ..Options::default()
         };
         let tiny = Tiny::new(options);
@@ -34,7 +43,7 @@ fn logits_are_those_of_the_naive_evaluation() {
         assert!(distinct.len() > 140, "the model ignores its input");
         for read in [false, true] {
             let tiny = Tiny::new(Options { read, ..options });
-            let folder = Folder::new(&format!("engine-{}-{read}", format.name()));
+            let folder = Folder::new(&format!("engine-{}-{style:?}-{read}", format.name()));
             let plan = tiny.write(&folder.0);
             for (thread_count, chunk) in [(1, 1), (1, 64), (2, 7), (3, 64), (4, 33)] {
                 let mut session = Session::load(&plan, &threads(thread_count)).unwrap();

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use omex_grammar::ir::Literal;
 use omex_kernels::WeightFormat;
-use omex_kernels::spec::{Activation, F32, GateFunction, Rope, RopePairing, TableLayout};
+use omex_kernels::spec::{
+    Activation, F32, GateFunction, KvFormat, NormKind, Rope, RopePairing, TableLayout,
+};
 
 /// Enums that are written as one word.
 pub(crate) trait Word: Copy + Sized + 'static {
@@ -62,6 +64,28 @@ impl Word for GateFunction {
         match self {
             GateFunction::Silu => "silu",
             GateFunction::GeluTanh => "gelu_tanh",
+        }
+        .to_owned()
+    }
+}
+
+impl Word for NormKind {
+    const ALL: &'static [Self] = &[NormKind::Rms, NormKind::Layer];
+    fn word(self) -> String {
+        match self {
+            NormKind::Rms => "rms",
+            NormKind::Layer => "layer",
+        }
+        .to_owned()
+    }
+}
+
+impl Word for KvFormat {
+    const ALL: &'static [Self] = &[KvFormat::F16, KvFormat::Q8];
+    fn word(self) -> String {
+        match self {
+            KvFormat::F16 => "f16",
+            KvFormat::Q8 => "q8",
         }
         .to_owned()
     }

@@ -6,7 +6,7 @@
 //! [`crate::passes::select`] every computation is a [`KernelSpec`]. Operands
 //! stand in the order in which the kernel of the same name takes them.
 
-use omex_kernels::spec::{Activation, F32, GateFunction, Rope, TableLayout};
+use omex_kernels::spec::{Activation, F32, GateFunction, KvFormat, NormKind, Rope, TableLayout};
 use omex_kernels::{KernelSpec, WeightFormat};
 
 /// What a value is.
@@ -32,6 +32,7 @@ pub enum Type {
         kv_heads: u32,
         head_dim: u32,
         ring: u32,
+        format: KvFormat,
     },
 }
 
@@ -106,12 +107,28 @@ pub enum Op {
     Embed {
         scale: F32,
     },
-    /// (frequencies): cosines and sines of the pass's positions.
-    RopeTable,
-    /// (x, weight)
-    RmsNorm {
+    /// (frequencies): cosines and sines of the pass's positions, times `scale`.
+    RopeTable {
+        scale: F32,
+    },
+    /// (x, weight, bias if `bias`, residual if `residual`)
+    Norm {
+        kind: NormKind,
+        eps: F32,
+        bias: bool,
+        residual: bool,
+        output: Activation,
+    },
+    /// (x, weight, residual, next weight): an RMSNorm of `residual` plus the
+    /// RMSNorm of x.
+    NormAddNorm {
         eps: F32,
         output: Activation,
+    },
+    /// (x, weight): RMSNorm of every head of `head_dim` elements.
+    HeadNorm {
+        eps: F32,
+        head_dim: u32,
     },
     /// (x): f32 to int8.
     Quantize,
@@ -127,18 +144,22 @@ pub enum Op {
         rope: Rope,
         head_dim: u32,
     },
-    /// (k, v, table if `rope`)
+    /// (k, v, norm weight if `norm`, table if `rope`)
     KvStore {
         kv_heads: u32,
         head_dim: u32,
         ring: u32,
+        format: KvFormat,
+        norm: Option<F32>,
         rope: Option<Rope>,
     },
-    /// (q, table if `rope`, kv)
+    /// (q, norm weight if `norm`, table if `rope`, kv)
     Attention {
         heads: u32,
         window: u32,
         scale: F32,
+        softcap: Option<F32>,
+        norm: Option<F32>,
         rope: Option<Rope>,
         output: Activation,
     },
@@ -152,6 +173,10 @@ pub enum Op {
     Gate {
         function: GateFunction,
         output: Activation,
+    },
+    /// (x): `cap * tanh(x / cap)`
+    Softcap {
+        cap: F32,
     },
 
     /// The operands are the kernel's arguments in order, without its output;
@@ -213,8 +238,10 @@ impl Op {
             }
             Op::SelectColumn => OpClass::View,
             Op::Embed { .. }
-            | Op::RopeTable
-            | Op::RmsNorm { .. }
+            | Op::RopeTable { .. }
+            | Op::Norm { .. }
+            | Op::NormAddNorm { .. }
+            | Op::HeadNorm { .. }
             | Op::Quantize
             | Op::Matmul { .. }
             | Op::AddBias
@@ -225,7 +252,8 @@ impl Op {
             | Op::Mul
             | Op::Silu
             | Op::GeluTanh
-            | Op::Gate { .. } => OpClass::Semantic,
+            | Op::Gate { .. }
+            | Op::Softcap { .. } => OpClass::Semantic,
             Op::Kernel(_) => OpClass::Kernel,
         }
     }
@@ -276,7 +304,7 @@ impl Op {
                 let (_, _, k) = matrix(table, None)?;
                 Ok(f32s(k))
             }
-            Op::RopeTable => {
+            Op::RopeTable { scale: _ } => {
                 let [frequencies] = arity(types)?;
                 match frequencies {
                     Type::Frequencies { pairs } => Ok(f32s(pairs.saturating_mul(2))),
@@ -287,11 +315,37 @@ impl Op {
                     | Type::Kv { .. } => Err(format!("expected frequencies, found {frequencies}")),
                 }
             }
-            Op::RmsNorm { eps: _, output } => {
-                let [x, weight] = arity(types)?;
+            Op::Norm {
+                kind: _,
+                eps: _,
+                bias,
+                residual,
+                output,
+            } => {
+                let len = f32_len(*types.first().ok_or("expected columns")?)?;
+                let vector = Type::Vector { len };
+                let mut expected = vec![f32s(len), vector];
+                expected.extend(bias.then_some(vector));
+                expected.extend(residual.then_some(f32s(len)));
+                expect_all(types, &expected)?;
+                quantizable(output, len)
+            }
+            Op::NormAddNorm { eps: _, output } => {
+                let [x, weight, residual, next] = arity(types)?;
                 let len = f32_len(x)?;
                 expect(weight, Type::Vector { len })?;
+                expect(residual, x)?;
+                expect(next, weight)?;
                 quantizable(output, len)
+            }
+            Op::HeadNorm { eps: _, head_dim } => {
+                let [x, weight] = arity(types)?;
+                expect(weight, Type::Vector { len: head_dim })?;
+                let len = f32_len(x)?;
+                if head_dim == 0 || !len.is_multiple_of(head_dim) {
+                    return Err(format!("{len} elements are no heads of {head_dim}"));
+                }
+                Ok(x)
             }
             Op::Quantize => {
                 let [x] = arity(types)?;
@@ -344,20 +398,17 @@ impl Op {
                 kv_heads,
                 head_dim,
                 ring,
+                format,
+                norm,
                 rope,
             } => {
-                let x = f32s(kv_heads.saturating_mul(head_dim));
-                let mut expected = vec![x, x];
-                expected.extend(rope.map(|r| f32s(r.pairs.saturating_mul(2))));
+                let (expected, kv) = kv_store_types(kv_heads, head_dim, ring, format, norm, rope);
                 expect_all(types, &expected)?;
-                Ok(Type::Kv {
-                    kv_heads,
-                    head_dim,
-                    ring,
-                })
+                Ok(kv)
             }
             Op::Attention {
                 heads,
+                norm,
                 rope,
                 output,
                 ..
@@ -369,6 +420,7 @@ impl Op {
                     return Err(format!("expected a ring, found {kv}"));
                 };
                 let mut expected = vec![f32s(heads.saturating_mul(head_dim))];
+                expected.extend(norm.map(|_| Type::Vector { len: head_dim }));
                 expected.extend(rope.map(|r| f32s(r.pairs.saturating_mul(2))));
                 expected.push(*kv);
                 expect_all(types, &expected)?;
@@ -385,7 +437,7 @@ impl Op {
                 expect(b, f32s(f32_len(a)?))?;
                 Ok(a)
             }
-            Op::Silu | Op::GeluTanh => {
+            Op::Silu | Op::GeluTanh | Op::Softcap { cap: _ } => {
                 let [x] = arity(types)?;
                 f32_len(x).map(f32s)
             }
@@ -457,15 +509,33 @@ fn kernel_types(spec: &KernelSpec) -> (Vec<Type>, Type) {
             };
             (vec![Type::Tokens, table], f32s(k))
         }
-        KernelSpec::RopeTable { pairs } => (
+        KernelSpec::RopeTable { pairs, scale: _ } => (
             vec![Type::Frequencies { pairs }],
             f32s(pairs.saturating_mul(2)),
         ),
         KernelSpec::Norm {
+            kind: _,
+            len,
+            eps: _,
+            bias,
+            residual,
+            output,
+        } => {
+            let vector = Type::Vector { len };
+            let mut types = vec![f32s(len), vector];
+            types.extend(bias.then_some(vector));
+            types.extend(residual.then_some(f32s(len)));
+            (types, columns(output, len))
+        }
+        KernelSpec::NormAddNorm {
             len,
             eps: _,
             output,
-        } => (vec![f32s(len), Type::Vector { len }], columns(output, len)),
+        } => {
+            let vector = Type::Vector { len };
+            let types = vec![f32s(len), vector, f32s(len), vector];
+            (types, columns(output, len))
+        }
         KernelSpec::Quantize { len } => (vec![f32s(len)], columns(Activation::Q8, len)),
         KernelSpec::Matmul {
             format,
@@ -489,42 +559,62 @@ fn kernel_types(spec: &KernelSpec) -> (Vec<Type>, Type) {
             kv_heads,
             head_dim,
             ring,
+            format,
+            norm,
             rope,
-        } => {
-            let x = f32s(kv_heads.saturating_mul(head_dim));
-            let mut types = vec![x, x];
-            types.extend(rope.map(|r| f32s(r.pairs.saturating_mul(2))));
-            let kv = Type::Kv {
-                kv_heads,
-                head_dim,
-                ring,
-            };
-            (types, kv)
-        }
+        } => kv_store_types(kv_heads, head_dim, ring, format, norm, rope),
         KernelSpec::Attention {
             heads,
             kv_heads,
             head_dim,
             ring,
+            format,
             window: _,
             scale: _,
+            softcap: _,
+            norm,
             rope,
             output,
         } => {
             let len = heads.saturating_mul(head_dim);
             let mut types = vec![f32s(len)];
+            types.extend(norm.map(|_| Type::Vector { len: head_dim }));
             types.extend(rope.map(|r| f32s(r.pairs.saturating_mul(2))));
             types.push(Type::Kv {
                 kv_heads,
                 head_dim,
                 ring,
+                format,
             });
             (types, columns(output, len))
         }
+        KernelSpec::Softcap { len, cap: _ } => (vec![f32s(len)], f32s(len)),
         KernelSpec::Gate {
             function: _,
             len,
             output,
         } => (vec![f32s(len), f32s(len)], columns(output, len)),
     }
+}
+
+/// What a key-value store takes, and its rings.
+fn kv_store_types(
+    kv_heads: u32,
+    head_dim: u32,
+    ring: u32,
+    format: KvFormat,
+    norm: Option<F32>,
+    rope: Option<Rope>,
+) -> (Vec<Type>, Type) {
+    let x = f32s(kv_heads.saturating_mul(head_dim));
+    let mut types = vec![x, x];
+    types.extend(norm.map(|_| Type::Vector { len: head_dim }));
+    types.extend(rope.map(|r| f32s(r.pairs.saturating_mul(2))));
+    let kv = Type::Kv {
+        kv_heads,
+        head_dim,
+        ring,
+        format,
+    };
+    (types, kv)
 }

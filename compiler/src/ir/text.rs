@@ -30,7 +30,8 @@ impl std::fmt::Display for Type {
                 kv_heads,
                 head_dim,
                 ring,
-            } => write!(f, "kv[{kv_heads}, {head_dim}, {ring}]"),
+                format,
+            } => write!(f, "kv[{kv_heads}, {head_dim}, {ring}, {}]", format.word()),
         }
     }
 }
@@ -89,27 +90,32 @@ operations! {
     "vector" => Op::Vector { tensor, len };
     "select_column" => Op::SelectColumn {};
     "embed" => Op::Embed { scale };
-    "rope_table" => Op::RopeTable {};
-    "rms_norm" => Op::RmsNorm { eps, output };
+    "rope_table" => Op::RopeTable { scale };
+    "norm" => Op::Norm { kind, eps, bias, residual, output };
+    "norm_add_norm" => Op::NormAddNorm { eps, output };
+    "head_norm" => Op::HeadNorm { eps, head_dim };
     "quantize" => Op::Quantize {};
     "matmul" => Op::Matmul { bias, residual };
     "add_bias" => Op::AddBias {};
     "rope" => Op::Rope { rope, head_dim };
-    "kv_store" => Op::KvStore { kv_heads, head_dim, ring, rope };
-    "attention" => Op::Attention { heads, window, scale, rope, output };
+    "kv_store" => Op::KvStore { kv_heads, head_dim, ring, format, norm, rope };
+    "attention" => Op::Attention { heads, window, scale, softcap, norm, rope, output };
     "add" => Op::Add {};
     "mul" => Op::Mul {};
     "silu" => Op::Silu {};
     "gelu_tanh" => Op::GeluTanh {};
     "gate" => Op::Gate { function, output };
+    "softcap" => Op::Softcap { cap };
     "kernel.embed" => KernelSpec::Embed { format, layout, rows, k, scale };
-    "kernel.rope_table" => KernelSpec::RopeTable { pairs };
-    "kernel.norm" => KernelSpec::Norm { len, eps, output };
+    "kernel.rope_table" => KernelSpec::RopeTable { pairs, scale };
+    "kernel.norm" => KernelSpec::Norm { kind, len, eps, bias, residual, output };
+    "kernel.norm_add_norm" => KernelSpec::NormAddNorm { len, eps, output };
     "kernel.quantize" => KernelSpec::Quantize { len };
     "kernel.matmul" => KernelSpec::Matmul { format, rows, k, bias, residual };
-    "kernel.kv_store" => KernelSpec::KvStore { kv_heads, head_dim, ring, rope };
-    "kernel.attention" => KernelSpec::Attention { heads, kv_heads, head_dim, ring, window, scale, rope, output };
+    "kernel.kv_store" => KernelSpec::KvStore { kv_heads, head_dim, ring, format, norm, rope };
+    "kernel.attention" => KernelSpec::Attention { heads, kv_heads, head_dim, ring, format, window, scale, softcap, norm, rope, output };
     "kernel.gate" => KernelSpec::Gate { function, len, output };
+    "kernel.softcap" => KernelSpec::Softcap { len, cap };
 }
 
 /// A spec in one line, as graphs and plans print it: `matmul{format=q4_1, ...}`.

@@ -88,17 +88,23 @@ pub fn verify(stage: Stage, graph: &Graph) -> Result<(), String> {
 fn of_stage(stage: Stage, op: &Op, types: &[Type]) -> Result<(), String> {
     let unfused = match *op {
         Op::Matmul { bias, residual } => !bias && !residual,
-        Op::RmsNorm { output, .. } => output == Activation::F32,
-        Op::KvStore { rope, .. } => rope.is_none(),
-        Op::Attention { rope, output, .. } => rope.is_none() && output == Activation::F32,
-        Op::Gate { .. } | Op::Quantize => false,
+        Op::Norm {
+            residual, output, ..
+        } => !residual && output == Activation::F32,
+        Op::KvStore { norm, rope, .. } => norm.is_none() && rope.is_none(),
+        Op::Attention {
+            norm, rope, output, ..
+        } => norm.is_none() && rope.is_none() && output == Activation::F32,
+        Op::Gate { .. } | Op::Quantize | Op::NormAddNorm { .. } => false,
         Op::Tokens
         | Op::Matrix { .. }
         | Op::Vector { .. }
         | Op::Frequencies(_)
         | Op::SelectColumn
         | Op::Embed { .. }
-        | Op::RopeTable
+        | Op::RopeTable { .. }
+        | Op::HeadNorm { .. }
+        | Op::Softcap { .. }
         | Op::AddBias
         | Op::Rope { .. }
         | Op::Add

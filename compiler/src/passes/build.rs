@@ -5,7 +5,7 @@
 //! Ensures: a graph of stage `Built`; tensors bear their names in the model file.
 //! Breaks: nothing.
 
-use omex_kernels::spec::{Activation, F32, Rope, TableLayout};
+use omex_kernels::spec::{Activation, F32, KvFormat, NormKind, Rope, TableLayout};
 
 use crate::import::llama::{Layer, Linear, Matrix, ModelConfig, Output, Vector};
 use crate::ir::{Frequencies, Graph, Op, Site, ValueId};
@@ -62,8 +62,11 @@ impl Builder<'_> {
 
     fn norm(&mut self, x: ValueId, weight: Vector, name: &str) -> ValueId {
         let weight = self.vector(weight, name, "weight");
-        let op = Op::RmsNorm {
+        let op = Op::Norm {
+            kind: NormKind::Rms,
             eps: F32::new(self.config.hyperparameters.rms_epsilon),
+            bias: false,
+            residual: false,
             output: Activation::F32,
         };
         self.add(op, &[x, weight], name)
@@ -114,7 +117,8 @@ impl Builder<'_> {
             factors: factors.map(|&f| F32::new(f)).collect(),
         });
         let frequencies = self.add(frequencies, &[], "rope");
-        let rope_table = self.add(Op::RopeTable, &[frequencies], "rope");
+        let scale = F32::new(1.0);
+        let rope_table = self.add(Op::RopeTable { scale }, &[frequencies], "rope");
 
         for (i, layer) in (0..).zip(&config.weights.layers) {
             self.layer = Some(i);
@@ -152,6 +156,8 @@ impl Builder<'_> {
             kv_heads: h.kv_head_count,
             head_dim: h.head_len,
             ring: self.ring,
+            format: KvFormat::F16,
+            norm: None,
             rope: None,
         };
         let kv = self.add(kv, &[k, v], "kv");
@@ -159,6 +165,8 @@ impl Builder<'_> {
             heads: h.head_count,
             window: 0,
             scale: F32::new(1.0 / omex_kernels::math::sqrt(h.head_len as f32)),
+            softcap: None,
+            norm: None,
             rope: None,
             output: Activation::F32,
         };

@@ -1,13 +1,14 @@
 //! Fuses neighbours into the forms that one kernel computes.
 //!
 //! Requires: stage `Normalized`.
-//! Ensures: stage `Fused`: bias and residual are epilogues of their matmul,
-//! RoPE is part of `kv_store` and `attention`, an activation function and its
+//! Ensures: stage `Fused`: bias and residual are epilogues of their matmul or
+//! norm, a norm of a sum with another norm is one operation, RoPE and head
+//! norms are part of `kv_store` and `attention`, an activation function and its
 //! product are a gate, and every matmul of a quantized format takes int8
 //! columns, quantized by their producer where that is possible.
 //! Breaks: nothing; an operation that fits no kernel is left for `select` to name.
 
-use omex_kernels::spec::{Activation, GateFunction};
+use omex_kernels::spec::{Activation, GateFunction, NormKind};
 
 use super::normalize::remove_unused;
 use crate::ir::{Graph, Op, Type, ValueId};
@@ -18,6 +19,8 @@ pub fn fuse(mut graph: Graph) -> Graph {
             epilogue(&mut graph, id);
             gate(&mut graph, id);
             rope(&mut graph, id);
+            head_norm(&mut graph, id);
+            norm_add_norm(&mut graph, id);
         }
     }
     quantize(&mut graph);
@@ -25,32 +28,77 @@ pub fn fuse(mut graph: Graph) -> Graph {
     graph
 }
 
-/// `x * w + bias` and `residual + x * w`: the sum takes the matmul's place, so
-/// that values keep the order of the layers.
+/// `x * w + bias`, `residual + x * w` and `residual + norm(x)`: the sum takes
+/// its producer's place, so that values keep the order of the layers.
 fn epilogue(graph: &mut Graph, id: ValueId) {
     let operands = graph.operands(id);
-    let (matmul, extra, is_bias) = match graph.node(id).op {
+    let (producer, extra, is_bias) = match graph.node(id).op {
         Op::AddBias => (operands[0], operands[1], true),
         Op::Add => (operands[1], operands[0], false),
         _ => return,
     };
-    let Op::Matmul { bias, residual } = graph.node(matmul).op else {
-        return;
+    // The kernels add the bias before the residual, and each once.
+    let op = match graph.node(producer).op {
+        Op::Matmul { bias, residual } if !residual && !(bias && is_bias) => Op::Matmul {
+            bias: bias || is_bias,
+            residual: !is_bias,
+        },
+        Op::Norm {
+            kind,
+            eps,
+            bias,
+            residual: false,
+            output: output @ Activation::F32,
+        } if !is_bias => Op::Norm {
+            kind,
+            eps,
+            bias,
+            residual: true,
+            output,
+        },
+        _ => return,
     };
-    // The kernel adds the bias before the residual, and each once.
-    if residual || (bias && is_bias) || !graph.only_use(matmul, id) {
+    if !graph.only_use(producer, id) {
         return;
     }
-    let mut operands = graph.operands(matmul);
+    let mut operands = graph.operands(producer);
     operands.push(extra);
-    let op = Op::Matmul {
-        bias: bias || is_bias,
-        residual: !is_bias,
-    };
-    let site = graph.node(matmul).site.clone();
+    let site = graph.node(producer).site.clone();
     graph.replace(id, op, &operands);
     graph.set_site(id, site);
-    graph.remove(matmul);
+    graph.remove(producer);
+}
+
+/// The norm of a norm plus a residual computes both, so that it need not wait
+/// for the sum, which is computed beside it for its other uses.
+fn norm_add_norm(graph: &mut Graph, id: ValueId) {
+    let Op::Norm {
+        kind: NormKind::Rms,
+        eps,
+        bias: false,
+        residual: false,
+        output,
+    } = graph.node(id).op
+    else {
+        return;
+    };
+    let [sum, next_weight] = graph.operands(id)[..] else {
+        unreachable!("a plain norm has two operands");
+    };
+    let inner = Op::Norm {
+        kind: NormKind::Rms,
+        eps,
+        bias: false,
+        residual: true,
+        output: Activation::F32,
+    };
+    if graph.node(sum).op == inner {
+        let [x, weight, residual] = graph.operands(sum)[..] else {
+            unreachable!("a norm with a residual has three operands");
+        };
+        let op = Op::NormAddNorm { eps, output };
+        graph.replace(id, op, &[x, weight, residual, next_weight]);
+    }
 }
 
 fn gate(graph: &mut Graph, id: ValueId) {
@@ -88,23 +136,31 @@ fn rope(graph: &mut Graph, id: ValueId) {
             kv_heads,
             head_dim: width,
             ring,
+            format,
+            norm: None,
             rope: None,
         } if width == head_dim => Op::KvStore {
             kv_heads,
             head_dim,
             ring,
+            format,
+            norm: None,
             rope: Some(rope),
         },
         Op::Attention {
             heads,
             window,
             scale,
+            softcap,
+            norm: None,
             rope: None,
             output,
         } if kv_head_dim(graph, operands[1]) == Some(head_dim) => Op::Attention {
             heads,
             window,
             scale,
+            softcap,
+            norm: None,
             rope: Some(rope),
             output,
         },
@@ -122,6 +178,68 @@ fn rope(graph: &mut Graph, id: ValueId) {
     };
     graph.replace(id, fused, &operands);
     graph.remove(rotated);
+}
+
+/// A norm of heads has to end where their rotation does, and before it.
+fn head_norm(graph: &mut Graph, id: ValueId) {
+    let mut operands = graph.operands(id);
+    let Some(&normed) = operands.first() else {
+        return;
+    };
+    let Op::HeadNorm { eps, head_dim } = graph.node(normed).op else {
+        return;
+    };
+    let (fused, weight_at) = match graph.node(id).op.clone() {
+        Op::KvStore {
+            kv_heads,
+            head_dim: width,
+            ring,
+            format,
+            norm: None,
+            rope,
+        } if width == head_dim => {
+            let op = Op::KvStore {
+                kv_heads,
+                head_dim,
+                ring,
+                format,
+                norm: Some(eps),
+                rope,
+            };
+            (op, 2)
+        }
+        Op::Attention {
+            heads,
+            window,
+            scale,
+            softcap,
+            norm: None,
+            rope,
+            output,
+        } if kv_head_dim(graph, operands[operands.len() - 1]) == Some(head_dim) => {
+            let op = Op::Attention {
+                heads,
+                window,
+                scale,
+                softcap,
+                norm: Some(eps),
+                rope,
+                output,
+            };
+            (op, 1)
+        }
+        _ => return,
+    };
+    if !graph.only_use(normed, id) {
+        return;
+    }
+    let [x, weight] = graph.operands(normed)[..] else {
+        unreachable!("a head norm has two operands");
+    };
+    operands[0] = x;
+    operands.insert(weight_at, weight);
+    graph.replace(id, fused, &operands);
+    graph.remove(normed);
 }
 
 fn kv_head_dim(graph: &Graph, id: ValueId) -> Option<u32> {
@@ -184,7 +302,20 @@ fn quantized(graph: &mut Graph, id: ValueId) -> ValueId {
         takes_q8(graph, user) && others.iter().filter(|&&v| v == id).count() == 1
     }) && graph.result() != id;
     let fused = match node.op {
-        Op::RmsNorm { eps, output: _ } => Some(Op::RmsNorm { eps, output }),
+        Op::Norm {
+            kind,
+            eps,
+            bias,
+            residual,
+            output: _,
+        } => Some(Op::Norm {
+            kind,
+            eps,
+            bias,
+            residual,
+            output,
+        }),
+        Op::NormAddNorm { eps, output: _ } => Some(Op::NormAddNorm { eps, output }),
         Op::Gate {
             function,
             output: _,
@@ -193,12 +324,16 @@ fn quantized(graph: &mut Graph, id: ValueId) -> ValueId {
             heads,
             window,
             scale,
+            softcap,
+            norm,
             rope,
             output: _,
         } if only_q8 => Some(Op::Attention {
             heads,
             window,
             scale,
+            softcap,
+            norm,
             rope,
             output,
         }),

@@ -28,10 +28,11 @@ pub fn normalize(mut graph: Graph) -> Graph {
 fn is_misordered(graph: &Graph, op: &Op, a: ValueId, b: ValueId) -> bool {
     let is = |id: ValueId, test: fn(&Op) -> bool| test(&graph.node(id).op);
     let function = |op: &Op| matches!(op, Op::Silu | Op::GeluTanh);
-    let matmul = |op: &Op| matches!(op, Op::Matmul { .. } | Op::AddBias);
+    // What can take the residual stream as an epilogue.
+    let branch = |op: &Op| matches!(op, Op::Matmul { .. } | Op::AddBias | Op::Norm { .. });
     match op {
         Op::Mul => is(b, function) && !is(a, function),
-        Op::Add => is(a, matmul) && !is(b, matmul),
+        Op::Add => is(a, branch) && !is(b, branch),
         _ => false,
     }
 }

@@ -83,10 +83,31 @@ fn kernel(op: &Op, types: &[Type], result: Type) -> Option<KernelSpec> {
             k: *k,
             scale: *scale,
         }),
-        (Op::RopeTable, [Type::Frequencies { pairs }], _) => {
-            Some(KernelSpec::RopeTable { pairs: *pairs })
+        (Op::RopeTable { scale }, [Type::Frequencies { pairs }], _) => {
+            Some(KernelSpec::RopeTable {
+                pairs: *pairs,
+                scale: *scale,
+            })
         }
-        (Op::RmsNorm { eps, output }, _, _) => Some(KernelSpec::Norm {
+        (
+            Op::Norm {
+                kind,
+                eps,
+                bias,
+                residual,
+                output,
+            },
+            _,
+            _,
+        ) => Some(KernelSpec::Norm {
+            kind: *kind,
+            len: len(result)?,
+            eps: *eps,
+            bias: *bias,
+            residual: *residual,
+            output: *output,
+        }),
+        (Op::NormAddNorm { eps, output }, _, _) => Some(KernelSpec::NormAddNorm {
             len: len(result)?,
             eps: *eps,
             output: *output,
@@ -113,6 +134,8 @@ fn kernel(op: &Op, types: &[Type], result: Type) -> Option<KernelSpec> {
                 kv_heads,
                 head_dim,
                 ring,
+                format,
+                norm,
                 rope,
             },
             _,
@@ -121,6 +144,8 @@ fn kernel(op: &Op, types: &[Type], result: Type) -> Option<KernelSpec> {
             kv_heads: *kv_heads,
             head_dim: *head_dim,
             ring: *ring,
+            format: *format,
+            norm: *norm,
             rope: *rope,
         }),
         (
@@ -128,6 +153,8 @@ fn kernel(op: &Op, types: &[Type], result: Type) -> Option<KernelSpec> {
                 heads,
                 window,
                 scale,
+                softcap,
+                norm,
                 rope,
                 output,
             },
@@ -137,6 +164,7 @@ fn kernel(op: &Op, types: &[Type], result: Type) -> Option<KernelSpec> {
                     kv_heads,
                     head_dim,
                     ring,
+                    format,
                 },
             ],
             _,
@@ -145,8 +173,11 @@ fn kernel(op: &Op, types: &[Type], result: Type) -> Option<KernelSpec> {
             kv_heads: *kv_heads,
             head_dim: *head_dim,
             ring: *ring,
+            format: *format,
             window: *window,
             scale: *scale,
+            softcap: *softcap,
+            norm: *norm,
             rope: *rope,
             output: *output,
         }),
@@ -154,6 +185,10 @@ fn kernel(op: &Op, types: &[Type], result: Type) -> Option<KernelSpec> {
             function: *function,
             len: len(result)?,
             output: *output,
+        }),
+        (Op::Softcap { cap }, _, _) => Some(KernelSpec::Softcap {
+            len: len(result)?,
+            cap: *cap,
         }),
         _ => None,
     }

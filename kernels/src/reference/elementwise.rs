@@ -1,7 +1,7 @@
 use super::NonFinite;
 use crate::block;
 use crate::format::WeightFormat;
-use crate::math::{ROUND_MAGIC, cos_sin, gelu_tanh, silu, sqrt};
+use crate::math::{ROUND_MAGIC, cos_sin, gelu_tanh, silu, softcap, sqrt};
 use crate::panel;
 use crate::spec::{GateFunction, Rope, RopePairing};
 
@@ -62,26 +62,10 @@ pub fn quantize(x: &[f32], out: Q8BlocksMut<'_>) -> Result<(), NonFinite> {
         .zip(out.scales.iter_mut().zip(out.scaled_sums.iter_mut()))
         .zip(out.sums.chunks_exact_mut(2));
     for (((x, codes), (scale, scaled_sum)), sums) in blocks {
-        // Magnitudes as integers: the maximum is exact in any order and a NaN
-        // or infinity is larger than every number.
-        let mut top = 0u32;
-        for &v in x {
-            let bits = v.to_bits() & 0x7fff_ffff;
-            top = if bits > top { bits } else { top };
-        }
-        finite &= top < 0x7f80_0000;
-        let amax = f32::from_bits(top);
-        let (d, inverse) = if amax < QUANTIZE_MIN {
-            (0.0, 0.0)
-        } else {
-            (amax / 127.0, 127.0 / amax)
-        };
         let mut rounded = [0i32; 32];
-        for (r, &v) in rounded.iter_mut().zip(x) {
-            // The sum's low bits hold the rounded integer in two's complement.
-            *r = ((v * inverse + ROUND_MAGIC).to_bits() as i32)
-                .wrapping_sub(ROUND_MAGIC.to_bits() as i32);
-        }
+        let d = quantize_codes(x, &mut rounded);
+        finite &= d.is_ok();
+        let d = d.unwrap_or(0.0);
         for (code, &r) in codes.iter_mut().zip(&rounded) {
             *code = r as i8;
         }
@@ -98,6 +82,36 @@ pub fn quantize(x: &[f32], out: Q8BlocksMut<'_>) -> Result<(), NonFinite> {
     if finite { Ok(()) } else { Err(NonFinite) }
 }
 
+/// The codes of one block of 32 and its scale d; see [`quantize`].
+///
+/// Errors: a NaN or infinity in `x`; the codes then mean nothing.
+#[inline(always)]
+pub(super) fn quantize_codes(x: &[f32], codes: &mut [i32; 32]) -> Result<f32, NonFinite> {
+    // Magnitudes as integers: the maximum is exact in any order and a NaN or
+    // infinity is larger than every number.
+    let mut top = 0u32;
+    for &v in x {
+        let bits = v.to_bits() & 0x7fff_ffff;
+        top = if bits > top { bits } else { top };
+    }
+    let amax = f32::from_bits(top);
+    let (d, inverse) = if amax < QUANTIZE_MIN {
+        (0.0, 0.0)
+    } else {
+        (amax / 127.0, 127.0 / amax)
+    };
+    for (code, &v) in codes.iter_mut().zip(x) {
+        // The sum's low bits hold the rounded integer in two's complement.
+        *code = ((v * inverse + ROUND_MAGIC).to_bits() as i32)
+            .wrapping_sub(ROUND_MAGIC.to_bits() as i32);
+    }
+    if top < 0x7f80_0000 {
+        Ok(d)
+    } else {
+        Err(NonFinite)
+    }
+}
+
 /// RMSNorm (Zhang and Sennrich, arXiv 1910.07467): `out = (x * r) * weight`,
 /// with the r of [`rms_reciprocal`].
 ///
@@ -108,23 +122,45 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> Result<
     Ok(())
 }
 
-/// `1 / sqrt(mean(x^2) + eps)`. The sum of squares has 16 virtual lanes, lane i
-/// taking the elements whose index is i modulo 16, in order.
+/// `1 / sqrt(mean(x^2) + eps)`, with the sum of [`SumOfSquares`].
 ///
 /// Errors: a NaN or infinity in `x`, or a sum of squares that overflows.
 #[inline(always)]
 pub fn rms_reciprocal(x: &[f32], eps: f32) -> Result<f32, NonFinite> {
-    let mut lanes = [0.0f32; LANES];
-    for chunk in x.chunks(LANES) {
-        for (lane, &v) in lanes.iter_mut().zip(chunk) {
-            *lane += v * v;
+    let mut squares = SumOfSquares::default();
+    squares.add(x);
+    squares.reciprocal(x.len(), eps)
+}
+
+/// The sum of squares of a vector in 16 virtual lanes, lane i taking the
+/// elements whose index is i modulo 16, in order.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SumOfSquares([f32; LANES]);
+
+impl SumOfSquares {
+    /// Adds the next elements; all parts but the last are whole lanes.
+    #[inline(always)]
+    pub fn add(&mut self, part: &[f32]) {
+        let mut lanes = self.0;
+        for chunk in part.chunks(LANES) {
+            for (lane, &v) in lanes.iter_mut().zip(chunk) {
+                *lane += v * v;
+            }
         }
+        self.0 = lanes;
     }
-    let sum = sum_lanes(lanes);
-    if !sum.is_finite() {
-        return Err(NonFinite);
+
+    /// `1 / sqrt(sum / len + eps)`.
+    ///
+    /// Errors: a sum that is NaN or infinite.
+    #[inline(always)]
+    pub fn reciprocal(self, len: usize, eps: f32) -> Result<f32, NonFinite> {
+        let sum = sum_lanes(self.0);
+        if !sum.is_finite() {
+            return Err(NonFinite);
+        }
+        Ok(1.0 / sqrt(sum / len as f32 + eps))
     }
-    Ok(1.0 / sqrt(sum / x.len() as f32 + eps))
 }
 
 /// `out = (x * r) * weight`, element by element.
@@ -133,6 +169,67 @@ pub fn rms_scale(x: &[f32], r: f32, weight: &[f32], out: &mut [f32]) {
     for ((o, &v), &w) in out.iter_mut().zip(x).zip(weight) {
         *o = (v * r) * w;
     }
+}
+
+/// `x = (x * r) * weight`, element by element.
+#[inline(always)]
+pub fn rms_scale_in_place(x: &mut [f32], r: f32, weight: &[f32]) {
+    for (v, &w) in x.iter_mut().zip(weight) {
+        *v = (*v * r) * w;
+    }
+}
+
+/// `out = x + out`, element by element: biases and residuals.
+#[inline(always)]
+pub fn add(x: &[f32], out: &mut [f32]) {
+    for (o, &v) in out.iter_mut().zip(x) {
+        *o += v;
+    }
+}
+
+/// Mean and `1 / sqrt(variance + eps)` of a LayerNorm (Ba et al., arXiv
+/// 1607.06450). Both sums have the 16 virtual lanes of [`SumOfSquares`]; the
+/// variance is the mean square of `x - mean`.
+///
+/// Errors: a NaN or infinity in `x`, or a sum that overflows.
+#[inline(always)]
+pub fn layer_moments(x: &[f32], eps: f32) -> Result<(f32, f32), NonFinite> {
+    let mut lanes = [0.0f32; LANES];
+    for chunk in x.chunks(LANES) {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane += v;
+        }
+    }
+    let mean = sum_lanes(lanes) / x.len() as f32;
+    let mut squares = [0.0f32; LANES];
+    for chunk in x.chunks(LANES) {
+        for (lane, &v) in squares.iter_mut().zip(chunk) {
+            let v = v - mean;
+            *lane += v * v;
+        }
+    }
+    Ok((mean, SumOfSquares(squares).reciprocal(x.len(), eps)?))
+}
+
+/// `out = ((x - mean) * r) * weight`, element by element.
+#[inline(always)]
+pub fn layer_scale(x: &[f32], mean: f32, r: f32, weight: &[f32], out: &mut [f32]) {
+    for ((o, &v), &w) in out.iter_mut().zip(x).zip(weight) {
+        *o = ((v - mean) * r) * w;
+    }
+}
+
+/// `out = cap * tanh(x / cap)`, element by element.
+///
+/// Errors: a NaN or infinity in `x`, which the cap would hide.
+#[inline(always)]
+pub fn softcap_all(x: &[f32], cap: f32, out: &mut [f32]) -> Result<(), NonFinite> {
+    let mut finite = true;
+    for (o, &v) in out.iter_mut().zip(x) {
+        finite &= v.is_finite();
+        *o = softcap(v, cap);
+    }
+    if finite { Ok(()) } else { Err(NonFinite) }
 }
 
 /// `function(gate) * up`, element by element.
@@ -152,12 +249,14 @@ pub fn gate(function: GateFunction, gate: &[f32], up: &[f32], out: &mut [f32]) {
     }
 }
 
-/// cos (first half) and sin (second half) of `position * frequency` for one column.
-pub fn rope_table(position: u32, inverse_frequencies: &[f64], out: &mut [f32]) {
+/// `scale` times cos (first half) and sin (second half) of `position *
+/// frequency` for one column.
+pub fn rope_table(position: u32, inverse_frequencies: &[f64], scale: f32, out: &mut [f32]) {
     let pairs = inverse_frequencies.len();
     let (cos, sin) = out.split_at_mut(pairs);
     for ((c, s), &f) in cos.iter_mut().zip(sin).zip(inverse_frequencies) {
-        (*c, *s) = cos_sin(position as f64 * f);
+        let (cos, sin) = cos_sin(position as f64 * f);
+        (*c, *s) = (cos * scale, sin * scale);
     }
 }
 
@@ -263,6 +362,22 @@ mod tests {
                 rms_norm(&x, &[1.0; 32], 1e-5, &mut [0.0; 32]),
                 Err(NonFinite)
             );
+        }
+    }
+
+    #[test]
+    fn layer_norm_has_zero_mean_and_unit_variance() {
+        let x: Vec<f32> = (0..100).map(|i| (i * i) as f32 * 0.01 - 30.0).collect();
+        let (mean, r) = layer_moments(&x, 0.0).unwrap();
+        let mut out = vec![0.0; 100];
+        layer_scale(&x, mean, r, &[1.0; 100], &mut out);
+        let mean: f32 = out.iter().sum::<f32>() / 100.0;
+        let square: f32 = out.iter().map(|v| v * v).sum::<f32>() / 100.0;
+        assert!(mean.abs() < 1e-6 && (square - 1.0).abs() < 1e-5);
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut x = x.clone();
+            x[63] = bad;
+            assert_eq!(layer_moments(&x, 1e-5), Err(NonFinite));
         }
     }
 

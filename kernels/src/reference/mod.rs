@@ -8,10 +8,11 @@ mod attention;
 mod elementwise;
 mod matmul;
 
-pub use attention::{AttentionHead, KvHead, attend, kv_store};
+pub use attention::{AttentionHead, HeadTransform, KvHead, KvRing, KvRingMut, attend, kv_store};
 pub use elementwise::{
-    Q8Blocks, Q8BlocksMut, embed_panels, embed_rows, gate, quantize, rms_norm, rms_reciprocal,
-    rms_scale, rope_table, rotate_head, sum_lanes,
+    Q8Blocks, Q8BlocksMut, SumOfSquares, add, embed_panels, embed_rows, gate, layer_moments,
+    layer_scale, quantize, rms_norm, rms_reciprocal, rms_scale, rms_scale_in_place, rope_table,
+    rotate_head, softcap_all, sum_lanes,
 };
 pub use matmul::{epilogue, matmul_panel_f32, matmul_panel_q8};
 

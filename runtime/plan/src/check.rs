@@ -6,7 +6,7 @@
 //! code with the planner.
 
 use omex_kernels::KernelSpec;
-use omex_kernels::spec::{Access, Operand, OperandClass};
+use omex_kernels::spec::{Access, KV_GROUP, Operand, OperandClass, kv_groups};
 
 use crate::ids::{BufferId, TensorId};
 use crate::packed::{PAGE_ALIGN, PackedLayout, Tensor};
@@ -186,6 +186,10 @@ fn check_kernels(plan: &Plan, code_bytes: u64) -> Result<(), CheckError> {
                 let reach = window as u64 + plan.columns_max as u64 - 1;
                 ring >= context || (window > 0 && ring as u64 >= reach)
             }
+            // Units of a pass write groups of slots of their own.
+            KernelSpec::KvStore { ring, .. } => {
+                ring >= context || ring / KV_GROUP >= kv_groups(plan.columns_max)
+            }
             KernelSpec::Embed { rows, .. } => {
                 ensure!(
                     rows >= plan.model.vocabulary,
@@ -197,8 +201,9 @@ fn check_kernels(plan: &Plan, code_bytes: u64) -> Result<(), CheckError> {
             | KernelSpec::Norm { .. }
             | KernelSpec::Quantize { .. }
             | KernelSpec::Matmul { .. }
-            | KernelSpec::KvStore { .. }
-            | KernelSpec::Gate { .. } => true,
+            | KernelSpec::NormAddNorm { .. }
+            | KernelSpec::Gate { .. }
+            | KernelSpec::Softcap { .. } => true,
         };
         ensure!(ring_ok, "the key-value ring of kernel {i} is too short");
     }
@@ -393,7 +398,7 @@ fn check_step(plan: &Plan, step: &Step, phase: u32, in_head: bool) -> Result<Vec
             (OperandClass::Weights, Arg::Constants { first, count }) => {
                 let end = first as u64 + count as u64;
                 ensure!(
-                    matches!(spec, KernelSpec::RopeTable { pairs } if *pairs == count)
+                    matches!(spec, KernelSpec::RopeTable { pairs, .. } if *pairs == count)
                         && end <= plan.constants.len() as u64,
                     "step {name} reads constants {first}..{end}"
                 );
@@ -492,12 +497,14 @@ fn check_weight_arg(plan: &Plan, step: &Step, arg: usize, id: TensorId) -> Resul
                 && (tensor.rows, tensor.k) == (rows, k)
         }
         KernelSpec::Matmul { rows, .. } => vector(rows),
-        KernelSpec::Norm { len, .. } => vector(len),
+        KernelSpec::Norm { len, .. } | KernelSpec::NormAddNorm { len, .. } => vector(len),
+        KernelSpec::KvStore { head_dim, .. } | KernelSpec::Attention { head_dim, .. } => {
+            vector(head_dim)
+        }
         KernelSpec::RopeTable { .. }
         | KernelSpec::Quantize { .. }
-        | KernelSpec::KvStore { .. }
-        | KernelSpec::Attention { .. }
-        | KernelSpec::Gate { .. } => false,
+        | KernelSpec::Gate { .. }
+        | KernelSpec::Softcap { .. } => false,
     };
     ensure!(
         matches,

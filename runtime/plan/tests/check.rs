@@ -1,7 +1,7 @@
 //! A small valid plan, and every way to spoil it.
 
 use omex_kernels::abi::ABI_VERSION;
-use omex_kernels::spec::{Activation, F32, Rope, RopePairing, TableLayout};
+use omex_kernels::spec::{Activation, F32, KvFormat, NormKind, Rope, RopePairing, TableLayout};
 use omex_kernels::{KernelSpec, NUMERICS_VERSION, WeightFormat};
 use omex_plan::file::{self, Arch, FileError, HEADER_BYTES, Header, SectionKind};
 use omex_plan::memory::MemoryContract;
@@ -61,8 +61,11 @@ fn tiny() -> Plan {
         residual,
     };
     let norm = KernelSpec::Norm {
+        kind: NormKind::Rms,
         len: 32,
         eps: F32::new(1e-5),
+        bias: false,
+        residual: false,
         output: Activation::F32,
     };
     let kernels = vec![
@@ -73,11 +76,16 @@ fn tiny() -> Plan {
             k: 32,
             scale: F32::new(1.0),
         }),
-        kernel(KernelSpec::RopeTable { pairs: 16 }),
+        kernel(KernelSpec::RopeTable {
+            pairs: 16,
+            scale: F32::new(1.0),
+        }),
         kernel(KernelSpec::KvStore {
             kv_heads: 1,
             head_dim: 32,
             ring: 16,
+            format: KvFormat::F16,
+            norm: None,
             rope,
         }),
         kernel(KernelSpec::Attention {
@@ -85,8 +93,11 @@ fn tiny() -> Plan {
             kv_heads: 1,
             head_dim: 32,
             ring: 16,
+            format: KvFormat::F16,
             window: 0,
             scale: F32::new(0.125),
+            softcap: None,
+            norm: None,
             rope,
             output: Activation::F32,
         }),
@@ -239,6 +250,17 @@ const SPOILED: &[(Spoil, &str)] = &[
     (|p| p.threads_max = 1 << 20, "threads_max"),
     (|p| p.model.vocabulary = 33, "embedding table"),
     (|p| p.model.context = 17, "ring"),
+    // Positions 15 and 16 of one pass would share the only group of slots.
+    (
+        |p| {
+            let KernelSpec::Attention { window, .. } = &mut p.kernels[3].spec.0 else {
+                panic!("not an attention");
+            };
+            *window = 1;
+            p.model.context = 17;
+        },
+        "ring of kernel 2",
+    ),
     (|p| p.model.end_tokens = vec![30], "end tokens"),
     (|p| p.model.end_tokens = vec![3, 2], "end tokens"),
     (|p| p.weights.pages[1].file_offset += 64, "page 1"),

@@ -15,8 +15,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use omex_kernels::KernelSpec;
 use omex_kernels::abi::MatmulArgs;
 use omex_kernels::activation::Q8Layout;
-use omex_kernels::reference::{self, AttentionHead, KvHead, NonFinite, Q8Blocks, Q8BlocksMut};
-use omex_kernels::spec::{Activation, GATE_UNIT, HEAD_DIM_MAX, Rope, TableLayout};
+use omex_kernels::reference::{
+    self, AttentionHead, HeadTransform, KvHead, KvRing, KvRingMut, NonFinite, Q8Blocks, Q8BlocksMut,
+};
+use omex_kernels::spec::{
+    Activation, GATE_UNIT, HEAD_DIM_MAX, KV_GROUP, KvFormat, NormKind, Rope, TableLayout, kv_groups,
+};
 use omex_plan::packed::Tensor;
 use omex_plan::{Arg, BufferId, Step, TensorId};
 
@@ -441,21 +445,96 @@ impl Machine {
                 }
                 Ok(())
             },
-            KernelSpec::RopeTable { pairs } => unsafe {
+            KernelSpec::RopeTable { pairs, scale } => unsafe {
                 let out = arg(1).slice_mut(column * stride(1), 2 * pairs as usize);
                 let frequencies = self.constants(step.args[0]);
-                reference::rope_table(pass.position + unit, frequencies, out);
+                reference::rope_table(pass.position + unit, frequencies, scale.get(), out);
                 Ok(())
             },
-            KernelSpec::Norm { len, eps, output } => unsafe {
-                let x = arg(0).slice::<f32>(column * stride(0), len as usize);
-                let weight = arg(1).slice::<f32>(0, len as usize);
+            KernelSpec::Norm {
+                kind,
+                len,
+                eps,
+                bias,
+                residual,
+                output,
+            } => unsafe {
+                let n = len as usize;
+                let x = arg(0).slice::<f32>(column * stride(0), n);
+                let weight = arg(1).slice::<f32>(0, n);
+                let bias = bias.then(|| arg(2).slice::<f32>(0, n));
+                let residual = residual.then(|| {
+                    let at = 2 + bias.is_some() as usize;
+                    arg(at).slice::<f32>(column * stride(at), n)
+                });
+                let last = 2 + bias.is_some() as usize + residual.is_some() as usize;
+                let add = |range: Range<usize>, part: &mut [f32]| {
+                    if let Some(bias) = bias {
+                        reference::add(&bias[range.clone()], part);
+                    }
+                    if let Some(residual) = residual {
+                        reference::add(&residual[range], part);
+                    }
+                };
+                let (out, at) = (arg(last), column * stride(last));
+                match kind {
+                    NormKind::Rms => {
+                        let r = reference::rms_reciprocal(x, eps.get())?;
+                        emit(out, at, output, len, 0, n, |first, part| {
+                            let range = first..first + part.len();
+                            reference::rms_scale(
+                                &x[range.clone()],
+                                r,
+                                &weight[range.clone()],
+                                part,
+                            );
+                            add(range, part);
+                        })
+                    }
+                    NormKind::Layer => {
+                        let (mean, r) = reference::layer_moments(x, eps.get())?;
+                        emit(out, at, output, len, 0, n, |first, part| {
+                            let range = first..first + part.len();
+                            let (x, weight) = (&x[range.clone()], &weight[range.clone()]);
+                            reference::layer_scale(x, mean, r, weight, part);
+                            add(range, part);
+                        })
+                    }
+                }
+            },
+            KernelSpec::NormAddNorm { len, eps, output } => unsafe {
+                let n = len as usize;
+                let x = arg(0).slice::<f32>(column * stride(0), n);
+                let weight = arg(1).slice::<f32>(0, n);
+                let residual = arg(2).slice::<f32>(column * stride(2), n);
+                let next_weight = arg(3).slice::<f32>(0, n);
                 let r = reference::rms_reciprocal(x, eps.get())?;
-                let (out, at) = (arg(2), column * stride(2));
-                emit(out, at, output, len, 0, len as usize, |first, part| {
-                    let range = first..first + part.len();
-                    reference::rms_scale(&x[range.clone()], r, &weight[range], part);
-                })
+                // The sum is computed twice, which spares a buffer.
+                let sum = |range: Range<usize>, part: &mut [f32]| {
+                    reference::rms_scale(&x[range.clone()], r, &weight[range.clone()], part);
+                    reference::add(&residual[range], part);
+                };
+                let mut squares = reference::SumOfSquares::default();
+                let mut part = [0.0f32; 256];
+                for first in (0..n).step_by(part.len()) {
+                    let count = (n - first).min(part.len());
+                    sum(first..first + count, &mut part[..count]);
+                    squares.add(&part[..count]);
+                }
+                let next_r = squares.reciprocal(n, eps.get())?;
+                emit(
+                    arg(4),
+                    column * stride(4),
+                    output,
+                    len,
+                    0,
+                    n,
+                    |first, part| {
+                        let range = first..first + part.len();
+                        sum(range.clone(), part);
+                        reference::rms_scale_in_place(part, next_r, &next_weight[range]);
+                    },
+                )
             },
             KernelSpec::Quantize { len } => unsafe {
                 let x = arg(0).slice::<f32>(column * stride(0), len as usize);
@@ -467,62 +546,90 @@ impl Machine {
                 kv_heads,
                 head_dim,
                 ring,
+                format,
+                norm,
                 rope,
             } => unsafe {
                 let dim = head_dim as usize;
-                let column_stride = stride(0) / 4;
-                let heads_before = unit as usize * dim;
-                let span = (pass.columns as usize - 1) * column_stride + dim;
-                let k = arg(0).slice::<f32>(heads_before * 4, span);
-                let v = arg(1).slice::<f32>(heads_before * 4, span);
-                let table = rope.map(|r| rope_table(r, arg(2), stride(2), pass.columns));
-                let rings = 2 + rope.is_some() as usize;
-                let ring_elements = dim * ring as usize;
-                debug_assert!(unit < kv_heads);
-                let at = unit as usize * ring_elements * 2;
-                let keys = arg(rings).slice_mut::<u16>(at, ring_elements);
-                let values = arg(rings + 1).slice_mut::<u16>(at, ring_elements);
-                let (columns, position) = (pass.columns, pass.position);
-                reference::kv_store(
-                    k,
-                    v,
-                    column_stride,
+                let groups = kv_groups(pass.columns);
+                let (head, group) = (unit / groups, unit % groups);
+                debug_assert!(head < kv_heads);
+                // The positions of the pass that lie in this unit's slots.
+                let first = pass.position / KV_GROUP * KV_GROUP + group * KV_GROUP;
+                let begin = first.max(pass.position);
+                let end = (first + KV_GROUP).min(pass.position + pass.columns);
+                if begin >= end {
+                    return Ok(());
+                }
+                let norm_arg = 2;
+                let rope_arg = norm_arg + norm.is_some() as usize;
+                let rings = rope_arg + rope.is_some() as usize;
+                let norm = norm.map(|eps| (arg(norm_arg).slice::<f32>(0, dim), eps.get()));
+                let slot = (first % ring) as usize;
+                let ring = RingPart {
+                    format,
+                    head: head as usize,
                     dim,
-                    columns,
-                    position,
-                    table,
-                    keys,
-                    values,
-                )
+                    ring: ring as usize,
+                    slots: slot..slot + KV_GROUP as usize,
+                };
+                let (mut keys, mut values) =
+                    (ring.slice_mut(arg(rings)), ring.slice_mut(arg(rings + 1)));
+                let mut result = Ok(());
+                for position in begin..end {
+                    let column = (position - pass.position) as usize;
+                    let at = |i: usize| column * stride(i) + head as usize * dim * 4;
+                    let transform = HeadTransform {
+                        norm,
+                        rope: rope
+                            .map(|r| (r, rope_table(r, arg(rope_arg), column * stride(rope_arg)))),
+                    };
+                    let k = arg(0).slice::<f32>(at(0), dim);
+                    let v = arg(1).slice::<f32>(at(1), dim);
+                    let stored =
+                        reference::kv_store(k, v, transform, position, &mut keys, &mut values);
+                    result = result.and(stored);
+                }
+                result
             },
             KernelSpec::Attention {
                 heads,
                 kv_heads,
                 head_dim,
                 ring,
+                format,
                 window,
                 scale,
+                softcap,
+                norm,
                 rope,
                 output,
             } => unsafe {
                 let dim = head_dim as usize;
                 let (column, head) = ((unit / heads) as usize, (unit % heads) as usize);
                 let position = pass.position + column as u32;
+                let norm_arg = 1;
+                let rope_arg = norm_arg + norm.is_some() as usize;
+                let rings = rope_arg + rope.is_some() as usize;
+                let transform = HeadTransform {
+                    norm: norm.map(|eps| (arg(norm_arg).slice(0, dim), eps.get())),
+                    rope: rope
+                        .map(|r| (r, rope_table(r, arg(rope_arg), column * stride(rope_arg)))),
+                };
                 let mut q = [0.0f32; HEAD_DIM_MAX as usize];
                 let q = &mut q[..dim];
-                q.copy_from_slice(arg(0).slice(column * stride(0) + head * dim * 4, dim));
-                if let Some(rope) = rope {
-                    let at = column * stride(1);
-                    let table = arg(1).slice::<f32>(at, 2 * rope.pairs as usize);
-                    reference::rotate_head(rope, table, q);
-                }
-                let rings = 1 + rope.is_some() as usize;
-                let kv_head = head / (heads / kv_heads) as usize;
-                let ring_elements = dim * ring as usize;
-                let at = kv_head * ring_elements * 2;
+                let x = arg(0).slice(column * stride(0) + head * dim * 4, dim);
+                transform.apply(x, q)?;
+                let ring = RingPart {
+                    format,
+                    head: head / (heads / kv_heads) as usize,
+                    dim,
+                    ring: ring as usize,
+                    slots: 0..ring as usize,
+                };
                 let kv = KvHead {
-                    keys: arg(rings).slice(at, ring_elements),
-                    values: arg(rings + 1).slice(at, ring_elements),
+                    keys: ring.slice(arg(rings)),
+                    values: ring.slice(arg(rings + 1)),
                 };
                 let query = AttentionHead {
                     position,
@@ -531,6 +638,7 @@ impl Machine {
                         window => (position + 1).saturating_sub(window),
                     },
                     scale: scale.get(),
+                    softcap: softcap.map(|cap| cap.get()),
                 };
                 let mut result = [0.0f32; HEAD_DIM_MAX as usize];
                 let result = &mut result[..dim];
@@ -541,6 +649,15 @@ impl Machine {
                 emit(out, at, output, len, first, dim, |from, part| {
                     part.copy_from_slice(&result[from - first..][..part.len()]);
                 })
+            },
+            KernelSpec::Softcap { len, cap } => unsafe {
+                let per_column = len.div_ceil(GATE_UNIT);
+                let column = (unit / per_column) as usize;
+                let first = (unit % per_column * GATE_UNIT) as usize;
+                let count = (len as usize - first).min(GATE_UNIT as usize);
+                let x = arg(0).slice::<f32>(column * stride(0) + first * 4, count);
+                let out = arg(1).slice_mut::<f32>(column * stride(1) + first * 4, count);
+                reference::softcap_all(x, cap.get(), out)
             },
             KernelSpec::Gate {
                 function,
@@ -613,21 +730,77 @@ unsafe fn lanes(bytes: Bytes, at: usize) -> [f32; 16] {
     std::array::from_fn(|lane| slice[lane])
 }
 
-/// The tables of all columns and their stride, as `kv_store` takes them.
+/// The RoPE table of the column at byte `at`.
 ///
 /// # Safety
 /// As for [`Bytes::slice`].
 #[inline(always)]
-unsafe fn rope_table<'a>(
-    rope: Rope,
-    bytes: Bytes,
-    stride_bytes: usize,
-    columns: u32,
-) -> (Rope, &'a [f32], usize) {
-    let stride = stride_bytes / 4;
-    let span = (columns as usize - 1) * stride + 2 * rope.pairs as usize;
+unsafe fn rope_table<'a>(rope: Rope, bytes: Bytes, at: usize) -> &'a [f32] {
     // SAFETY: this function's contract.
-    (rope, unsafe { bytes.slice(0, span) }, stride)
+    unsafe { bytes.slice(at, 2 * rope.pairs as usize) }
+}
+
+/// Slots `slots`, whose ends are multiples of 16, of one head's ring of keys
+/// or values. A head's scales follow its codes.
+struct RingPart {
+    format: KvFormat,
+    head: usize,
+    dim: usize,
+    ring: usize,
+    slots: Range<usize>,
+}
+
+impl RingPart {
+    /// Byte of the head's first element.
+    fn start(&self) -> usize {
+        self.head * self.ring * self.format.head_bytes(self.dim as u32) as usize
+    }
+
+    /// Byte of the head's first scale.
+    fn scales_start(&self) -> usize {
+        self.start() + self.ring * self.dim
+    }
+
+    /// # Safety
+    /// As for [`Bytes::slice`].
+    #[inline(always)]
+    unsafe fn slice<'a>(&self, bytes: Bytes) -> KvRing<'a> {
+        let (first, count) = (self.slots.start, self.slots.len());
+        let blocks = self.dim / 32;
+        // SAFETY: this function's contract.
+        unsafe {
+            match self.format {
+                KvFormat::F16 => {
+                    KvRing::F16(bytes.slice(self.start() + first * self.dim * 2, count * self.dim))
+                }
+                KvFormat::Q8 => KvRing::Q8 {
+                    codes: bytes.slice(self.start() + first * self.dim, count * self.dim),
+                    scales: bytes.slice(self.scales_start() + first * blocks * 4, count * blocks),
+                },
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Bytes::slice_mut`].
+    #[inline(always)]
+    unsafe fn slice_mut<'a>(&self, bytes: Bytes) -> KvRingMut<'a> {
+        let (first, count) = (self.slots.start, self.slots.len());
+        let blocks = self.dim / 32;
+        // SAFETY: this function's contract; codes and scales are disjoint.
+        unsafe {
+            match self.format {
+                KvFormat::F16 => KvRingMut::F16(
+                    bytes.slice_mut(self.start() + first * self.dim * 2, count * self.dim),
+                ),
+                KvFormat::Q8 => KvRingMut::Q8 {
+                    codes: bytes.slice_mut(self.start() + first * self.dim, count * self.dim),
+                    scales: bytes
+                        .slice_mut(self.scales_start() + first * blocks * 4, count * blocks),
+                },
+            }
+        }
+    }
 }
 
 /// Elements `first..first + count`, multiples of 32, of the int8 column of `k`

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use omex_compiler::tokenizer::{self, Vocabulary};
 use omex_kernels::math::{f32_to_f16, inverse_frequency};
 use omex_kernels::panel::pack_panel;
-use omex_kernels::spec::{Activation, F32, GateFunction, Rope, RopePairing, TableLayout};
+use omex_kernels::spec::{
+    Activation, F32, GateFunction, KvFormat, NormKind, Rope, RopePairing, TableLayout,
+};
 use omex_kernels::{KernelSpec, WeightFormat, pad_to_panel};
 use omex_plan::file::{self, Arch};
 use omex_plan::memory::MemoryContract;
@@ -38,6 +40,11 @@ pub(crate) const ROPE: Rope = Rope {
     pairs: HEAD_DIM / 2,
     pairing: RopePairing::Halves,
 };
+pub(crate) const ROPE_SCALE: f32 = 1.25;
+/// What the layers of [`Style::Capped`] see.
+pub(crate) const WINDOW: u32 = 20;
+pub(crate) const SCORE_CAP: f32 = 0.5;
+pub(crate) const LOGIT_CAP: f32 = 3.0;
 /// Pages are this large at most, so that every matrix has several.
 const PAGE_BYTES: usize = 6 << 10;
 
@@ -111,6 +118,36 @@ pub(crate) fn vocabulary() -> Vocabulary {
     }
 }
 
+/// Which operations the model is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// Norms before the parts of a layer, SiLU, full attention.
+    Plain,
+    /// Norms before and behind them and of the heads, GELU, capped scores and
+    /// logits, a sliding window in the first layer, a LayerNorm at the end.
+    Capped,
+}
+
+impl Style {
+    pub(crate) fn window(self, layer: u32) -> u32 {
+        match self {
+            Style::Capped if layer == 0 => WINDOW,
+            Style::Plain | Style::Capped => 0,
+        }
+    }
+
+    pub(crate) fn head_norm(self) -> bool {
+        self == Style::Capped
+    }
+
+    pub(crate) fn gate(self) -> GateFunction {
+        match self {
+            Style::Plain => GateFunction::Silu,
+            Style::Capped => GateFunction::GeluTanh,
+        }
+    }
+}
+
 /// What varies between the tests' plans.
 #[derive(Clone, Copy)]
 pub(crate) struct Options {
@@ -120,6 +157,8 @@ pub(crate) struct Options {
     pub(crate) read: bool,
     pub(crate) columns_max: u32,
     pub(crate) seed: u64,
+    pub(crate) style: Style,
+    pub(crate) kv: KvFormat,
 }
 
 impl Default for Options {
@@ -130,6 +169,8 @@ impl Default for Options {
             read: false,
             columns_max: 64,
             seed: 7,
+            style: Style::Plain,
+            kv: KvFormat::F16,
         }
     }
 }
@@ -139,6 +180,8 @@ pub(crate) struct Tiny {
     pub(crate) plan: Plan,
     pub(crate) packed: Vec<u8>,
     pub(crate) tokenizer: Vec<u8>,
+    pub(crate) style: Style,
+    pub(crate) kv: KvFormat,
 }
 
 #[derive(Default)]
@@ -313,7 +356,10 @@ impl Tiny {
             read,
             columns_max,
             seed,
+            style,
+            kv: kv_format,
         } = options;
+        let capped = style == Style::Capped;
         let random = &mut Random(seed);
         let tokenizer = tokenizer::compile(&vocabulary()).unwrap();
         let vocabulary = vocabulary().tokens.len() as u32;
@@ -337,6 +383,16 @@ impl Tiny {
         let up = d.columns("up", Activation::F32, FFN);
         let gated = d.columns("gated", x_format, FFN);
         let hn = d.buffer("hn", BufferKind::Activation, x_format.stride_bytes(HIDDEN));
+        let (x2, branch) = if capped {
+            let x2 = d.columns("x2", Activation::F32, HIDDEN);
+            (x2, d.columns("branch", Activation::F32, HIDDEN))
+        } else {
+            (x, x)
+        };
+        let raw_logits = capped.then(|| {
+            let bytes = Activation::F32.stride_bytes(vocabulary);
+            d.buffer("raw_logits", BufferKind::Activation, bytes)
+        });
         let logits = d.buffer(
             "logits",
             BufferKind::Logits,
@@ -365,17 +421,31 @@ impl Tiny {
             ("embed", embed, vec![B(tokens), embedding, B(x)]),
             (
                 "rope",
-                KernelSpec::RopeTable { pairs: ROPE.pairs },
+                KernelSpec::RopeTable {
+                    pairs: ROPE.pairs,
+                    scale: F32::new(ROPE_SCALE),
+                },
                 vec![frequencies, B(rope)],
             ),
         ]);
-        let norm = KernelSpec::Norm {
+        let norm = |kind, residual, output| KernelSpec::Norm {
+            kind,
             len: HIDDEN,
             eps: F32::new(EPS),
-            output: x_format,
+            bias: kind == NormKind::Layer,
+            residual,
+            output,
         };
-        let ring_bytes = omex_kernels::spec::ring_bytes(KV_HEADS, HEAD_DIM, CONTEXT);
+        let plain_norm = norm(NormKind::Rms, false, x_format);
+        let behind = norm(NormKind::Rms, true, Activation::F32);
+        let head_eps = style.head_norm().then_some(F32::new(EPS));
         for layer in 0..LAYERS {
+            let window = style.window(layer);
+            let ring = match window {
+                0 => CONTEXT,
+                window => (window + columns_max - 1).next_multiple_of(16),
+            };
+            let ring_bytes = omex_kernels::spec::ring_bytes(kv_format, KV_HEADS, HEAD_DIM, ring);
             d.layer = Some(layer);
             let keys = d.buffer(&format!("keys{layer}"), BufferKind::KvRing, ring_bytes);
             let values = d.buffer(&format!("values{layer}"), BufferKind::KvRing, ring_bytes);
@@ -392,7 +462,13 @@ impl Tiny {
             let wup = matrix("up", FFN, HIDDEN);
             let wdown = matrix("down", HIDDEN, FFN);
             let norm2 = pages.vector(random, &named("norm2"), HIDDEN);
-            d.phase(vec![("attn_norm", norm, vec![B(x), norm1, B(xn)])]);
+            let mut vector = |name: &str, len| pages.vector(random, &named(name), len);
+            let extra = capped.then(|| {
+                let heads = [vector("q_norm", HEAD_DIM), vector("k_norm", HEAD_DIM)];
+                (heads, [vector("post1", HIDDEN), vector("post2", HIDDEN)])
+            });
+            let head_norm = |i: usize| extra.iter().map(move |(heads, _)| heads[i]);
+            d.phase(vec![("attn_norm", plain_norm, vec![B(x), norm1, B(xn)])]);
             let q_spec = matmul(format, HEADS * HEAD_DIM, HIDDEN, false);
             let kv_spec = matmul(format, kv, HIDDEN, false);
             d.phase(vec![
@@ -403,39 +479,71 @@ impl Tiny {
             let store = KernelSpec::KvStore {
                 kv_heads: KV_HEADS,
                 head_dim: HEAD_DIM,
-                ring: CONTEXT,
+                ring,
+                format: kv_format,
+                norm: head_eps,
                 rope: Some(ROPE),
             };
-            let store_args = vec![B(k), B(v), B(rope), B(keys), B(values)];
+            let mut store_args = vec![B(k), B(v)];
+            store_args.extend(head_norm(1));
+            store_args.extend([B(rope), B(keys), B(values)]);
             d.phase(vec![("kv_store", store, store_args)]);
             let attention = KernelSpec::Attention {
                 heads: HEADS,
                 kv_heads: KV_HEADS,
                 head_dim: HEAD_DIM,
-                ring: CONTEXT,
-                window: 0,
+                ring,
+                format: kv_format,
+                window,
                 scale: F32::new(0.18),
+                softcap: capped.then_some(F32::new(SCORE_CAP)),
+                norm: head_eps,
                 rope: Some(ROPE),
                 output: x_format,
             };
-            let attention_args = vec![B(q), B(rope), B(keys), B(values), B(attended)];
+            let mut attention_args = vec![B(q)];
+            attention_args.extend(head_norm(0));
+            attention_args.extend([B(rope), B(keys), B(values), B(attended)]);
             d.phase(vec![("attention", attention, attention_args)]);
-            let o_spec = matmul(format, HIDDEN, HEADS * HEAD_DIM, true);
-            d.phase(vec![("o", o_spec, vec![wo, B(attended), B(x), B(x)])]);
-            d.phase(vec![("ffn_norm", norm, vec![B(x), norm2, B(xn)])]);
+            let o_spec = matmul(format, HIDDEN, HEADS * HEAD_DIM, !capped);
+            let down_spec = matmul(format, HIDDEN, FFN, !capped);
+            match extra {
+                None => {
+                    d.phase(vec![("o", o_spec, vec![wo, B(attended), B(x), B(x)])]);
+                    d.phase(vec![("ffn_norm", plain_norm, vec![B(x), norm2, B(xn)])]);
+                }
+                Some((_, [post1, _])) => {
+                    d.phase(vec![("o", o_spec, vec![wo, B(attended), B(branch)])]);
+                    let next = KernelSpec::NormAddNorm {
+                        len: HIDDEN,
+                        eps: F32::new(EPS),
+                        output: x_format,
+                    };
+                    let next_args = vec![B(branch), post1, B(x), norm2, B(xn)];
+                    d.phase(vec![
+                        ("post1", behind, vec![B(branch), post1, B(x), B(x2)]),
+                        ("ffn_norm", next, next_args),
+                    ]);
+                }
+            }
             let ffn_spec = matmul(format, FFN, HIDDEN, false);
             d.phase(vec![
                 ("gate", ffn_spec, vec![wgate, B(xn), B(gate)]),
                 ("up", ffn_spec, vec![wup, B(xn), B(up)]),
             ]);
             let gate_spec = KernelSpec::Gate {
-                function: GateFunction::Silu,
+                function: style.gate(),
                 len: FFN,
                 output: x_format,
             };
             d.phase(vec![("act", gate_spec, vec![B(gate), B(up), B(gated)])]);
-            let down_spec = matmul(format, HIDDEN, FFN, true);
-            d.phase(vec![("down", down_spec, vec![wdown, B(gated), B(x), B(x)])]);
+            match extra {
+                None => d.phase(vec![("down", down_spec, vec![wdown, B(gated), B(x), B(x)])]),
+                Some((_, [_, post2])) => {
+                    d.phase(vec![("down", down_spec, vec![wdown, B(gated), B(branch)])]);
+                    d.phase(vec![("post2", behind, vec![B(branch), post2, B(x2), B(x)])]);
+                }
+            }
         }
         d.layer = None;
         let body_phases = d.phases.len() as u32;
@@ -445,10 +553,24 @@ impl Tiny {
         } else {
             pages.matrix(random, "head", format, vocabulary, HIDDEN)
         };
-        let head_norm_args = vec![Arg::SelectedColumn(x), norm_weight, B(hn)];
-        d.phase(vec![("norm", norm, head_norm_args)]);
+        let mut head_norm_args = vec![Arg::SelectedColumn(x), norm_weight];
+        let mut head_norm = plain_norm;
+        if capped {
+            head_norm_args.push(pages.vector(random, "norm_bias", HIDDEN));
+            head_norm = norm(NormKind::Layer, false, x_format);
+        }
+        head_norm_args.push(B(hn));
+        d.phase(vec![("norm", head_norm, head_norm_args)]);
         let head_spec = matmul(format, vocabulary, HIDDEN, false);
-        d.phase(vec![("head", head_spec, vec![head, B(hn), B(logits)])]);
+        let head_out = raw_logits.unwrap_or(logits);
+        d.phase(vec![("head", head_spec, vec![head, B(hn), B(head_out)])]);
+        if let Some(raw) = raw_logits {
+            let softcap = KernelSpec::Softcap {
+                len: vocabulary,
+                cap: F32::new(LOGIT_CAP),
+            };
+            d.phase(vec![("softcap", softcap, vec![B(raw), B(logits)])]);
+        }
 
         let slots: Vec<BufferId> = if read {
             let slot = |(i, page): (usize, &Vec<u8>)| {
@@ -515,6 +637,8 @@ impl Tiny {
             plan,
             packed,
             tokenizer,
+            style,
+            kv: kv_format,
         }
     }
 

@@ -1,28 +1,74 @@
 //! The tiny model evaluated one token at a time, with vectors and loops.
 
 use omex_kernels::reference::{
-    self, AttentionHead, KvHead, Q8Blocks, Q8BlocksMut, matmul_panel_f32, matmul_panel_q8,
+    self, AttentionHead, HeadTransform, KvHead, KvRing, KvRingMut, Q8Blocks, Q8BlocksMut,
+    matmul_panel_f32, matmul_panel_q8,
 };
-use omex_kernels::spec::GateFunction;
+use omex_kernels::spec::KvFormat;
 use omex_kernels::{WeightFormat, panel};
 use omex_plan::packed::PackedLayout;
 
-use super::{CONTEXT, EPS, HEAD_DIM, HEADS, KV_HEADS, LAYERS, ROPE, Tiny};
+use super::{
+    CONTEXT, EPS, HEAD_DIM, HEADS, KV_HEADS, LAYERS, LOGIT_CAP, ROPE, ROPE_SCALE, SCORE_CAP, Style,
+    Tiny,
+};
+
+/// Keys or values of all positions of one layer, head by head, in both formats.
+struct Ring {
+    halves: Vec<u16>,
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+}
+
+impl Ring {
+    fn new() -> Ring {
+        let elements = (KV_HEADS * HEAD_DIM * CONTEXT) as usize;
+        Ring {
+            halves: vec![0; elements],
+            codes: vec![0; elements],
+            scales: vec![0.0; elements / 32],
+        }
+    }
+
+    /// The group of 16 slots that a position lies in.
+    fn group(&mut self, format: KvFormat, head: usize, position: u32) -> KvRingMut<'_> {
+        let dim = HEAD_DIM as usize;
+        let first = head * CONTEXT as usize + position as usize / 16 * 16;
+        match format {
+            KvFormat::F16 => KvRingMut::F16(&mut self.halves[first * dim..][..16 * dim]),
+            KvFormat::Q8 => KvRingMut::Q8 {
+                codes: &mut self.codes[first * dim..][..16 * dim],
+                scales: &mut self.scales[first * dim / 32..][..dim / 2],
+            },
+        }
+    }
+
+    fn of_head(&self, format: KvFormat, head: usize) -> KvRing<'_> {
+        let len = (HEAD_DIM * CONTEXT) as usize;
+        match format {
+            KvFormat::F16 => KvRing::F16(&self.halves[head * len..][..len]),
+            KvFormat::Q8 => KvRing::Q8 {
+                codes: &self.codes[head * len..][..len],
+                scales: &self.scales[head * len / 32..][..len / 32],
+            },
+        }
+    }
+}
 
 pub(crate) struct Naive<'a> {
     tiny: &'a Tiny,
-    keys: Vec<Vec<u16>>,
-    values: Vec<Vec<u16>>,
+    keys: Vec<Ring>,
+    values: Vec<Ring>,
     position: u32,
 }
 
 impl<'a> Naive<'a> {
     pub(crate) fn new(tiny: &'a Tiny) -> Naive<'a> {
-        let ring = (KV_HEADS * HEAD_DIM * CONTEXT) as usize;
+        let rings = || (0..LAYERS).map(|_| Ring::new()).collect();
         Naive {
             tiny,
-            keys: vec![vec![0; ring]; LAYERS as usize],
-            values: vec![vec![0; ring]; LAYERS as usize],
+            keys: rings(),
+            values: rings(),
             position: 0,
         }
     }
@@ -73,13 +119,42 @@ impl<'a> Naive<'a> {
         out
     }
 
-    fn norm(&self, name: &str, x: &[f32]) -> Vec<f32> {
-        let (_, bytes) = self.bytes(name);
+    fn vector(&self, name: &str) -> Vec<f32> {
+        let (tensor, bytes) = self.bytes(name);
         let float = |b: &[u8]| f32::from_le_bytes(b.try_into().unwrap());
-        let weight: Vec<f32> = bytes.chunks(4).map(float).collect();
+        let k = tensor.k as usize;
+        bytes.chunks(4).take(k).map(float).collect()
+    }
+
+    fn norm(&self, name: &str, x: &[f32]) -> Vec<f32> {
         let mut out = vec![0.0; x.len()];
-        reference::rms_norm(x, &weight[..x.len()], EPS, &mut out).unwrap();
+        reference::rms_norm(x, &self.vector(name), EPS, &mut out).unwrap();
         out
+    }
+
+    fn final_norm(&self, x: &[f32]) -> Vec<f32> {
+        match self.tiny.style {
+            Style::Plain => self.norm("norm", x),
+            Style::Capped => {
+                let (mean, r) = reference::layer_moments(x, EPS).unwrap();
+                let weight = self
+                    .vector("norm")
+                    .into_iter()
+                    .zip(self.vector("norm_bias"));
+                x.iter()
+                    .zip(weight)
+                    .map(|(x, (w, b))| ((x - mean) * r) * w + b)
+                    .collect()
+            }
+        }
+    }
+
+    /// What a part of a layer adds to the stream.
+    fn behind(&self, name: &str, x: Vec<f32>) -> Vec<f32> {
+        match self.tiny.style {
+            Style::Plain => x,
+            Style::Capped => self.norm(name, &x),
+        }
     }
 
     fn embedding(&self, token: u32) -> Vec<f32> {
@@ -107,62 +182,86 @@ impl<'a> Naive<'a> {
     /// Logits behind the next token.
     pub(crate) fn push(&mut self, token: u32) -> Vec<f32> {
         let dim = HEAD_DIM as usize;
+        let (style, format) = (self.tiny.style, self.tiny.kv);
         let mut x = self.embedding(token);
         let mut table = vec![0.0; 2 * ROPE.pairs as usize];
-        reference::rope_table(self.position, &self.tiny.plan.constants, &mut table);
-        for layer in 0..LAYERS as usize {
+        reference::rope_table(
+            self.position,
+            &self.tiny.plan.constants,
+            ROPE_SCALE,
+            &mut table,
+        );
+        for layer in 0..LAYERS {
             let named = |name: &str| format!("{layer}.{name}");
+            let head_norm = |name: &str| style.head_norm().then(|| self.vector(&named(name)));
+            let (q_norm, k_norm) = (head_norm("q_norm"), head_norm("k_norm"));
             let xn = self.norm(&named("norm1"), &x);
             let q = self.matmul(&named("q"), &xn);
             let k = self.matmul(&named("k"), &xn);
             let v = self.matmul(&named("v"), &xn);
-            let per_head = dim * CONTEXT as usize;
+            fn transform<'a>(norm: &'a Option<Vec<f32>>, table: &'a [f32]) -> HeadTransform<'a> {
+                HeadTransform {
+                    norm: norm.as_ref().map(|w| (&w[..], EPS)),
+                    rope: Some((ROPE, table)),
+                }
+            }
+            let l = layer as usize;
             for head in 0..KV_HEADS as usize {
                 reference::kv_store(
-                    &k[head * dim..],
-                    &v[head * dim..],
-                    dim,
-                    dim,
-                    1,
+                    &k[head * dim..][..dim],
+                    &v[head * dim..][..dim],
+                    transform(&k_norm, &table),
                     self.position,
-                    Some((ROPE, &table, table.len())),
-                    &mut self.keys[layer][head * per_head..][..per_head],
-                    &mut self.values[layer][head * per_head..][..per_head],
+                    &mut self.keys[l].group(format, head, self.position),
+                    &mut self.values[l].group(format, head, self.position),
                 )
                 .unwrap();
             }
             let mut attended = Vec::new();
             for head in 0..HEADS as usize {
-                let mut q = q[head * dim..][..dim].to_vec();
-                reference::rotate_head(ROPE, &table, &mut q);
+                let mut rotated = vec![0.0; dim];
+                let q = &q[head * dim..][..dim];
+                transform(&q_norm, &table).apply(q, &mut rotated).unwrap();
                 let kv_head = head * KV_HEADS as usize / HEADS as usize;
                 let kv = KvHead {
-                    keys: &self.keys[layer][kv_head * per_head..][..per_head],
-                    values: &self.values[layer][kv_head * per_head..][..per_head],
+                    keys: self.keys[l].of_head(format, kv_head),
+                    values: self.values[l].of_head(format, kv_head),
                 };
                 let query = AttentionHead {
                     position: self.position,
-                    first: 0,
+                    first: match style.window(layer) {
+                        0 => 0,
+                        window => (self.position + 1).saturating_sub(window),
+                    },
                     scale: 0.18,
+                    softcap: (style == Style::Capped).then_some(SCORE_CAP),
                 };
                 let mut out = vec![0.0; dim];
-                reference::attend(query, &q, kv, &mut out).unwrap();
+                reference::attend(query, &rotated, kv, &mut out).unwrap();
                 attended.extend(out);
             }
-            let o = self.matmul(&named("o"), &attended);
+            let o = self.behind(&named("post1"), self.matmul(&named("o"), &attended));
             x.iter_mut().zip(o).for_each(|(x, o)| *x += o);
             let xn = self.norm(&named("norm2"), &x);
             let gate = self.matmul(&named("gate"), &xn);
             let up = self.matmul(&named("up"), &xn);
             let mut gated = vec![0.0; gate.len()];
-            reference::gate(GateFunction::Silu, &gate, &up, &mut gated);
-            let down = self.matmul(&named("down"), &gated);
+            reference::gate(style.gate(), &gate, &up, &mut gated);
+            let down = self.behind(&named("post2"), self.matmul(&named("down"), &gated));
             x.iter_mut().zip(down).for_each(|(x, d)| *x += d);
         }
         self.position += 1;
-        let hn = self.norm("norm", &x);
+        let hn = self.final_norm(&x);
         let tensors = &self.tiny.plan.weights.tensors;
         let untied = tensors.iter().any(|t| t.name == "head");
-        self.matmul(if untied { "head" } else { "embedding" }, &hn)
+        let logits = self.matmul(if untied { "head" } else { "embedding" }, &hn);
+        match style {
+            Style::Plain => logits,
+            Style::Capped => {
+                let mut capped = vec![0.0; logits.len()];
+                reference::softcap_all(&logits, LOGIT_CAP, &mut capped).unwrap();
+                capped
+            }
+        }
     }
 }
