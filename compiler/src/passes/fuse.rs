@@ -39,7 +39,10 @@ fn epilogue(graph: &mut Graph, id: ValueId) {
     };
     // The kernels add the bias before the residual, and each once.
     let op = match graph.node(producer).op {
-        Op::Matmul { bias, residual } if !residual && !(bias && is_bias) => Op::Matmul {
+        Op::Matmul {
+            bias,
+            residual: false,
+        } if !bias || !is_bias => Op::Matmul {
             bias: bias || is_bias,
             residual: !is_bias,
         },
