@@ -26,5 +26,5 @@ echo "peers: building llama.cpp, which takes some minutes" >&2
 cmake -S "$sources" -B "$peers" -DLLAMA_BUILD_COMMIT="llama-cpp-python-$version" -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=ON \
     -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
     -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF >"$peers/cmake.log"
-cmake --build "$peers" --parallel "$(nproc)" --target llama-bench llama-completion >"$peers/build.log"
+cmake --build "$peers" --parallel "$(nproc)" --target llama-bench llama-completion llama-perplexity >"$peers/build.log"
 echo "peers: $peers/bin is ready" >&2

@@ -4,13 +4,14 @@
 //! cache under the hash of all that the plan depends on.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use clap::Args;
 use omex_compiler::diagnostic::{Code, Diagnostic};
 
+use super::child::{self, Container};
 use super::container;
 use super::output::{Failure, Output};
 use crate::args::RunArgs;
@@ -63,13 +64,7 @@ pub fn execute(args: &ExecuteArgs, mut run: RunArgs, output: &Output) -> ExitCod
 
 /// The path of the plan, or the exit code of a child that has said why.
 fn build(args: &ExecuteArgs) -> Result<Result<PathBuf, ExitCode>, Failure> {
-    let cannot = |e: std::io::Error| -> Failure {
-        let message = format!("the compiler cannot be started: {e}");
-        Diagnostic::error(Code::FileRead, message).into()
-    };
-    let program = std::env::current_exe().map_err(cannot)?;
-    let mut command = Command::new(program);
-    command.args(["build", "--cached"]);
+    let mut words = Vec::new();
     let flags = [
         ("--target", &args.target),
         ("--ram", &args.ram),
@@ -80,45 +75,25 @@ fn build(args: &ExecuteArgs) -> Result<Result<PathBuf, ExitCode>, Failure> {
     ];
     for (flag, value) in flags {
         if let Some(value) = value {
-            command.arg(flag).arg(value);
+            words.extend([OsString::from(flag), value.clone()]);
         }
     }
-    if args.strict {
-        command.arg("--strict");
-    }
-    if args.any_path {
-        command.arg("--any-path");
-    }
-    command.stdout(Stdio::piped());
-    let file = args.file.as_ref().filter(|f| f.as_os_str() != "-");
-    let text = match file {
-        Some(file) => {
-            command.arg("--").arg(file).stdin(Stdio::null());
-            None
+    for (flag, set) in [("--strict", args.strict), ("--any-path", args.any_path)] {
+        if set {
+            words.push(OsString::from(flag));
         }
+    }
+    match args.file.as_ref().filter(|f| f.as_os_str() != "-") {
+        Some(file) => child::build(Container::File(file), &words),
         None if std::io::stdin().is_terminal() => {
             let message = "no container: standard input is a terminal";
-            return Err(Diagnostic::error(Code::Usage, message)
+            Err(Diagnostic::error(Code::Usage, message)
                 .help("name one with --file, or pipe it in")
-                .into());
+                .into())
         }
         None => {
-            command.arg("-").stdin(Stdio::piped());
-            Some(container::read(std::path::Path::new("-"))?.bytes)
+            let text = container::read(std::path::Path::new("-"))?;
+            child::build(Container::Text(&text.bytes), &words)
         }
-    };
-    let mut child = command.spawn().map_err(cannot)?;
-    if let (Some(text), Some(mut stdin)) = (text, child.stdin.take()) {
-        // A child that stopped reading says why by its exit code.
-        let _ = stdin.write_all(&text);
     }
-    let result = child.wait_with_output().map_err(cannot)?;
-    if !result.status.success() {
-        let code = result.status.code().and_then(|c| u8::try_from(c).ok());
-        return Ok(Err(ExitCode::from(code.unwrap_or(1))));
-    }
-    use std::os::unix::ffi::OsStringExt;
-    let mut path = result.stdout;
-    path.truncate(path.trim_ascii_end().len());
-    Ok(Ok(PathBuf::from(OsString::from_vec(path))))
 }

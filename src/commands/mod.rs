@@ -1,17 +1,22 @@
 //! The commands of the full `omex` and of `omexc`.
 
+pub mod bench;
 pub mod build;
 pub mod cache;
+mod child;
 mod container;
 mod emit;
+pub mod evaluate;
 pub mod execute;
 pub mod explain;
 pub mod inspect;
 mod model;
 pub mod output;
+pub mod perplexity;
 mod plan_file;
 pub mod report;
 mod sign;
+pub mod synth;
 pub mod targets;
 pub mod tokenize;
 pub mod validate;
@@ -41,6 +46,8 @@ struct Omexc {
 enum OmexcCommand {
     /// Compile a container, its model and a target into a plan
     Build(build::BuildArgs),
+    /// Write a model with random weights, of any shape
+    Synth(synth::SynthArgs),
     /// List the device profiles, with the source of each figure
     Targets(targets::TargetsArgs),
     /// Tell the story of an error code
@@ -69,6 +76,10 @@ enum OmexCommand {
     /// Reports on plans
     #[command(subcommand)]
     Debug(DebugCommand),
+    /// Measure speed, with the rows of llama-bench
+    Bench(bench::BenchArgs),
+    /// Measure how well a model predicts a text
+    Perplexity(perplexity::PerplexityArgs),
     /// Packed models and cached plans
     #[command(subcommand)]
     Cache(cache::CacheCommand),
@@ -100,6 +111,7 @@ pub fn omexc() -> ExitCode {
         &output,
         match cli.command {
             OmexcCommand::Build(args) => build::build(&args, &output),
+            OmexcCommand::Synth(args) => synth::synth(&args),
             OmexcCommand::Targets(args) => targets::targets(&args, &output),
             OmexcCommand::Explain(args) => explain::explain(&args),
         },
@@ -112,7 +124,7 @@ pub fn omex() -> ExitCode {
         .subcommand(run_command())
         .subcommand(execute_command())
         .subcommand(trust_command());
-    let matches = command.get_matches();
+    let matches = command.get_matches_from(arguments());
     match matches.subcommand() {
         Some(("run", matches)) => {
             let plan = matches.get_one::<OsString>("plan").cloned();
@@ -141,11 +153,25 @@ pub fn omex() -> ExitCode {
         OmexCommand::Debug(DebugCommand::Memory(MemoryCommand::Report(args))) => {
             report::report(&args, &output)
         }
+        OmexCommand::Bench(args) => return bench::bench(&args, &output),
+        OmexCommand::Perplexity(args) => return perplexity::perplexity(&args, &output),
         OmexCommand::Cache(command) => cache::cache(&command),
         OmexCommand::Explain(args) => explain::explain(&args),
         OmexCommand::Build(args) => build::build(&args, &output),
     };
     finish(&output, result)
+}
+
+/// The command line; `omex bench` has llama-bench's flags of two letters.
+fn arguments() -> impl Iterator<Item = OsString> {
+    let is_bench = std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == "bench");
+    std::env::args_os().map(move |word| match word.to_str() {
+        Some("-pg") if is_bench => "--pg".into(),
+        Some("-ub") if is_bench => "--ub".into(),
+        _ => word,
+    })
 }
 
 fn finish(output: &Output, result: Result<(), Failure>) -> ExitCode {

@@ -5,6 +5,7 @@
 //! for bit. With the feature `jit`, [`jit::compile_all`] makes the same code
 //! executable in this process.
 
+pub mod ceiling;
 mod clif;
 pub mod isa;
 #[cfg(feature = "jit")]

@@ -1,8 +1,9 @@
 //! Passes over a machine, on a pool of threads.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use omex_plan::{CheckedPlan, Plan};
+use omex_plan::{CheckedPlan, Phase, Plan};
 
 use super::machine::Machine;
 use super::step::Pass;
@@ -124,11 +125,56 @@ impl Engine {
         }
     }
 
+    /// As [`Engine::forward`] with the last column's logits, but one step after
+    /// the other, each alone on all threads: how long each took.
+    ///
+    /// Errors and panics: those of [`Engine::forward`].
+    pub fn time_steps(&mut self, tokens: &[u32], position: u32) -> Result<Vec<Duration>, RunError> {
+        self.forward(tokens, position)?;
+        let columns = tokens.len() as u32;
+        let shared = self.shared_plan();
+        let plan = shared.plan();
+        let mut times = Vec::with_capacity(plan.steps.len());
+        for (index, phase) in plan.phases.iter().enumerate() {
+            let pass = if index < plan.body_phases as usize {
+                Pass {
+                    columns,
+                    position,
+                    selected: 0,
+                }
+            } else {
+                Pass {
+                    columns: 1,
+                    position: position + columns - 1,
+                    selected: columns - 1,
+                }
+            };
+            for step in phase.first_step..phase.first_step + phase.steps {
+                let alone = Phase {
+                    first_step: step,
+                    steps: 1,
+                };
+                let began = Instant::now();
+                let failed = self
+                    .machine
+                    .run(&mut self.pool, &self.tiles, &[alone], pass);
+                times.push(began.elapsed());
+                self.finite(failed, pass)?;
+            }
+        }
+        Ok(times)
+    }
+
     fn run_phases(&mut self, first: usize, end: usize, pass: Pass) -> Result<(), RunError> {
         self.barriers += (end - first) as u64 + 1;
-        let failed = self
-            .machine
-            .run(&mut self.pool, &self.tiles, first..end, pass);
+        let shared = self.shared_plan();
+        let phases = &shared.plan().phases[first..end];
+        let failed = self.machine.run(&mut self.pool, &self.tiles, phases, pass);
+        self.finite(failed, pass)
+    }
+
+    /// The error of the first step that met a value that is not finite.
+    fn finite(&self, failed: Option<usize>, pass: Pass) -> Result<(), RunError> {
         match failed {
             None => Ok(()),
             Some(index) => {

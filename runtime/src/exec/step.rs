@@ -22,7 +22,7 @@ use omex_kernels::spec::{
     Activation, GATE_UNIT, HEAD_DIM_MAX, KV_GROUP, KvFormat, NormKind, Rope, TableLayout, kv_groups,
 };
 use omex_plan::packed::Tensor;
-use omex_plan::{Arg, BufferId, Step, TensorId};
+use omex_plan::{Arg, BufferId, Phase, Step, TensorId};
 
 use super::machine::{Machine, Vectors};
 use super::tile::{PanelTile, Tiles, Work};
@@ -194,20 +194,19 @@ impl Machine {
         unsafe { buffer.slice_mut(0, self.plan().model.vocabulary as usize) }
     }
 
-    /// Runs the plan's phases `phases` on the pool. Returns the earliest step
+    /// Runs `phases`, which are the plan's or parts of them, on the pool. Returns the earliest step
     /// that met a value that is NaN or infinite, if one did; later phases are
     /// then left out.
     pub(super) fn run(
         &mut self,
         pool: &mut Pool,
         tiles: &Tiles,
-        phases: Range<usize>,
+        phases: &[Phase],
         pass: Pass,
     ) -> Option<usize> {
         const NONE: u32 = u32::MAX;
         let machine = &*self;
         let plan = machine.plan();
-        let phases = &plan.phases[phases];
         // All work of a phase is done even when some of it fails, so which step
         // is the earliest does not depend on the threads.
         let failed = AtomicU32::new(NONE);

@@ -12,7 +12,7 @@ use omex_plan::packed::{PACKED_HEADER_BYTES, PAGE_ALIGN};
 use super::*;
 use crate::diagnostic::Code;
 use crate::import::llama::ModelConfig;
-use crate::import::synth::{Mix, Shape, write_model};
+use crate::import::synth::{Family, Mix, Shape, write_model};
 
 /// A directory of its own for each test, removed afterwards.
 struct Folder(PathBuf);
@@ -82,6 +82,7 @@ impl Drop for Folder {
 /// Several pages; a vocabulary that is no multiple of 16.
 fn shape() -> Shape {
     Shape {
+        family: Family::Llama,
         layers: 5,
         embedding_len: 256,
         heads: 4,
@@ -91,6 +92,7 @@ fn shape() -> Shape {
         vocabulary_len: 1003,
         context_len: 64,
         rope_base: 1e4,
+        rms_epsilon: 1e-5,
         tied: false,
         biases: true,
     }

@@ -5,118 +5,23 @@
 //! activations stay of order one and logits have a spread of a few units.
 
 mod blocks;
+mod mix;
+mod shape;
 mod vocabulary;
 
 use std::io::{self, Write};
-use std::str::FromStr;
 
 use omex_kernels::WeightFormat;
 
 use super::ggml_type::GgmlType;
 use super::gguf::Gguf;
 use super::gguf::write::HeaderWriter;
+use mix::{Place, Role, fitting};
 
 pub use blocks::{BlockWriter, Random};
+pub use mix::{Mix, Recipe};
+pub use shape::{Family, PRESETS, Shape};
 pub use vocabulary::VOCABULARY_LEN_MIN;
-
-/// The shape of a made-up model.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Shape {
-    pub layers: u32,
-    pub embedding_len: u32,
-    pub heads: u32,
-    pub kv_heads: u32,
-    pub head_len: u32,
-    pub feed_forward_len: u32,
-    /// At least [`VOCABULARY_LEN_MIN`], unless the vocabulary is another file's.
-    pub vocabulary_len: u32,
-    pub context_len: u32,
-    pub rope_base: f32,
-    /// The token embedding is the output head too.
-    pub tied: bool,
-    /// Biases on Q, K, V and the attention output.
-    pub biases: bool,
-}
-
-/// Which format each matrix has, as llama.cpp's quantizer chooses by default.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mix {
-    /// One format for all matrices; the output head of a quantized one is Q6_K.
-    Uniform(WeightFormat),
-    /// Q4_K, with Q6_K for the output head and for V and the feed-forward's
-    /// down projection of half of the layers.
-    Q4KM,
-}
-
-impl FromStr for Mix {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Mix, String> {
-        let upper = name.to_ascii_uppercase();
-        if upper == "Q4_K_M" {
-            return Ok(Mix::Q4KM);
-        }
-        WeightFormat::from_name(&upper)
-            .map(Mix::Uniform)
-            .ok_or_else(|| {
-                let names: Vec<_> = WeightFormat::ALL.iter().map(|f| f.name()).collect();
-                format!("no mix of that name; known: {}, Q4_K_M", names.join(", "))
-            })
-    }
-}
-
-impl Mix {
-    fn output_format(self) -> WeightFormat {
-        match self {
-            Mix::Uniform(format) if !format.takes_q8() || format == WeightFormat::Q8_0 => format,
-            Mix::Uniform(_) | Mix::Q4KM => WeightFormat::Q6K,
-        }
-    }
-
-    fn format(self, layer: u32, layers: u32, sensitive: bool) -> WeightFormat {
-        match self {
-            Mix::Uniform(format) => format,
-            Mix::Q4KM => {
-                let eighth = layers / 8;
-                let more_bits =
-                    layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2;
-                if sensitive && more_bits {
-                    WeightFormat::Q6K
-                } else {
-                    WeightFormat::Q4K
-                }
-            }
-        }
-    }
-}
-
-/// A format of about the same size whose blocks fit rows of `k` elements.
-fn fitting(format: WeightFormat, k: u32) -> WeightFormat {
-    if k.is_multiple_of(format.k_multiple()) {
-        return format;
-    }
-    let smaller_blocks = match format {
-        WeightFormat::Q2K | WeightFormat::Q3K | WeightFormat::Iq4Xs => WeightFormat::Iq4Nl,
-        WeightFormat::Q4K => WeightFormat::Q5_0,
-        WeightFormat::Q5K => WeightFormat::Q5_1,
-        WeightFormat::Q6K => WeightFormat::Q8_0,
-        WeightFormat::F32
-        | WeightFormat::F16
-        | WeightFormat::BF16
-        | WeightFormat::Q4_0
-        | WeightFormat::Q4_1
-        | WeightFormat::Q5_0
-        | WeightFormat::Q5_1
-        | WeightFormat::Q8_0
-        | WeightFormat::Iq4Nl
-        | WeightFormat::Mxfp4 => WeightFormat::F16,
-    };
-    if k.is_multiple_of(smaller_blocks.k_multiple()) {
-        smaller_blocks
-    } else {
-        WeightFormat::F32
-    }
-}
 
 /// A tensor to be written.
 struct Draft {
@@ -126,6 +31,15 @@ struct Draft {
     /// Root mean square of the weights; around 1 for norms.
     rms: f32,
     is_norm: bool,
+}
+
+/// Bytes of a model that [`write_model`] writes, without its header.
+pub fn tensor_bytes(shape: &Shape, mix: Mix) -> u64 {
+    let of = |tensor: &Draft| {
+        let k = u32::try_from(tensor.dims[0]).expect("extents are u32");
+        tensor.format.row_bytes(k) * tensor.dims[1..].iter().product::<u64>()
+    };
+    tensors(shape, mix).iter().map(of).sum()
 }
 
 /// Writes a model. `vocabulary` is a GGUF file whose tokenizer is copied; the
@@ -161,22 +75,31 @@ pub fn write_model(
 
 fn header(shape: &Shape, vocabulary: Option<&Gguf<'_>>) -> HeaderWriter {
     let mut w = HeaderWriter::default();
-    w.str("general.architecture", "llama")
+    let family = shape.family.name();
+    w.str("general.architecture", family)
         .str("general.type", "model")
         .str("general.name", "synthetic")
-        .u32("general.quantization_version", 2)
-        .u32("llama.block_count", shape.layers)
-        .u32("llama.context_length", shape.context_len)
-        .u32("llama.embedding_length", shape.embedding_len)
-        .u32("llama.feed_forward_length", shape.feed_forward_len)
-        .u32("llama.attention.head_count", shape.heads)
-        .u32("llama.attention.head_count_kv", shape.kv_heads)
-        .u32("llama.attention.key_length", shape.head_len)
-        .u32("llama.attention.value_length", shape.head_len)
-        .u32("llama.rope.dimension_count", shape.head_len)
-        .f32("llama.rope.freq_base", shape.rope_base)
-        .f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
-        .u32("llama.vocab_size", shape.vocabulary_len);
+        .u32("general.quantization_version", 2);
+    for (key, value) in [
+        ("block_count", shape.layers),
+        ("context_length", shape.context_len),
+        ("embedding_length", shape.embedding_len),
+        ("feed_forward_length", shape.feed_forward_len),
+        ("attention.head_count", shape.heads),
+        ("attention.head_count_kv", shape.kv_heads),
+        ("attention.key_length", shape.head_len),
+        ("attention.value_length", shape.head_len),
+        ("rope.dimension_count", shape.head_len),
+        ("vocab_size", shape.vocabulary_len),
+    ] {
+        w.u32(&format!("{family}.{key}"), value);
+    }
+    for (key, value) in [
+        ("rope.freq_base", shape.rope_base),
+        ("attention.layer_norm_rms_epsilon", shape.rms_epsilon),
+    ] {
+        w.f32(&format!("{family}.{key}"), value);
+    }
     match vocabulary {
         Some(gguf) => {
             for entry in gguf.metadata() {
@@ -197,9 +120,17 @@ fn tensors(shape: &Shape, mix: Mix) -> Vec<Draft> {
     let (d, ff) = (shape.embedding_len, shape.feed_forward_len);
     let q = shape.heads * shape.head_len;
     let kv = shape.kv_heads * shape.head_len;
-    let matrix = |name: String, format, rows: u32, k: u32, gain: f32| Draft {
+    let matrix = |name: String, role, layer, rows: u32, k: u32, gain: f32| Draft {
         name,
-        format: fitting(format, k),
+        format: {
+            let place = Place {
+                role,
+                layer,
+                layers: shape.layers,
+                group: shape.heads / shape.kv_heads,
+            };
+            fitting(mix.format(place), k, role)
+        },
         dims: vec![k.into(), rows.into()],
         rms: gain / (k as f32).sqrt(),
         is_norm: false,
@@ -215,48 +146,52 @@ fn tensors(shape: &Shape, mix: Mix) -> Vec<Draft> {
     // of order one; the head's gain spreads the logits.
     const HEAD_GAIN: f32 = 3.0;
     let vocabulary = shape.vocabulary_len;
-    let embedding_format = if shape.tied {
-        mix.output_format()
+    let embedding = if shape.tied {
+        Role::Output
     } else {
-        mix.format(0, 1, false)
+        Role::Embedding
     };
     let mut tensors = vec![matrix(
         "token_embd.weight".to_owned(),
-        embedding_format,
+        embedding,
+        0,
         vocabulary,
         d,
         HEAD_GAIN,
     )];
     for layer in 0..shape.layers {
         let name = |part: &str| format!("blk.{layer}.{part}");
-        let format = |sensitive| mix.format(layer, shape.layers, sensitive);
         tensors.push(vector(name("attn_norm.weight"), d, true));
-        for (part, rows, k, sensitive) in [
-            ("attn_q", q, d, false),
-            ("attn_k", kv, d, false),
-            ("attn_v", kv, d, true),
-            ("attn_output", d, q, false),
+        for (part, rows, k, role) in [
+            ("attn_q", q, d, Role::Other),
+            ("attn_k", kv, d, Role::Other),
+            ("attn_v", kv, d, Role::Value),
+            ("attn_output", d, q, Role::AttentionOutput),
         ] {
             let weight = name(&format!("{part}.weight"));
-            tensors.push(matrix(weight, format(sensitive), rows, k, 1.0));
-            if shape.biases {
+            tensors.push(matrix(weight, role, layer, rows, k, 1.0));
+            let biased = match shape.family {
+                Family::Llama => true,
+                Family::Qwen2 => role != Role::AttentionOutput,
+            };
+            if shape.biases && biased {
                 tensors.push(vector(name(&format!("{part}.bias")), rows, false));
             }
         }
         tensors.push(vector(name("ffn_norm.weight"), d, true));
-        for (part, rows, k, sensitive) in [
-            ("ffn_gate", ff, d, false),
-            ("ffn_up", ff, d, false),
-            ("ffn_down", d, ff, true),
+        for (part, rows, k, role) in [
+            ("ffn_gate", ff, d, Role::Other),
+            ("ffn_up", ff, d, Role::Other),
+            ("ffn_down", d, ff, Role::Down),
         ] {
             let weight = name(&format!("{part}.weight"));
-            tensors.push(matrix(weight, format(sensitive), rows, k, 1.0));
+            tensors.push(matrix(weight, role, layer, rows, k, 1.0));
         }
     }
     tensors.push(vector("output_norm.weight".to_owned(), d, true));
     if !shape.tied {
         let name = "output.weight".to_owned();
-        tensors.push(matrix(name, mix.output_format(), vocabulary, d, HEAD_GAIN));
+        tensors.push(matrix(name, Role::Output, 0, vocabulary, d, HEAD_GAIN));
     }
     tensors
 }
@@ -296,6 +231,7 @@ mod tests {
 
     pub(crate) fn tiny() -> Shape {
         Shape {
+            family: Family::Llama,
             layers: 8,
             embedding_len: 64,
             heads: 4,
@@ -305,6 +241,7 @@ mod tests {
             vocabulary_len: 300,
             context_len: 64,
             rope_base: 1e4,
+            rms_epsilon: 1e-5,
             tied: true,
             biases: false,
         }
@@ -331,11 +268,11 @@ mod tests {
                 let down = config.weights.layers[7].down.weight.format;
                 match mix {
                     Mix::Uniform(format) => assert_eq!(down, format),
-                    Mix::Q4KM => assert_eq!(down, WeightFormat::Q6K),
+                    Mix::Recipe(_) => assert_eq!(down, WeightFormat::Q6K),
                 }
             }
         }
-        assert!("q9".parse::<Mix>().unwrap_err().contains("known: F32"));
+        assert!("q9".parse::<Mix>().unwrap_err().contains("known: BF16"));
     }
 
     #[test]
@@ -353,10 +290,17 @@ mod tests {
     #[test]
     fn the_vocabulary_of_another_file_is_copied() {
         let mut first = Vec::new();
-        write_model(&mut first, &tiny(), Mix::Q4KM, 1, None).unwrap();
+        write_model(&mut first, &tiny(), Mix::Recipe(Recipe::Q4KM), 1, None).unwrap();
         let first = Gguf::parse(&first).unwrap();
         let mut second = Vec::new();
-        write_model(&mut second, &tiny(), Mix::Q4KM, 2, Some(&first)).unwrap();
+        write_model(
+            &mut second,
+            &tiny(),
+            Mix::Recipe(Recipe::Q4KM),
+            2,
+            Some(&first),
+        )
+        .unwrap();
         let second = Gguf::parse(&second).unwrap();
         let tokenizer = |gguf: &Gguf<'_>| -> Vec<String> {
             let entries = gguf.metadata().iter();

@@ -1,0 +1,148 @@
+//! What the machine can do at best: the roof of a roofline.
+//!
+//! The instructions of the arithmetic ceiling are those that 8-bit dot products are made
+//! of, on registers alone; the loop of the read ceiling only adds what it loads.
+#![allow(unsafe_code)]
+
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Larger than any last-level cache share of one thread.
+const READ_BYTES: usize = 192 << 20;
+const MEASUREMENTS: usize = 10;
+
+/// Bytes per second that `threads` threads read from memory together, each from its own
+/// share; the best of some measurements.
+pub fn read_bytes_per_second(threads: u32) -> f64 {
+    let words = vec![1u64; READ_BYTES / 8];
+    let share = words.len().div_ceil(threads as usize);
+    best(|| {
+        std::thread::scope(|scope| {
+            for part in words.chunks(share) {
+                scope.spawn(move || black_box(sum(part)));
+            }
+        });
+        READ_BYTES as f64
+    })
+}
+
+/// 8-bit multiply-adds into 32-bit sums that `threads` threads do per second.
+pub fn macs_per_second(threads: u32) -> f64 {
+    const ROUNDS: u64 = 4_000_000;
+    best(|| {
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads)
+                .map(|_| scope.spawn(|| multiply_adds(ROUNDS)))
+                .collect();
+            let done = workers.into_iter().map(|worker| worker.join());
+            done.map(|macs| macs.expect("arithmetic does not panic") as f64)
+                .sum()
+        })
+    })
+}
+
+/// The best rate of work per second; `measure` returns the work.
+fn best(mut measure: impl FnMut() -> f64) -> f64 {
+    (0..MEASUREMENTS)
+        .map(|_| {
+            let began = Instant::now();
+            let work = measure();
+            work / began.elapsed().as_secs_f64()
+        })
+        .fold(0.0, f64::max)
+}
+
+/// Wide independent sums, which compile to vector loads and additions.
+fn sum(words: &[u64]) -> u64 {
+    let mut sums = [0u64; 32];
+    for chunk in words.chunks_exact(32) {
+        for (sum, word) in sums.iter_mut().zip(chunk) {
+            *sum = sum.wrapping_add(*word);
+        }
+    }
+    sums.iter().fold(0, |a, b| a.wrapping_add(*b))
+}
+
+/// Multiply-adds done in `rounds` rounds.
+fn multiply_adds(rounds: u64) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512f") {
+            // SAFETY: the CPU has the features.
+            return unsafe { multiply_adds_vnni512(rounds) };
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the CPU has the feature.
+            return unsafe { multiply_adds_avx2(rounds) };
+        }
+    }
+    multiply_adds_portable(rounds)
+}
+
+/// # Safety
+/// The CPU has AVX-512 F and VNNI.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn multiply_adds_vnni512(rounds: u64) -> u64 {
+    use std::arch::x86_64::*;
+    let (a, b) = (
+        black_box(_mm512_set1_epi8(1)),
+        black_box(_mm512_set1_epi8(2)),
+    );
+    let mut sums = [_mm512_setzero_si512(); 12];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_dpbusd_epi32(*sum, a, b);
+        }
+    }
+    black_box(sums);
+    rounds * 12 * 64
+}
+
+/// `vpmaddubsw`, `vpmaddwd`, `vpaddd`: 32 products of bytes.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn multiply_adds_avx2(rounds: u64) -> u64 {
+    use std::arch::x86_64::*;
+    let (mut a, b) = (_mm256_set1_epi8(1), _mm256_set1_epi8(2));
+    let ones = _mm256_set1_epi16(1);
+    let mut sums = [_mm256_setzero_si256(); 8];
+    for _ in 0..rounds {
+        // The products are the same every time, which the compiler must not see.
+        a = black_box(a);
+        for sum in &mut sums {
+            let pairs = _mm256_maddubs_epi16(a, b);
+            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
+        }
+    }
+    black_box(sums);
+    rounds * 8 * 32
+}
+
+fn multiply_adds_portable(rounds: u64) -> u64 {
+    let (mut a, b) = ([1i8; 64], black_box([2i8; 64]));
+    let mut sums = [0i32; 64];
+    for _ in 0..rounds {
+        a = black_box(a);
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum = sum.wrapping_add(i32::from(a) * i32::from(b));
+        }
+    }
+    black_box(sums);
+    rounds * 64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_loop_does_work_that_it_counts() {
+        assert_eq!(sum(&[3; 64]), 192);
+        assert_eq!(multiply_adds_portable(2), 128);
+        assert!(multiply_adds(2) >= 128);
+    }
+}

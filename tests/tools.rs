@@ -1,0 +1,163 @@
+//! The tools around a model: made-up models, speed, perplexity.
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::{Scratch, fails, ok};
+use serde_json::Value;
+
+/// A made-up model of a few hundred kilobytes.
+fn tiny(scratch: &Scratch, name: &str, flags: &[&str]) -> PathBuf {
+    let path = scratch.path(name);
+    let mut synth = scratch.omexc();
+    synth.args(["synth", "--shape", "tiny", "--layers", "2", "-o"]);
+    ok(synth.arg(&path).args(flags));
+    path
+}
+
+fn json(output: &std::process::Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn made_up_models_depend_on_their_flags_alone() {
+    let scratch = Scratch::new("synth");
+    let read = |name: &str, flags: &[&str]| std::fs::read(tiny(&scratch, name, flags)).unwrap();
+    let first = read("a.gguf", &["--seed", "7"]);
+    assert!(first == read("b.gguf", &["--seed", "7"]));
+    assert!(first != read("c.gguf", &["--seed", "8"]));
+    assert!(first.len() < read("d.gguf", &["--seed", "7", "--type", "Q8_0"]).len());
+    let out = scratch.path("e.gguf");
+    for wrong in [
+        &["--type", "q9"][..],
+        &["--shape", "gpt-5"],
+        &["--kv-heads", "3"],
+        &["--layers", "0"],
+        &["--vocabulary", "5"],
+        &["--head", "7"],
+    ] {
+        let mut synth = scratch.omexc();
+        fails(synth.args(["synth", "-o"]).arg(&out).args(wrong), 2);
+        assert!(!out.exists(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn bench_has_the_rows_of_llama_bench() {
+    let scratch = Scratch::new("bench");
+    let model = tiny(&scratch, "m.gguf", &[]);
+    let mut bench = scratch.omex();
+    bench.arg("bench").arg("-m").arg(&model);
+    bench.args([
+        "-p", "8", "-n", "2", "-pg", "4,2", "-d", "0,5", "-r", "2", "-t", "1,2",
+    ]);
+    let rows = json(&ok(bench.args(["-o", "json"])));
+    let tests: Vec<[u64; 4]> = rows
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| {
+            ["n_threads", "n_prompt", "n_gen", "n_depth"].map(|key| row[key].as_u64().unwrap())
+        })
+        .collect();
+    let of_depth = |depth| [[8, 0, depth], [0, 2, depth], [4, 2, depth]];
+    let expected: Vec<[u64; 4]> = [1, 2]
+        .into_iter()
+        .flat_map(|threads| {
+            let all = of_depth(0).into_iter().chain(of_depth(5));
+            all.map(move |[p, n, d]| [threads, p, n, d])
+        })
+        .collect();
+    assert_eq!(tests, expected);
+    for row in rows.as_array().unwrap() {
+        let tokens = row["n_prompt"].as_u64().unwrap() + row["n_gen"].as_u64().unwrap();
+        let samples = row["samples_ns"].as_array().unwrap();
+        assert_eq!(samples.len(), 2, "{row}");
+        for (ns, ts) in samples.iter().zip(row["samples_ts"].as_array().unwrap()) {
+            let expected = tokens as f64 * 1e9 / ns.as_f64().unwrap();
+            assert!(
+                (ts.as_f64().unwrap() / expected - 1.0).abs() < 1e-9,
+                "{row}"
+            );
+        }
+        let average: f64 = row["samples_ts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|ts| ts.as_f64().unwrap() / 2.0)
+            .sum();
+        assert!((row["avg_ts"].as_f64().unwrap() / average - 1.0).abs() < 1e-9);
+        assert_eq!(row["model_type"], "llama 3.02M Q4_K", "{row}");
+    }
+    for (format, lines) in [("md", 4), ("csv", 3), ("jsonl", 2)] {
+        let mut bench = scratch.omex();
+        bench.arg("bench").arg("-m").arg(&model);
+        bench.args(["-p", "4", "-n", "1", "-r", "1", "-t", "1", "-o", format]);
+        let text = String::from_utf8(ok(&mut bench).stdout).unwrap();
+        assert_eq!(text.lines().count(), lines, "{text}");
+    }
+    let mut wrong = scratch.omex();
+    fails(
+        wrong.arg("bench").arg("-m").arg(&model).args(["-t", "0"]),
+        2,
+    );
+}
+
+#[test]
+fn bench_times_every_kernel_of_a_plan() {
+    let scratch = Scratch::new("kernels");
+    let model = tiny(&scratch, "m.gguf", &["--type", "Q4_1"]);
+    let mut bench = scratch.omex();
+    bench.arg("bench").arg("-m").arg(&model);
+    let output = ok(bench.args(["--kernels", "-t", "1", "-r", "1"]));
+    let text = String::from_utf8(output.stdout).unwrap();
+    for kernel in [
+        "matmul Q4_1 1024x256",
+        "attention 4/2x64",
+        "norm 256",
+        "| all |",
+    ] {
+        assert_eq!(text.matches(kernel).count(), 2, "{kernel}: {text}");
+    }
+}
+
+#[test]
+fn perplexity_scores_the_second_half_of_each_chunk() {
+    let scratch = Scratch::new("perplexity");
+    let model = tiny(&scratch, "m.gguf", &["--type", "F32"]);
+    let text = scratch.path("text.txt");
+    std::fs::write(
+        &text,
+        "The quick brown fox jumps over the lazy dog.\n".repeat(20),
+    )
+    .unwrap();
+    let run = |flags: &[&str]| {
+        let mut perplexity = scratch.omex();
+        perplexity
+            .arg("perplexity")
+            .arg("-m")
+            .arg(&model)
+            .arg("-f")
+            .arg(&text);
+        json(&ok(perplexity.args(["-c", "32", "--json"]).args(flags)))
+    };
+    let one = run(&["-t", "1"]);
+    let chunks = one["chunks"].as_u64().unwrap();
+    assert!(chunks >= 2);
+    assert_eq!(one["tokens_scored"].as_u64().unwrap(), 15 * chunks);
+    let perplexity = one["perplexity"].as_f64().unwrap();
+    assert!(perplexity.is_finite() && perplexity > 1.0, "{one}");
+    // Neither threads nor the tokens of a pass change a bit.
+    for flags in [&["-t", "2"][..], &["-t", "1", "--ubatch-size", "5"]] {
+        assert_eq!(run(flags)["perplexity"], one["perplexity"], "{flags:?}");
+    }
+    assert_eq!(run(&["--chunks", "2"])["tokens_scored"], 30);
+    let mut long = scratch.omex();
+    long.arg("perplexity")
+        .arg("-m")
+        .arg(&model)
+        .arg("-f")
+        .arg(&text);
+    fails(long.args(["-c", "2048"]), 2);
+}
