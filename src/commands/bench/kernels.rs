@@ -5,7 +5,7 @@ use std::io::Write;
 
 use omex_codegen::ceiling;
 use omex_kernels::KernelSpec;
-use omex_kernels::spec::{Access, OperandClass};
+use omex_kernels::spec::{Access, OperandClass, ring_bytes};
 use omex_runtime::{RunError, Session};
 
 use super::Tokens;
@@ -147,15 +147,21 @@ fn work(spec: &KernelSpec, columns: u32, position: u32) -> (u64, u64) {
             (buffers + weights, c * u64::from(rows) * u64::from(k))
         }
         KernelSpec::KvStore {
-            kv_heads, head_dim, ..
-        } => (
-            buffers + 4 * c * u64::from(kv_heads) * u64::from(head_dim),
-            0,
-        ),
+            kv_heads,
+            head_dim,
+            ring,
+            format,
+            ..
+        } => {
+            let position_bytes = ring_bytes(format, kv_heads, head_dim, ring) / u64::from(ring);
+            (buffers + weights + 2 * c * position_bytes, 0)
+        }
         KernelSpec::Attention {
             heads,
             kv_heads,
             head_dim,
+            ring,
+            format,
             window,
             ..
         } => {
@@ -167,14 +173,17 @@ fn work(spec: &KernelSpec, columns: u32, position: u32) -> (u64, u64) {
             };
             let pairs: u64 = (position..position + columns).map(seen).sum();
             let last = seen(position + columns - 1);
+            let position_bytes = ring_bytes(format, kv_heads, head_dim, ring) / u64::from(ring);
             (
-                buffers + 4 * last * u64::from(kv_heads) * u64::from(head_dim),
+                buffers + weights + 2 * last * position_bytes,
                 2 * pairs * u64::from(heads) * u64::from(head_dim),
             )
         }
         KernelSpec::RopeTable { .. }
         | KernelSpec::Norm { .. }
+        | KernelSpec::NormAddNorm { .. }
         | KernelSpec::Quantize { .. }
+        | KernelSpec::Softcap { .. }
         | KernelSpec::Gate { .. } => (buffers + weights, 0),
     }
 }
@@ -184,8 +193,10 @@ fn name(spec: &KernelSpec) -> String {
         KernelSpec::Embed {
             format, rows, k, ..
         } => format!("embed {} {rows}x{k}", format.name()),
-        KernelSpec::RopeTable { pairs } => format!("rope table {pairs}"),
+        KernelSpec::RopeTable { pairs, .. } => format!("rope table {pairs}"),
         KernelSpec::Norm { len, .. } => format!("norm {len}"),
+        KernelSpec::NormAddNorm { len, .. } => format!("norm add norm {len}"),
+        KernelSpec::Softcap { len, .. } => format!("softcap {len}"),
         KernelSpec::Quantize { len } => format!("quantize {len}"),
         KernelSpec::Matmul {
             format,
