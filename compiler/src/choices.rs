@@ -35,6 +35,31 @@ pub fn columns(context: u32, asked: Option<u32>) -> Vec<u32> {
     }
 }
 
+/// Prefill chunks of plans that read weights in every pass: a longer chunk
+/// reads them less often.
+pub fn paged_columns(context: u32, asked: Option<u32>) -> Vec<u32> {
+    let mut columns = columns(context, asked);
+    if asked.is_none() {
+        let longer = [4096, 2048, 1024].into_iter().filter(|&c| c <= context);
+        columns.splice(0..0, longer);
+    }
+    columns
+}
+
+/// Prompt tokens and generated tokens of the longest generation of each node.
+pub fn runs(program: &Program, context: u32) -> Vec<(u64, u64)> {
+    let needs = needs(program);
+    let tokens = program.nodes.iter().filter_map(|node| match &node.kind {
+        NodeKind::Infer { tokens_max, .. } => Some(u64::from(*tokens_max)),
+        NodeKind::Parse { .. } | NodeKind::Merge { .. } => None,
+    });
+    let runs = needs.iter().zip(tokens).map(|(need, tokens)| {
+        let most = need.most.unwrap_or(u64::MAX).min(context.into());
+        (most.saturating_sub(tokens).max(1), tokens)
+    });
+    runs.collect()
+}
+
 /// What a generation needs of the context: tokens that are certain, and an
 /// upper bound where the input is cut into windows.
 struct Need {

@@ -7,6 +7,7 @@ pub mod diagnostic;
 pub mod emit;
 pub mod import;
 pub mod ir;
+pub mod paging;
 pub mod passes;
 pub mod pipeline;
 pub mod prompt;

@@ -5,13 +5,13 @@
 use std::collections::BTreeMap;
 
 use omex_kernels::KernelSpec;
-use omex_plan::memory::MemoryContract;
+use omex_plan::memory::{MemoryContract, MemoryKind};
 use omex_plan::prompt::PromptTemplate;
 use omex_plan::{Model, Plan, Target};
 
 use crate::arena::Layout;
 use crate::choices;
-use crate::container::{NodeId, RamLimit, RamOrigin, Task};
+use crate::container::{MemoryLevel, NodeId, RamLimit, RamOrigin, Task};
 use crate::diagnostic::Diagnostic;
 use crate::emit::code::CodeSection;
 use crate::emit::identity::{Identity, result_id};
@@ -19,6 +19,7 @@ use crate::emit::program::program;
 use crate::emit::{PackedModel, Parts, assemble, kernels};
 use crate::import::llama::ModelConfig;
 use crate::ir::{Graph, Stage, verify};
+use crate::paging;
 use crate::passes::build::build;
 use crate::passes::fuse::fuse;
 use crate::passes::lifetimes::lifetimes;
@@ -26,6 +27,13 @@ use crate::passes::normalize::normalize;
 use crate::passes::schedule::{Schedule, schedule};
 use crate::passes::select::select;
 use crate::report::budget::{Overrun, over_budget};
+
+/// Shortest prefill chunk for which all weights stay rather than a longer one.
+const WHOLE_COLUMNS_MIN: u32 = 32;
+/// Prefill chunk of tasks that ask for the smallest working set.
+const LOW_COLUMNS: u32 = 16;
+/// Attempts to fit a page plan with all that it adds.
+const PAGING_ROUNDS: u32 = 8;
 
 /// What is compiled, for what.
 pub struct Inputs<'a> {
@@ -43,6 +51,9 @@ pub struct Inputs<'a> {
     pub target: &'a Target,
     /// Cores of the target.
     pub cores: u32,
+    /// Bandwidth of the target's storage in large reads, and of its memory.
+    pub storage_bytes_per_s: u64,
+    pub memory_bytes_per_s: u64,
     /// The code of a kernel for the target; `None` where the runtime's own
     /// implementation computes it.
     pub code_of: &'a dyn Fn(&KernelSpec) -> Option<Vec<u8>>,
@@ -69,8 +80,39 @@ pub struct Options {
     pub threads_max: Option<u32>,
     /// Limits of the flag and of the target.
     pub limits: Vec<RamLimit>,
-    /// Overrides the choice between mapping and reading the weights.
-    pub read_weights: Option<bool>,
+    /// Where weights come from; by the budget without it.
+    pub weights: Option<WeightsFrom>,
+    /// How pages are read where not all stay.
+    pub paging: Paging,
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightsFrom {
+    /// The packed file, mapped.
+    Mapped,
+    /// The arena, all of them.
+    Read,
+    /// The arena, as many as fit; the others are read in every pass.
+    Paged,
+}
+
+/// Sizes of a page plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paging {
+    pub slots_bytes_max: u64,
+    pub read_bytes_max: u64,
+    pub depth: u32,
+}
+
+impl Default for Paging {
+    fn default() -> Paging {
+        Paging {
+            slots_bytes_max: paging::SLOTS_BYTES_MAX,
+            read_bytes_max: paging::READ_BYTES_MAX,
+            depth: paging::DEPTH,
+        }
+    }
 }
 
 /// A plan, and how it came about.
@@ -130,14 +172,9 @@ pub fn compile(inputs: &Inputs<'_>, options: &Options) -> Result<Compiled, Vec<D
         end_tokens: inputs.end_tokens,
         program: &program,
     });
-    // A stated budget bounds the page cache too, so the weights are read then.
-    let stated = limit.is_some_and(|l| l.origin != RamOrigin::Target);
-    let read_weights = options.read_weights.unwrap_or(stated);
-
-    let mut smallest = None;
-    for columns_max in choices::columns(context, options.columns_max) {
+    let assembled = |columns_max: u32, read_weights: bool| {
         let storage = lifetimes(&selected, &schedule, columns_max);
-        let parts = Parts {
+        let (mut plan, layout) = assemble(&Parts {
             target: inputs.target,
             model: &model,
             packed: inputs.packed,
@@ -150,39 +187,204 @@ pub fn compile(inputs: &Inputs<'_>, options: &Options) -> Result<Compiled, Vec<D
             threads_max: choices::threads_max(inputs.cores, options.threads_max),
             program: &program,
             result_id,
-        };
-        let (mut plan, layout) = assemble(&parts).map_err(|e| vec![e])?;
+        })?;
         plan.memory = (inputs.memory_of)(&plan, sections);
-        let needed = plan
-            .memory
-            .rss_peak_bytes()
-            .max(plan.memory.charge_peak_bytes());
-        if limit.is_none_or(|l| needed <= l.bytes) {
-            return Ok(Compiled {
-                plan,
-                code: code.bytes,
-                warnings: warning.into_iter().collect(),
-                stages: Stages {
-                    graphs: vec![
-                        (Stage::Built, built),
-                        (Stage::Normalized, normalized),
-                        (Stage::Fused, fused),
-                        (Stage::Selected, selected),
-                    ],
-                    schedule,
-                    layout,
-                },
-            });
-        }
-        smallest = Some(plan);
-    }
-    let plan = smallest.expect("one chunk is tried at least");
-    let limit = limit.expect("only a limit refuses a plan");
-    Err(vec![over_budget(&Overrun {
-        task: inputs.task,
-        plan: &plan,
+        Ok((plan, layout))
+    };
+    let fitting = Fitting {
+        inputs,
+        options,
+        sections,
         limit,
-    })])
+        runs: choices::runs(&program, context),
+    };
+    let (plan, layout) = fitting.plan(context, &assembled)?;
+    let warnings = warning.into_iter().chain(paging::slow_plan(&plan));
+    Ok(Compiled {
+        warnings: warnings.collect(),
+        plan,
+        code: code.bytes,
+        stages: Stages {
+            graphs: vec![
+                (Stage::Built, built),
+                (Stage::Normalized, normalized),
+                (Stage::Fused, fused),
+                (Stage::Selected, selected),
+            ],
+            schedule,
+            layout,
+        },
+    })
+}
+
+/// Finds the plan that fits the budget and runs fastest.
+struct Fitting<'a> {
+    inputs: &'a Inputs<'a>,
+    options: &'a Options,
+    sections: Sections,
+    limit: Option<RamLimit>,
+    /// Prompt and generated tokens of each node's longest generation.
+    runs: Vec<(u64, u64)>,
+}
+
+/// Makes the plan without page plan for a chunk; its weights are read or mapped.
+type Assembled<'a> = dyn Fn(u32, bool) -> Result<(Plan, Layout), Diagnostic> + 'a;
+
+impl Fitting<'_> {
+    fn plan(
+        &self,
+        context: u32,
+        assembled: &Assembled<'_>,
+    ) -> Result<(Plan, Layout), Vec<Diagnostic>> {
+        let level = self.memory_level();
+        // A stated budget bounds the page cache too, so the weights are read then.
+        let stated = self.limit.is_some_and(|l| l.origin != RamOrigin::Target);
+        let (whole, paged) = match (self.options.weights, level) {
+            (Some(WeightsFrom::Mapped), _) => (Some(false), false),
+            (Some(WeightsFrom::Read), _) | (None, MemoryLevel::High) => (Some(true), false),
+            (Some(WeightsFrom::Paged), _) | (None, MemoryLevel::Low) => (None, true),
+            (None, MemoryLevel::Adaptive) => (Some(stated), true),
+        };
+        let mut smallest = None;
+        if let Some(read_weights) = whole {
+            // Below this, reading pages costs less than passes over so few tokens.
+            let least = if paged { WHOLE_COLUMNS_MIN } else { 1 };
+            let asked = self.options.columns_max;
+            for columns in choices::columns(context, asked) {
+                if columns < least && asked.is_none() {
+                    break;
+                }
+                let (plan, layout) = assembled(columns, read_weights).map_err(|e| vec![e])?;
+                if self.fits(&plan) {
+                    return Ok((plan, layout));
+                }
+                smallest = Some(plan);
+            }
+        }
+        if paged {
+            let mut best: Option<(f64, Plan, Layout)> = None;
+            for columns in self.paged_columns(context, level) {
+                let (unpaged, layout) = assembled(columns, false).map_err(|e| vec![e])?;
+                match self.page(&unpaged, level) {
+                    Ok(plan) => {
+                        let seconds = self.run_s(&plan);
+                        if best.as_ref().is_none_or(|(least, ..)| seconds < *least) {
+                            best = Some((seconds, plan, layout));
+                        }
+                    }
+                    Err(plan) => smallest = Some(*plan),
+                }
+            }
+            if let Some((_, plan, layout)) = best {
+                return Ok((plan, layout));
+            }
+        }
+        Err(vec![over_budget(&Overrun {
+            task: self.inputs.task,
+            plan: &smallest.expect("one chunk is tried at least"),
+            limit: self.limit.expect("only a limit refuses a plan"),
+        })])
+    }
+
+    /// What the nodes ask for together: the smallest working set wins, as it
+    /// holds for the whole process; `high` forbids paging.
+    fn memory_level(&self) -> MemoryLevel {
+        let levels = self.inputs.task.nodes.iter().filter_map(|n| n.memory);
+        let levels: Vec<MemoryLevel> = levels.map(|level| level.value).collect();
+        let asked = |level| levels.contains(&level);
+        if asked(MemoryLevel::High) {
+            MemoryLevel::High
+        } else if asked(MemoryLevel::Low) {
+            MemoryLevel::Low
+        } else {
+            MemoryLevel::Adaptive
+        }
+    }
+
+    fn paged_columns(&self, context: u32, level: MemoryLevel) -> Vec<u32> {
+        let asked = self.options.columns_max;
+        let columns = choices::paged_columns(context, asked);
+        match (asked, level) {
+            (None, MemoryLevel::Low) => vec![LOW_COLUMNS.min(context)],
+            (Some(_), _) | (None, MemoryLevel::Adaptive | MemoryLevel::High) => columns,
+        }
+    }
+
+    fn needed(&self, plan: &Plan) -> u64 {
+        let memory = &plan.memory;
+        memory.rss_peak_bytes().max(memory.charge_peak_bytes())
+    }
+
+    fn fits(&self, plan: &Plan) -> bool {
+        self.limit.is_none_or(|l| self.needed(plan) <= l.bytes)
+    }
+
+    /// Seconds of one longest generation of each node.
+    fn run_s(&self, plan: &Plan) -> f64 {
+        let cost = paging::Cost::of(plan).expect("the plan is paged");
+        let runs = self.runs.iter();
+        runs.map(|&(prompt, tokens)| cost.run_s(prompt, tokens))
+            .sum()
+    }
+
+    /// The plan with as many resident pages as the budget allows.
+    ///
+    /// # Errors
+    ///
+    /// The smallest plan, when it does not fit.
+    fn page(&self, unpaged: &Plan, level: MemoryLevel) -> Result<Plan, Box<Plan>> {
+        let mapped = unpaged.memory.items.iter();
+        let mapped = mapped.filter(|item| item.kind == MemoryKind::MappedPages);
+        let weights: u64 = mapped.map(|item| item.bytes).sum();
+        let others = self.needed(unpaged) - weights;
+        let low = level == MemoryLevel::Low && self.options.weights.is_none();
+        let sizes = &self.options.paging;
+        let layers = self.inputs.task.model.load_layers;
+        let request = |weights_bytes_max: u64| paging::Request {
+            weights_bytes_max,
+            slots_bytes_max: if low {
+                sizes.slots_bytes_max / 4
+            } else {
+                sizes.slots_bytes_max
+            },
+            read_bytes_max: sizes.read_bytes_max,
+            depth: sizes.depth,
+            first_layers: layers.map_or(0..0, |l| l.value.0..l.value.1),
+            storage_bytes_per_s: self.inputs.storage_bytes_per_s,
+            memory_bytes_per_s: self.inputs.memory_bytes_per_s,
+        };
+        let paged = |weights_bytes_max: u64| {
+            paging::page(unpaged, &request(weights_bytes_max)).map(|mut plan| {
+                plan.memory = (self.inputs.memory_of)(&plan, self.sections);
+                plan
+            })
+        };
+        let mut weights_bytes_max = match self.limit {
+            _ if low => 0,
+            Some(limit) => limit.bytes.saturating_sub(others),
+            None => 2 * weights + sizes.slots_bytes_max,
+        };
+        // What the page plan itself adds is only known once it is made.
+        for _ in 0..PAGING_ROUNDS {
+            match (paged(weights_bytes_max), self.limit) {
+                (Ok(plan), Some(limit)) if !self.fits(&plan) => {
+                    let excess = self.needed(&plan) - limit.bytes;
+                    weights_bytes_max = weights_bytes_max.saturating_sub(excess);
+                }
+                (Ok(plan), _) => return Ok(plan),
+                (Err(_), _) => break,
+            }
+        }
+        let least = match paged(0) {
+            Ok(plan) => plan,
+            Err(e) => paged(e.weights_bytes_min).expect("what it takes suffices"),
+        };
+        if self.fits(&least) {
+            Ok(least)
+        } else {
+            Err(Box::new(least))
+        }
+    }
 }
 
 /// Verifies a pass's result. A violation is a bug of the compiler.

@@ -6,7 +6,7 @@ use common::{MIXED, SMOL, compile_shape, container, task};
 use omex_compiler::emit::text::{parse_plan, plan_text};
 use omex_compiler::ir::text::parse;
 use omex_compiler::ir::{Stage, verify};
-use omex_compiler::pipeline::Options;
+use omex_compiler::pipeline::{Options, WeightsFrom};
 use omex_kernels::{KernelSpec, WeightFormat};
 use omex_plan::file::encode_metadata;
 use omex_plan::{BufferKind, WeightSource, check};
@@ -28,7 +28,11 @@ fn plans_pass_the_checks() {
                     };
                     let options = Options {
                         columns_max: columns,
-                        read_weights: Some(read),
+                        weights: Some(if read {
+                            WeightsFrom::Read
+                        } else {
+                            WeightsFrom::Mapped
+                        }),
                         ..Options::default()
                     };
                     let compiled = compile_shape(&shape, &task(&container("")), &options).unwrap();
@@ -101,7 +105,7 @@ fn equal_inputs_give_equal_bytes_and_ids_ignore_what_changes_no_bit() {
             ..Options::default()
         },
         Options {
-            read_weights: Some(true),
+            weights: Some(WeightsFrom::Read),
             ..Options::default()
         },
     ] {
@@ -121,7 +125,11 @@ fn equal_inputs_give_equal_bytes_and_ids_ignore_what_changes_no_bit() {
 fn plan_texts_parse_back() {
     for read in [false, true] {
         let options = Options {
-            read_weights: Some(read),
+            weights: Some(if read {
+                WeightsFrom::Read
+            } else {
+                WeightsFrom::Mapped
+            }),
             ..Options::default()
         };
         let plan = compile_shape(&MIXED, &task(&container("")), &options)

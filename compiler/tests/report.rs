@@ -5,7 +5,7 @@ mod common;
 use common::{MIXED, SMOL, compile_shape, container, task};
 use omex_compiler::container::{RamLimit, RamOrigin};
 use omex_compiler::diagnostic::{ExitStatus, RenderOptions, exit_status};
-use omex_compiler::pipeline::Options;
+use omex_compiler::pipeline::{Options, WeightsFrom};
 use omex_compiler::report::MemoryReport;
 use omex_plan::check;
 
@@ -17,7 +17,11 @@ fn memory_reports() {
         ("smol_read", SMOL, true),
     ] {
         let options = Options {
-            read_weights: Some(read),
+            weights: Some(if read {
+                WeightsFrom::Read
+            } else {
+                WeightsFrom::Mapped
+            }),
             ..Options::default()
         };
         let plan = compile_shape(&shape, &task(&container("")), &options)
@@ -39,6 +43,7 @@ fn budgets_are_kept_or_refused_with_numbers() {
             bytes: mib << 20,
             origin: RamOrigin::Flag,
         }],
+        weights: Some(WeightsFrom::Read),
         ..Options::default()
     };
     let container = container(r#""model_requirements": {"max_sequence_tokens": 2048},"#);

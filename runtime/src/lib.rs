@@ -10,6 +10,7 @@ pub mod hex;
 pub mod json;
 pub mod load;
 pub mod os;
+mod pager;
 pub mod pool;
 pub mod program;
 pub mod sample;

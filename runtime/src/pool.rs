@@ -25,15 +25,19 @@ pub const WORKER_STACK_BYTES: usize = 256 << 10;
 
 /// A counter whose changes threads wait for.
 #[derive(Debug, Default)]
-struct Signal {
+pub(crate) struct Signal {
     value: AtomicU32,
     /// Threads that sleep or are about to.
     sleepers: AtomicU32,
 }
 
 impl Signal {
+    pub(crate) fn value(&self) -> u32 {
+        self.value.load(Ordering::SeqCst)
+    }
+
     /// Waits until the value is no longer `value`.
-    fn wait_while(&self, value: u32) {
+    pub(crate) fn wait_while(&self, value: u32) {
         let start = Instant::now();
         loop {
             for _ in 0..SPIN_POLLS {
@@ -62,7 +66,7 @@ impl Signal {
         }
     }
 
-    fn increment(&self) {
+    pub(crate) fn increment(&self) {
         // Only one thread sets a signal at a time.
         self.set(self.value.load(Ordering::Relaxed).wrapping_add(1));
     }

@@ -14,7 +14,7 @@ use omex_compiler::import::MappedFile;
 use omex_compiler::import::gguf::Gguf;
 use omex_compiler::import::llama::ModelConfig;
 use omex_compiler::import::pack::{self, Progress as Packing, Source};
-use omex_compiler::pipeline::{self, Compiled, Inputs, Options};
+use omex_compiler::pipeline::{self, Compiled, Inputs, Options, Paging, WeightsFrom};
 use omex_compiler::prompt;
 use omex_compiler::registry::ResolvedModel;
 use omex_compiler::tokenizer::{self, Vocabulary};
@@ -51,9 +51,15 @@ pub struct CompileArgs {
     /// Threads that the plan has memory for
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads_max: Option<u32>,
-    /// Map the weights or read them into the arena; by the budget without it
+    /// Where weights come from; by the budget without it
     #[arg(long, value_enum)]
-    weights: Option<WeightsFrom>,
+    weights: Option<WeightsArg>,
+    /// Bytes of one read of pages, at most
+    #[arg(long, value_parser = ram, hide = true)]
+    page_read: Option<u64>,
+    /// Bytes of the slots that pages come and go in, at most
+    #[arg(long, value_parser = ram, hide = true)]
+    page_slots: Option<u64>,
     /// Threads to build with
     #[arg(short, long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     jobs: Option<u32>,
@@ -74,7 +80,7 @@ pub struct BuildArgs {
     /// Where the plan goes
     #[arg(short, long, default_value = "plan.bin")]
     output: PathBuf,
-    /// Print stages as text: graph, schedule, arena, clif, asm, plan
+    /// Print stages as text: graph, schedule, arena, paging, clif, asm, plan
     #[arg(long, value_delimiter = ',')]
     emit: Vec<emit::Stage>,
     /// Put the packed model into the plan
@@ -94,9 +100,34 @@ pub struct BuildArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum WeightsFrom {
+enum WeightsArg {
+    /// Map the packed model
     Mapped,
+    /// Read all of it at load
     Read,
+    /// Keep what fits and read the rest for every token
+    Paged,
+}
+
+impl From<WeightsArg> for WeightsFrom {
+    fn from(arg: WeightsArg) -> WeightsFrom {
+        match arg {
+            WeightsArg::Mapped => WeightsFrom::Mapped,
+            WeightsArg::Read => WeightsFrom::Read,
+            WeightsArg::Paged => WeightsFrom::Paged,
+        }
+    }
+}
+
+impl CompileArgs {
+    fn paging(&self) -> Paging {
+        let default = Paging::default();
+        Paging {
+            read_bytes_max: self.page_read.unwrap_or(default.read_bytes_max),
+            slots_bytes_max: self.page_slots.unwrap_or(default.slots_bytes_max),
+            ..default
+        }
+    }
 }
 
 fn ram(text: &str) -> Result<u64, String> {
@@ -254,6 +285,7 @@ impl<'a> Request<'a> {
             args.ubatch_size,
             args.threads_max,
             args.weights,
+            (args.page_read, args.page_slots),
             bundle,
         );
         let mut hasher = blake3::Hasher::new();
@@ -330,6 +362,8 @@ impl<'a> Request<'a> {
             prompts: &prompts,
             target: &target.plan,
             cores: target.cores,
+            storage_bytes_per_s: target.storage_bytes_per_s,
+            memory_bytes_per_s: target.memory_bytes_per_s,
             code_of: &code_of,
             memory_of: &omex_compiler::emit::memory::memory_contract,
         };
@@ -338,7 +372,8 @@ impl<'a> Request<'a> {
             columns_max: args.ubatch_size,
             threads_max: args.threads_max,
             limits,
-            read_weights: args.weights.map(|from| from == WeightsFrom::Read),
+            weights: args.weights.map(WeightsArg::into),
+            paging: args.paging(),
         };
         let compiled = pipeline::compile(&inputs, &options)?;
         output.diagnostics(&compiled.warnings);

@@ -15,6 +15,8 @@ pub(crate) enum Stage {
     Schedule,
     /// Every slot with its place and lifetime
     Arena,
+    /// Which pages stay, and when each other one is read
+    Paging,
     /// The kernels in cranelift's IR, whichever back end made the plan's code
     Clif,
     /// The generated kernels' instructions
@@ -40,6 +42,7 @@ pub(crate) fn text(stage: Stage, compiled: &Compiled, isa: Option<&Isa>) -> Stri
             compiled.stages.schedule.text(selected)
         }
         Stage::Arena => omex_compiler::emit::text::arena_text(&compiled.plan),
+        Stage::Paging => omex_compiler::paging::paging_text(&compiled.plan),
         Stage::Plan => omex_compiler::emit::text::plan_text(&compiled.plan),
         Stage::Clif => kernels(compiled, isa, omex_codegen::clif_text),
         Stage::Asm => kernels(compiled, isa, omex_codegen::asm_text),

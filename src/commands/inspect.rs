@@ -186,6 +186,7 @@ fn inspect_plan(path: &Path, as_json: bool) -> Result<(), Failure> {
     let source = match plan.weights.source {
         WeightSource::Mapped => "mapped",
         WeightSource::Read { .. } => "read",
+        WeightSource::Paged(_) => "paged",
     };
     let with_code = plan.kernels.iter().filter(|k| k.code.is_some()).count();
     let mut stdout = std::io::stdout().lock();

@@ -29,6 +29,8 @@ pub struct Resolved {
     /// What code may use; `None` where no code is generated.
     pub isa: Option<Isa>,
     pub cores: u32,
+    pub storage_bytes_per_s: u64,
+    pub memory_bytes_per_s: u64,
     pub limits: Vec<RamLimit>,
 }
 
@@ -77,6 +79,8 @@ pub fn resolve(name: Option<&str>) -> Result<Resolved, Failure> {
         arch,
         isa,
         cores: profile.cores.value,
+        storage_bytes_per_s: profile.storage_bytes_per_s.value,
+        memory_bytes_per_s: profile.memory_bytes_per_s.value,
         limits: vec![RamLimit {
             bytes: profile.ram_app_bytes.value,
             origin: RamOrigin::Target,

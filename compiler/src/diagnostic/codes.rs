@@ -193,6 +193,9 @@ codes! {
     ContextTooLong = 181, InvalidInput, "the context is longer than the model supports",
         "The model was trained for a shorter context than the container asks for.";
 
+    SlowPlan = 182, MemoryBudget, "every token will be slow",
+        "What does not fit the RAM budget is read from storage for every token. More RAM, a smaller model or faster storage would help; the plan is built as asked.";
+
     FileRead = 200, Io, "a file cannot be read",
         "The operating system refused to open or read the file. Only regular files are read.";
     FileWrite = 201, Io, "a file cannot be written",

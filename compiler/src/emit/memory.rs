@@ -17,18 +17,20 @@ pub fn memory_contract(plan: &Plan, sections: Sections) -> MemoryContract {
     };
     let kv = of_kind(BufferKind::KvRing);
     let resident = of_kind(BufferKind::ResidentPage);
+    let slots = of_kind(BufferKind::PageSlot);
     let mapped = match plan.weights.source {
         WeightSource::Mapped => plan.weights.packed_file_bytes,
-        WeightSource::Read { .. } => 0,
+        WeightSource::Read { .. } | WeightSource::Paged(_) => 0,
     };
     let round = |bytes: u64| bytes.next_multiple_of(PAGE_BYTES);
     let items = [
         (
             MemoryKind::Activations,
-            round(plan.arena_bytes) - kv - resident,
+            round(plan.arena_bytes) - kv - resident - slots,
         ),
         (MemoryKind::KvCache, kv),
         (MemoryKind::ResidentPages, resident),
+        (MemoryKind::PageSlots, slots),
         (MemoryKind::MappedPages, round(mapped)),
         (MemoryKind::Tokenizer, round(sections.tokenizer_bytes)),
         (MemoryKind::Code, round(sections.code_bytes)),

@@ -93,6 +93,7 @@ pub fn assemble(parts: &Parts<'_>) -> Result<(Plan, Layout), Diagnostic> {
         steps.push(Step {
             kernel: parts.code.kernel_of(spec),
             args: args.of_step(id, spec)?,
+            panels: None,
             name: node.site.name.clone(),
             layer: node.site.layer,
         });
@@ -166,7 +167,7 @@ fn page_slots(parts: &Parts<'_>, slots: &mut Vec<Slot>) -> WeightSource {
 /// Alignment of a buffer's place in the arena.
 pub(crate) fn slot_align(kind: BufferKind) -> u64 {
     match kind {
-        BufferKind::ResidentPage => PAGE_SLOT_ALIGN,
+        BufferKind::ResidentPage | BufferKind::PageSlot => PAGE_SLOT_ALIGN,
         BufferKind::Tokens | BufferKind::Activation | BufferKind::KvRing | BufferKind::Logits => {
             SLOT_ALIGN
         }

@@ -8,11 +8,12 @@ use omex_grammar::ir::{Literal, Record, parse_records};
 use omex_kernels::WeightFormat;
 use omex_plan::memory::{MemoryContract, MemoryItem, MemoryKind};
 use omex_plan::packed::{Digest, FormatCode, PackedLayout, Page, Piece, Tensor};
+use omex_plan::paging::{PagePlan, PageRead};
 use omex_plan::prompt::{PromptTemplate, Trim};
 use omex_plan::task::{Input, Node, NodeKind, Program, Sampling, Window};
 use omex_plan::{
     Arg, Buffer, BufferId, BufferKind, CodeRange, InputId, Kernel, KernelId, Model, NodeId, PageId,
-    Phase, Plan, Step, Target, TensorId, WeightSource, Weights,
+    PanelRange, Phase, Plan, Step, Target, TensorId, WeightSource, Weights,
 };
 
 use crate::ir::attribute::{Attribute, Attributes, Braces, Word, number, tuple};
@@ -35,7 +36,7 @@ macro_rules! words {
 words! {
     BufferKind {
         Tokens = "tokens", Activation = "activation", KvRing = "kv_ring",
-        ResidentPage = "resident_page", Logits = "logits"
+        ResidentPage = "resident_page", PageSlot = "page_slot", Logits = "logits"
     }
     PackedLayout { Rows = "rows", Panels = "panels", Vector = "vector" }
     Trim { None = "none", Left = "left", Right = "right", Both = "both" }
@@ -78,6 +79,15 @@ macro_rules! floats {
 
 floats! { f32 f64 }
 
+impl Attribute for i32 {
+    fn literal(&self) -> Literal {
+        Literal::number(self)
+    }
+    fn from_literal(literal: &Literal) -> Option<i32> {
+        number(literal)
+    }
+}
+
 /// Small structs as tuples of their fields.
 macro_rules! tuples {
     ($($name:ident ( $($field:ident),* );)*) => {$(
@@ -101,6 +111,8 @@ tuples! {
     Piece(page, offset, first_unit, units);
     CodeRange(offset, bytes);
     Phase(first_step, steps);
+    PanelRange(first, count);
+    PageRead(first_page, pages, slot, start_phase, first_phase, end_phase);
     Window(size, stride);
 }
 
@@ -177,7 +189,10 @@ records! {
     put_page take_page Page { file_offset, bytes, digest }
     put_tensor take_tensor Tensor { name, format, layout, rows, k, pieces }
     put_buffer take_buffer Buffer { name, kind, offset, bytes, first_phase, end_phase }
-    put_step take_step Step { kernel, args, name, layer }
+    put_step take_step Step { kernel, args, panels, name, layer }
+    put_paging take_paging PagePlan {
+        resident, reads, depth, gather, storage_bytes_per_s, memory_bytes_per_s
+    }
     put_input take_input Input { name, path }
     put_prompt take_prompt PromptTemplate {
         prefix_tokens, prefix_text, trim, suffix_text, suffix_tokens, empty_tokens
@@ -226,7 +241,7 @@ pub fn plan_text(plan: &Plan) -> String {
     }
     let weights = &plan.weights;
     let slots = match &weights.source {
-        WeightSource::Mapped => None,
+        WeightSource::Mapped | WeightSource::Paged(_) => None,
         WeightSource::Read { slots } => Some(slots.clone()),
     };
     out.record(
@@ -237,6 +252,9 @@ pub fn plan_text(plan: &Plan) -> String {
             ("slots", slots.literal()),
         ],
     );
+    if let WeightSource::Paged(paged) = &weights.source {
+        out.record("paging", &put_paging(paged));
+    }
     for page in &weights.pages {
         out.record("page", &put_page(page));
     }
@@ -391,6 +409,7 @@ fn read_record(plan: &mut Plan, record: &Record) -> Result<(), String> {
             plan.weights.source =
                 slots.map_or(WeightSource::Mapped, |slots| WeightSource::Read { slots });
         }
+        "paging" => plan.weights.source = WeightSource::Paged(take_paging(&mut fields)?),
         "page" => plan.weights.pages.push(take_page(&mut fields)?),
         "tensor" => plan.weights.tensors.push(take_tensor(&mut fields)?),
         "constants" => plan.constants = fields.take("values")?,

@@ -3,6 +3,8 @@
 use omex_plan::WeightSource;
 use serde_json::{Value, json};
 
+use crate::paging::Cost;
+
 use super::{MemoryReport, SCHEMA_VERSION, kind_name};
 
 pub(super) fn json(report: &MemoryReport<'_>) -> Value {
@@ -42,7 +44,16 @@ pub(super) fn json(report: &MemoryReport<'_>) -> Value {
         "weights": match plan.weights.source {
             WeightSource::Mapped => "mapped",
             WeightSource::Read { .. } => "read",
+            WeightSource::Paged(_) => "paged",
         },
+        "paging": Cost::of(plan).map(|cost| json!({
+            "resident_bytes": cost.resident_bytes,
+            "bytes_per_token": cost.token_bytes,
+            "seconds_per_token": cost.token_s,
+            "bytes_per_prompt_chunk": cost.chunk_bytes,
+            "seconds_per_prompt_chunk": cost.chunk_s,
+            "prompt_chunk_tokens": cost.chunk_tokens,
+        })),
         "weights_bytes": plan.weights.pages.iter().map(|p| p.bytes).sum::<u64>(),
         "rss_peak_bytes": plan.memory.rss_peak_bytes(),
         "charge_peak_bytes": plan.memory.charge_peak_bytes(),

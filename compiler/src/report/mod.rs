@@ -116,6 +116,7 @@ fn kind_name(kind: BufferKind) -> &'static str {
         BufferKind::Activation => "activation",
         BufferKind::KvRing => "kv cache",
         BufferKind::ResidentPage => "resident page",
+        BufferKind::PageSlot => "page slot",
         BufferKind::Logits => "logits",
     }
 }
@@ -129,7 +130,7 @@ fn step_name(step: &Step) -> String {
 }
 
 /// MiB with two decimals, rounded up: what is needed is never understated.
-fn mib(bytes: u64) -> String {
+pub(crate) fn mib(bytes: u64) -> String {
     let hundredths = (u128::from(bytes) * 100).div_ceil(1 << 20);
     format!("{}.{:02} MiB", hundredths / 100, hundredths % 100)
 }

@@ -6,6 +6,7 @@ use omex_plan::{BufferKind, WeightSource};
 
 use super::chart::chart;
 use super::{MemoryReport, kind_name, mib, step_name};
+use crate::paging::Cost;
 
 /// Characters of a full bar.
 const BAR: u64 = 30;
@@ -19,6 +20,7 @@ pub(super) fn text(report: &MemoryReport<'_>) -> String {
     let weights = match plan.weights.source {
         WeightSource::Mapped => "mapped",
         WeightSource::Read { .. } => "read into the arena",
+        WeightSource::Paged(_) => "paged",
     };
     let _ = writeln!(
         out,
@@ -31,6 +33,7 @@ pub(super) fn text(report: &MemoryReport<'_>) -> String {
         plan.threads_max,
     );
     totals(&mut out, report);
+    paging(&mut out, report);
     arena(&mut out, report);
     peak(&mut out, report);
     let lines = chart(plan);
@@ -68,6 +71,41 @@ fn totals(out: &mut String, report: &MemoryReport<'_>) {
         mib(rss),
         "charge peak",
         mib(charge)
+    );
+}
+
+/// What passes read, and how long that takes on the target.
+fn paging(out: &mut String, report: &MemoryReport<'_>) {
+    let (Some(cost), WeightSource::Paged(paged)) =
+        (Cost::of(report.plan), &report.plan.weights.source)
+    else {
+        return;
+    };
+    let gb_per_s = |bytes: u64| bytes as f64 / 1e9;
+    let _ = writeln!(
+        out,
+        "\npaging: {} of {} of weights stay; {} are read for every token, in {} reads",
+        mib(cost.resident_bytes),
+        mib(cost.weights_bytes),
+        mib(cost.token_bytes),
+        paged.reads.len(),
+    );
+    let _ = writeln!(
+        out,
+        "predicted from {:.2} GB/s of storage and {:.1} GB/s of memory: {:.3} s per token; \
+         {:.3} s per {} tokens of a prompt",
+        gb_per_s(paged.storage_bytes_per_s),
+        gb_per_s(paged.memory_bytes_per_s),
+        cost.token_s,
+        cost.chunk_s,
+        cost.chunk_tokens,
+    );
+    let context = report.plan.model.context.into();
+    let _ = writeln!(
+        out,
+        "a prompt reads what is not resident once per {} tokens: {} times when it fills the context",
+        cost.chunk_tokens,
+        cost.prompt_reads(context),
     );
 }
 
@@ -109,10 +147,14 @@ fn peak(out: &mut String, report: &MemoryReport<'_>) {
     let of = |id: &omex_plan::BufferId| &plan.buffers[id.index()];
     let passing = |kind: BufferKind| match kind {
         BufferKind::Activation | BufferKind::Logits | BufferKind::Tokens => true,
-        BufferKind::KvRing | BufferKind::ResidentPage => false,
+        BufferKind::KvRing | BufferKind::ResidentPage | BufferKind::PageSlot => false,
     };
     // Rings and pages are many, alike and always alive: one line each.
-    for kind in [BufferKind::KvRing, BufferKind::ResidentPage] {
+    for kind in [
+        BufferKind::KvRing,
+        BufferKind::ResidentPage,
+        BufferKind::PageSlot,
+    ] {
         let bytes: Vec<u64> = arena
             .alive
             .iter()

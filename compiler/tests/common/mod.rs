@@ -288,17 +288,36 @@ pub(crate) fn task(text: &str) -> Task {
     task.unwrap_or_else(|| panic!("{findings:?}"))
 }
 
+/// The speeds of a target.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Machine {
+    pub(crate) storage_bytes_per_s: u64,
+    pub(crate) memory_bytes_per_s: u64,
+}
+
+impl Default for Machine {
+    fn default() -> Machine {
+        Machine {
+            storage_bytes_per_s: 1_000_000_000,
+            memory_bytes_per_s: 20_000_000_000,
+        }
+    }
+}
+
 pub(crate) fn compile_shape(
     shape: &Shape,
     task: &Task,
     options: &Options,
 ) -> Result<Compiled, Vec<Diagnostic>> {
-    let target = Target {
+    compile_shape_for(shape, task, &laptop(), options)
+}
+
+pub(crate) fn laptop() -> Target {
+    Target {
         name: "laptop".to_owned(),
         arch: "x86_64".to_owned(),
         features: vec!["avx2".to_owned()],
-    };
-    compile_shape_for(shape, task, &target, options)
+    }
 }
 
 pub(crate) fn compile_shape_for(
@@ -306,6 +325,16 @@ pub(crate) fn compile_shape_for(
     task: &Task,
     target: &Target,
     options: &Options,
+) -> Result<Compiled, Vec<Diagnostic>> {
+    compile_on(shape, task, target, options, Machine::default())
+}
+
+pub(crate) fn compile_on(
+    shape: &Shape,
+    task: &Task,
+    target: &Target,
+    options: &Options,
+    machine: Machine,
 ) -> Result<Compiled, Vec<Diagnostic>> {
     let index = shape.packed_index();
     let file_bytes = index.pages.last().map_or(0, |p| p.file_offset + p.bytes);
@@ -337,6 +366,8 @@ pub(crate) fn compile_shape_for(
             prompts: &prompts,
             target,
             cores: 2,
+            storage_bytes_per_s: machine.storage_bytes_per_s,
+            memory_bytes_per_s: machine.memory_bytes_per_s,
             code_of: &|spec| match spec {
                 omex_kernels::KernelSpec::Matmul { rows, .. } => Some(vec![0xc3; *rows as usize]),
                 _ => None,

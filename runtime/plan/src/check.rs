@@ -5,11 +5,14 @@
 //! before it is read. The arena check is quadratic on purpose; it shares no
 //! code with the planner.
 
+mod pages;
+
 use omex_kernels::KernelSpec;
 use omex_kernels::spec::{Access, KV_GROUP, Operand, OperandClass, kv_groups};
 
 use crate::ids::{BufferId, TensorId};
 use crate::packed::{PAGE_ALIGN, PackedLayout, Tensor};
+use crate::paging::DIRECT_ALIGN;
 use crate::plan::{Arg, Buffer, BufferKind, Plan, Step, WeightSource};
 use crate::task::{NodeKind, Sampling};
 
@@ -18,9 +21,6 @@ use crate::task::{NodeKind, Sampling};
 const COLUMNS_MAX: u32 = 1 << 16;
 const THREADS_MAX: u32 = 1 << 10;
 const ARENA_BYTES_MAX: u64 = 1 << 46;
-
-/// The alignment of reads that bypass the page cache.
-const DIRECT_ALIGN: u64 = 4096;
 
 /// A plan that passed [`check`]; the runtime executes nothing else.
 #[derive(Debug)]
@@ -51,6 +51,7 @@ macro_rules! ensure {
         }
     };
 }
+use ensure;
 
 /// Proves a plan safe to execute with a code section of `code_bytes` bytes.
 pub fn check(plan: Plan, code_bytes: u64) -> Result<CheckedPlan, CheckError> {
@@ -59,6 +60,7 @@ pub fn check(plan: Plan, code_bytes: u64) -> Result<CheckedPlan, CheckError> {
     check_kernels(&plan, code_bytes)?;
     check_arena(&plan)?;
     check_steps(&plan)?;
+    pages::check_uses(&plan)?;
     check_program(&plan)?;
     Ok(CheckedPlan(plan))
 }
@@ -118,18 +120,11 @@ fn check_weights(plan: &Plan) -> Result<(), CheckError> {
                 weights.pages.len()
             );
             let mut seen = vec![false; plan.buffers.len()];
-            for (i, (&slot, page)) in slots.iter().zip(&weights.pages).enumerate() {
-                let buffer = buffer(plan, slot)?;
-                ensure!(
-                    buffer.kind == BufferKind::ResidentPage
-                        && buffer.bytes >= page.bytes.next_multiple_of(DIRECT_ALIGN)
-                        && buffer.offset.is_multiple_of(DIRECT_ALIGN)
-                        && !seen[slot.index()],
-                    "page {i} has no slot of its own that holds it"
-                );
-                seen[slot.index()] = true;
+            for (page, &slot) in slots.iter().enumerate() {
+                pages::check_resident(plan, page, slot, &mut seen)?;
             }
         }
+        WeightSource::Paged(paged) => pages::check_reads(plan, paged)?,
     }
     Ok(())
 }
@@ -226,6 +221,7 @@ fn check_arena(plan: &Plan) -> Result<(), CheckError> {
             BufferKind::Tokens
             | BufferKind::KvRing
             | BufferKind::ResidentPage
+            | BufferKind::PageSlot
             | BufferKind::Logits => true,
         };
         let (first, end) = (buffer.first_phase, buffer.end_phase);
@@ -264,6 +260,53 @@ fn check_arena(plan: &Plan) -> Result<(), CheckError> {
 struct Use {
     buffer: BufferId,
     access: Access,
+    /// Nothing is left for later steps to write.
+    complete: bool,
+}
+
+/// A matmul of several steps, the last of which is still to come.
+struct OpenMatmul<'a> {
+    step: &'a Step,
+    next_panel: u32,
+}
+
+/// Checks which panels a step computes. Returns whether it continues a matmul
+/// and whether it completes it.
+fn check_panels<'a>(
+    plan: &Plan,
+    step: &'a Step,
+    open: &mut Option<OpenMatmul<'a>>,
+) -> Result<(bool, bool), CheckError> {
+    let Some(range) = step.panels else {
+        return Ok((false, true));
+    };
+    let name = &step.name;
+    let kernel = plan.kernels.get(step.kernel.index());
+    let panels = match kernel.map(|k| k.spec()) {
+        Some(spec @ KernelSpec::Matmul { .. }) => spec.units(1),
+        Some(_) | None => return Err(CheckError(format!("step {name} has no panels"))),
+    };
+    let first = match open {
+        Some(open) => {
+            ensure!(
+                open.step.kernel == step.kernel && open.step.args == step.args,
+                "step {name} comes between the steps of {}",
+                open.step.name
+            );
+            open.next_panel
+        }
+        None => 0,
+    };
+    ensure!(
+        range.first == first && range.count > 0 && range.count <= panels - first,
+        "step {name} computes panels {}..+{} behind {first} of {panels}",
+        range.first,
+        range.count
+    );
+    let next_panel = first + range.count;
+    let complete = next_panel == panels;
+    *open = (!complete).then_some(OpenMatmul { step, next_panel });
+    Ok((first > 0, complete))
 }
 
 fn check_steps(plan: &Plan) -> Result<(), CheckError> {
@@ -280,6 +323,7 @@ fn check_steps(plan: &Plan) -> Result<(), CheckError> {
     }
     let mut after_body = written.clone();
     let mut next = 0u32;
+    let mut open: Option<OpenMatmul<'_>> = None;
     for (p, phase) in plan.phases.iter().enumerate() {
         let p = p as u32;
         let end = next.checked_add(phase.steps);
@@ -295,9 +339,19 @@ fn check_steps(plan: &Plan) -> Result<(), CheckError> {
         let steps = &plan.steps[next as usize..(next + phase.steps) as usize];
         next += phase.steps;
         let in_head = p >= plan.body_phases;
+        ensure!(
+            open.is_none() || p != plan.body_phases,
+            "a matmul reaches from the body into the head"
+        );
         let mut uses: Vec<Vec<Use>> = Vec::with_capacity(steps.len());
         for step in steps {
-            let step_uses = check_step(plan, step, p, in_head)?;
+            let (continues, complete) = check_panels(plan, step, &mut open)?;
+            let mut step_uses = check_step(plan, step, p, in_head, complete)?;
+            if continues {
+                // A residual in place was complete when the first part began.
+                let out = step_uses.last().map(|u| u.buffer);
+                step_uses.retain(|u| u.access == Access::Write || Some(u.buffer) != out);
+            }
             for u in step_uses.iter().filter(|u| u.access == Access::Read) {
                 let buffer = &plan.buffers[u.buffer.index()];
                 ensure!(
@@ -340,9 +394,12 @@ fn check_steps(plan: &Plan) -> Result<(), CheckError> {
             }
         }
         for u in uses.iter().flatten() {
-            written[u.buffer.index()] |= u.access == Access::Write;
+            if u.access == Access::Write {
+                written[u.buffer.index()] = u.complete;
+            }
         }
     }
+    ensure!(open.is_none(), "a matmul ends without its last panels");
     ensure!(
         next as usize == plan.steps.len(),
         "{} steps lie behind the last phase",
@@ -355,7 +412,13 @@ fn check_steps(plan: &Plan) -> Result<(), CheckError> {
     Ok(())
 }
 
-fn check_step(plan: &Plan, step: &Step, phase: u32, in_head: bool) -> Result<Vec<Use>, CheckError> {
+fn check_step(
+    plan: &Plan,
+    step: &Step,
+    phase: u32,
+    in_head: bool,
+    complete: bool,
+) -> Result<Vec<Use>, CheckError> {
     let name = &step.name;
     let Some(kernel) = plan.kernels.get(step.kernel.index()) else {
         return Err(CheckError(format!("step {name} has no kernel")));
@@ -379,6 +442,7 @@ fn check_step(plan: &Plan, step: &Step, phase: u32, in_head: bool) -> Result<Vec
                 uses.push(Use {
                     buffer: id,
                     access: operand.access,
+                    complete,
                 });
             }
             (OperandClass::Buffer, Arg::SelectedColumn(id)) => {
@@ -392,6 +456,7 @@ fn check_step(plan: &Plan, step: &Step, phase: u32, in_head: bool) -> Result<Vec
                 uses.push(Use {
                     buffer: id,
                     access: Access::Read,
+                    complete,
                 });
             }
             (OperandClass::Weights, Arg::Tensor(id)) => check_weight_arg(plan, step, i, id)?,
@@ -443,7 +508,7 @@ fn check_slot(
         BufferKind::Activation => operand.class == OperandClass::Buffer && operand.name != "tokens",
         BufferKind::Logits => operand.class == OperandClass::Buffer && operand.name != "tokens",
         BufferKind::KvRing => operand.class == OperandClass::KvRing,
-        BufferKind::ResidentPage => false,
+        BufferKind::ResidentPage | BufferKind::PageSlot => false,
     };
     ensure!(
         kind_ok,

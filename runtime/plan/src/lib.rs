@@ -11,6 +11,7 @@ pub mod file;
 pub mod ids;
 pub mod memory;
 pub mod packed;
+pub mod paging;
 pub mod plan;
 pub mod prompt;
 pub mod task;

@@ -5,6 +5,7 @@ use omex_kernels::KernelSpec;
 use crate::ids::{BufferId, KernelId, TensorId};
 use crate::memory::MemoryContract;
 use crate::packed::{Digest, Page, Tensor};
+use crate::paging::PagePlan;
 use crate::task::Program;
 use crate::wire::{Decode, Encode, SpecWire};
 
@@ -79,6 +80,8 @@ pub enum WeightSource {
     Mapped,
     /// Every page is read once, at load, into the arena: `slots[page]` is its buffer.
     Read { slots: Vec<BufferId> },
+    /// Some pages are read at load, others in every pass.
+    Paged(PagePlan),
 }
 
 /// A kernel and, where the target's code generator has one, its code.
@@ -118,6 +121,8 @@ pub enum BufferKind {
     KvRing,
     /// Holds one page of weights for the whole run.
     ResidentPage,
+    /// Holds pages of weights that come and go.
+    PageSlot,
     /// Logits of the selected column; persists until the next.
     Logits,
 }
@@ -140,10 +145,20 @@ pub struct Step {
     pub kernel: KernelId,
     /// Parallel to the spec's operands.
     pub args: Vec<Arg>,
+    /// The part of a matmul's panels that the step computes; absent: all. The
+    /// steps of one matmul follow each other in ascending order.
+    pub panels: Option<PanelRange>,
     /// For reports and errors: e.g. `ffn_down`.
     pub name: String,
     /// Layer, or `None` outside the layers.
     pub layer: Option<u32>,
+}
+
+/// Consecutive 16-row panels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct PanelRange {
+    pub first: u32,
+    pub count: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]

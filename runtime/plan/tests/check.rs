@@ -134,6 +134,7 @@ fn tiny() -> Plan {
     let step = |kernel: u32, name: &str, args: Vec<Arg>| Step {
         kernel: KernelId(kernel),
         args,
+        panels: None,
         name: name.into(),
         layer: None,
     };

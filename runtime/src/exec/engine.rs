@@ -63,6 +63,21 @@ impl Engine {
     /// Panics: a token outside the vocabulary, or a position outside the
     /// context: the caller counts both.
     pub fn forward(&mut self, tokens: &[u32], position: u32) -> Result<(), RunError> {
+        self.evaluate(tokens, position, true)
+    }
+
+    /// As [`Engine::forward`], for tokens whose logits are probably not asked
+    /// for: no pages of the head are read ahead.
+    pub fn forward_only(&mut self, tokens: &[u32], position: u32) -> Result<(), RunError> {
+        self.evaluate(tokens, position, false)
+    }
+
+    fn evaluate(
+        &mut self,
+        tokens: &[u32],
+        position: u32,
+        head_follows: bool,
+    ) -> Result<(), RunError> {
         let plan = self.machine.plan();
         let columns = tokens.len() as u32;
         assert!(
@@ -87,6 +102,7 @@ impl Engine {
             selected: 0,
         };
         self.last = None;
+        self.machine.pages.begin_body(head_follows);
         let body = self.plan().body_phases as usize;
         self.run_phases(0, body, pass)?;
         self.last = Some(pass);
@@ -112,6 +128,7 @@ impl Engine {
             position: last.position + column,
             selected: column,
         };
+        self.machine.pages.begin_head();
         self.run_phases(body, end, pass)?;
         let logits = self.machine.logits_mut();
         if logits.iter().all(|logit| logit.is_finite()) {
@@ -135,7 +152,11 @@ impl Engine {
         let shared = self.shared_plan();
         let plan = shared.plan();
         let mut times = Vec::with_capacity(plan.steps.len());
+        self.machine.pages.begin_body(true);
         for (index, phase) in plan.phases.iter().enumerate() {
+            if index == plan.body_phases as usize {
+                self.machine.pages.begin_head();
+            }
             let pass = if index < plan.body_phases as usize {
                 Pass {
                     columns,
@@ -157,9 +178,9 @@ impl Engine {
                 let began = Instant::now();
                 let failed = self
                     .machine
-                    .run(&mut self.pool, &self.tiles, &[alone], pass);
+                    .run(&mut self.pool, &self.tiles, index, &[alone], pass);
                 times.push(began.elapsed());
-                self.finite(failed, pass)?;
+                self.outcome(failed, pass)?;
             }
         }
         Ok(times)
@@ -169,12 +190,18 @@ impl Engine {
         self.barriers += (end - first) as u64 + 1;
         let shared = self.shared_plan();
         let phases = &shared.plan().phases[first..end];
-        let failed = self.machine.run(&mut self.pool, &self.tiles, phases, pass);
-        self.finite(failed, pass)
+        let failed = self
+            .machine
+            .run(&mut self.pool, &self.tiles, first, phases, pass);
+        self.outcome(failed, pass)
     }
 
-    /// The error of the first step that met a value that is not finite.
-    fn finite(&self, failed: Option<usize>, pass: Pass) -> Result<(), RunError> {
+    /// Why a run stopped early: pages that cannot be brought, or the first
+    /// step that met a value that is not finite.
+    fn outcome(&self, failed: Option<usize>, pass: Pass) -> Result<(), RunError> {
+        if let Some(fault) = self.machine.pages.fault() {
+            return Err(fault);
+        }
         match failed {
             None => Ok(()),
             Some(index) => {

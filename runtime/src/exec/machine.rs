@@ -5,12 +5,16 @@ use std::sync::Arc;
 use omex_plan::packed::Page;
 use omex_plan::{CheckedPlan, KernelId, PageId, Plan};
 
+use crate::error::RunError;
 use crate::os::memory::{Code, FileMapping, Region};
+use crate::pager::{Gathered, Pager};
 
 /// Where each page of weights lies, whatever brought it there.
 #[derive(Debug)]
 pub struct PageTable {
     starts: Vec<*const u8>,
+    /// Brings the pages that come and go, where some do.
+    pager: Option<Pager>,
     /// Keeps mapped pages alive; pages that were read lie in the arena.
     _mapping: Option<FileMapping>,
 }
@@ -26,6 +30,7 @@ impl PageTable {
         };
         PageTable {
             starts: pages.iter().map(start).collect(),
+            pager: None,
             _mapping: Some(mapping),
         }
     }
@@ -34,8 +39,54 @@ impl PageTable {
     pub(crate) fn resident(starts: Vec<*const u8>) -> PageTable {
         PageTable {
             starts,
+            pager: None,
             _mapping: None,
         }
+    }
+
+    /// Pages at these addresses whenever `pager` says that they are there;
+    /// pages that are only gathered from have none.
+    pub(crate) fn paged(starts: Vec<*const u8>, pager: Pager) -> PageTable {
+        PageTable {
+            starts,
+            pager: Some(pager),
+            _mapping: None,
+        }
+    }
+
+    /// A pass begins with its body; its logits are asked for if `head_follows`.
+    pub(super) fn begin_body(&self, head_follows: bool) {
+        if let Some(pager) = &self.pager {
+            pager.begin_body(head_follows);
+        }
+    }
+
+    /// The head runs for a column of the last pass.
+    pub(super) fn begin_head(&self) {
+        if let Some(pager) = &self.pager {
+            pager.begin_head();
+        }
+    }
+
+    /// Waits for the pages that a phase is the first to need. `first` is true
+    /// for one of the threads that call it. Returns false after a fault.
+    pub(super) fn enter(&self, phase: usize, first: bool) -> bool {
+        self.pager.as_ref().is_none_or(|p| p.enter(phase, first))
+    }
+
+    /// See [`Pager::gather`].
+    pub(super) fn gather(
+        &self,
+        page: PageId,
+        offset: u64,
+        bytes: usize,
+    ) -> Option<Option<Gathered<'_>>> {
+        self.pager.as_ref()?.gather(page, offset, bytes)
+    }
+
+    /// Why pages cannot be brought any more.
+    pub(super) fn fault(&self) -> Option<RunError> {
+        self.pager.as_ref()?.fault()
     }
 
     pub(super) fn start(&self, page: PageId) -> *const u8 {
@@ -84,8 +135,9 @@ pub enum KeptCode {
 #[derive(Debug)]
 pub struct Machine {
     pub(super) plan: Arc<CheckedPlan>,
-    pub(super) arena: Region,
+    /// Before the arena, which its I/O threads write to until they end.
     pub(super) pages: PageTable,
+    pub(super) arena: Region,
     pub(super) vectors: Vectors,
     /// Entry point of each kernel that has code.
     entries: Vec<Option<*const u8>>,

@@ -22,7 +22,7 @@ use omex_kernels::spec::{
     Activation, GATE_UNIT, HEAD_DIM_MAX, KV_GROUP, KvFormat, NormKind, Rope, TableLayout, kv_groups,
 };
 use omex_plan::packed::Tensor;
-use omex_plan::{Arg, BufferId, Phase, Step, TensorId};
+use omex_plan::{Arg, BufferId, PageId, Phase, Step, TensorId};
 
 use super::machine::{Machine, Vectors};
 use super::tile::{PanelTile, Tiles, Work};
@@ -112,8 +112,9 @@ impl Machine {
         }
     }
 
-    /// Bytes of units `unit..unit + count` of a tensor, which lie in one piece.
-    fn units(&self, tensor: &Tensor, unit: u32, count: u32, unit_bytes: u64) -> Bytes {
+    /// The page of units `unit..unit + count` of a tensor, which lie in one
+    /// piece, and their offset in it.
+    fn place(&self, tensor: &Tensor, unit: u32, count: u32, unit_bytes: u64) -> (PageId, u64) {
         let index = tensor
             .pieces
             .partition_point(|piece| piece.first_unit + piece.units <= unit);
@@ -126,10 +127,20 @@ impl Machine {
         let bytes = count as u64 * unit_bytes;
         let page = &self.plan().weights.pages[piece.page.index()];
         assert!(offset + bytes <= page.bytes, "piece outside its page");
-        let start = self.pages.start(piece.page);
+        (piece.page, offset)
+    }
+
+    /// Bytes of units `unit..unit + count` of a tensor, which lie in one piece
+    /// of a page that is in memory.
+    fn units(&self, tensor: &Tensor, unit: u32, count: u32, unit_bytes: u64) -> Bytes {
+        let (page, offset) = self.place(tensor, unit, count, unit_bytes);
         Bytes {
-            start: start.wrapping_add(offset as usize).cast_mut(),
-            len: bytes as usize,
+            start: self
+                .pages
+                .start(page)
+                .wrapping_add(offset as usize)
+                .cast_mut(),
+            len: (count as u64 * unit_bytes) as usize,
         }
     }
 
@@ -194,13 +205,15 @@ impl Machine {
         unsafe { buffer.slice_mut(0, self.plan().model.vocabulary as usize) }
     }
 
-    /// Runs `phases`, which are the plan's or parts of them, on the pool. Returns the earliest step
-    /// that met a value that is NaN or infinite, if one did; later phases are
-    /// then left out.
+    /// Runs `phases`, which are the plan's from phase `first` on or parts of
+    /// them, on the pool. Returns the earliest step that met a value that is
+    /// NaN or infinite, if one did; later phases are then left out, as they are
+    /// when pages cannot be brought.
     pub(super) fn run(
         &mut self,
         pool: &mut Pool,
         tiles: &Tiles,
+        first: usize,
         phases: &[Phase],
         pass: Pass,
     ) -> Option<usize> {
@@ -211,9 +224,12 @@ impl Machine {
         // is the earliest does not depend on the threads.
         let failed = AtomicU32::new(NONE);
         pool.run(&|team| {
-            for &phase in phases {
+            for (number, &phase) in (first..).zip(phases) {
                 let count = tiles.of_phase(plan, phase, pass.columns);
                 let finite = team.phase(count, |tile| {
+                    if !machine.pages.enter(number, tile == 0) {
+                        return false;
+                    }
                     let (index, work) = tiles.find(plan, phase, pass.columns, tile);
                     // SAFETY: a tile is claimed by one thread, a barrier lies
                     // between phases, and `&mut self` excludes other passes.
@@ -429,17 +445,27 @@ impl Machine {
                 let token = arg(0).slice::<u32>(column * 4, 1)[0];
                 let out = arg(2).slice_mut::<f32>(column * stride(2), k as usize);
                 let table = self.matrix(step.args[1]);
+                let (unit, bytes) = match layout {
+                    TableLayout::Rows => (token, format.row_bytes(k)),
+                    TableLayout::Panels => (token / 16, format.panel_bytes(k)),
+                };
+                let (page, offset) = self.place(table, unit, 1, bytes);
+                let gathered = match self.pages.gather(page, offset, bytes as usize) {
+                    // The engine asks for the pager's fault first.
+                    Some(None) => return Err(NonFinite),
+                    Some(Some(gathered)) => Some(gathered),
+                    None => None,
+                };
+                let bytes = match &gathered {
+                    Some(gathered) => gathered.bytes(),
+                    None => self.units(table, unit, 1, bytes).slice(0, bytes as usize),
+                };
                 match layout {
                     TableLayout::Rows => {
-                        let bytes = format.row_bytes(k);
-                        let row = self.units(table, token, 1, bytes).slice(0, bytes as usize);
-                        reference::embed_rows(format, row, 0, scale.get(), out);
+                        reference::embed_rows(format, bytes, 0, scale.get(), out);
                     }
                     TableLayout::Panels => {
-                        let bytes = format.panel_bytes(k);
-                        let panel = self.units(table, token / 16, 1, bytes);
-                        let panel = panel.slice(0, bytes as usize);
-                        reference::embed_panels(format, panel, token % 16, scale.get(), out);
+                        reference::embed_panels(format, bytes, token % 16, scale.get(), out);
                     }
                 }
                 Ok(())

@@ -66,14 +66,20 @@ impl Tiles {
             tiles.first.push(tiles.panel_tiles.len() as u32);
             let spec = plan.kernels[step.kernel.index()].spec();
             if let (KernelSpec::Matmul { .. }, Arg::Tensor(id)) = (spec, step.args[0]) {
-                let size = panels_per_tile(spec.units(1), threads);
+                let (first, end) = match step.panels {
+                    Some(range) => (range.first, range.first + range.count),
+                    None => (0, spec.units(1)),
+                };
+                let size = panels_per_tile(end - first, threads);
                 let pieces = &plan.weights.tensors[id.index()].pieces;
                 for (index, piece) in pieces.iter().enumerate() {
-                    for first in (0..piece.units).step_by(size as usize) {
+                    let begin = first.max(piece.first_unit);
+                    let end = end.min(piece.first_unit + piece.units);
+                    for first in (begin..end).step_by(size as usize) {
                         tiles.panel_tiles.push(PanelTile {
                             piece: index as u32,
-                            first_panel: piece.first_unit + first,
-                            panels: size.min(piece.units - first),
+                            first_panel: first,
+                            panels: size.min(end - first),
                         });
                     }
                 }

@@ -15,6 +15,7 @@ use crate::exec::PageTable;
 use crate::hex;
 use crate::os::file::{UncachedFile, open_regular};
 use crate::os::memory::{FileMapping, Region};
+use crate::pager::{Pager, Source};
 use crate::pool::Pool;
 
 /// Bytes hashed at once when a digest is computed from a file.
@@ -176,27 +177,62 @@ impl PackedModel {
                 Ok(PageTable::mapped(pages, mapping))
             }
             WeightSource::Read { slots } => {
-                let starts = slots.iter().map(|slot| {
-                    let offset = plan.buffers[slot.index()].offset as usize;
-                    arena.base().wrapping_add(offset).cast_const()
-                });
-                let table = PageTable::resident(starts.collect());
-                let targets = page_slots(plan, slots, arena.bytes_mut());
-                let offset = self.offset;
-                let file = self
-                    .file
-                    .try_clone()
-                    .map_err(RunError::io("reopen the packed model", &self.path))?;
-                let file = UncachedFile::new(file);
-                self.for_each_page(pages, pool, |index, page| {
-                    let mut target = targets[index].lock().expect("no page panicked");
-                    let wanted = page.bytes as usize;
-                    file.read_at(&mut target, wanted, offset + page.file_offset)?;
-                    Ok(blake3::hash(&target[..wanted]).as_bytes() == &page.digest)
-                })?;
-                Ok(table)
+                let slots: Vec<_> = slots.iter().copied().map(Some).collect();
+                let (starts, _) = self.read_resident(plan, &slots, arena, pool)?;
+                Ok(PageTable::resident(starts))
+            }
+            WeightSource::Paged(paged) => {
+                let (mut starts, file) = self.read_resident(plan, &paged.resident, arena, pool)?;
+                for read in &paged.reads {
+                    let slot = plan.buffers[read.slot.index()].offset;
+                    let first = pages[read.first_page.index()].file_offset;
+                    for page in read.page_ids() {
+                        let offset = slot + (pages[page.index()].file_offset - first);
+                        starts[page.index()] = arena.base().wrapping_add(offset as usize);
+                    }
+                }
+                let source = Source {
+                    file,
+                    path: self.path,
+                    offset: self.offset,
+                };
+                let pager = Pager::start(plan, paged, source, arena)?;
+                Ok(PageTable::paged(starts, pager))
             }
         }
+    }
+
+    /// Reads the pages that have a slot for good. Returns where each is, null
+    /// for the others, and the file.
+    fn read_resident(
+        &self,
+        plan: &Plan,
+        slots: &[Option<BufferId>],
+        arena: &mut Region,
+        pool: &mut Pool,
+    ) -> Result<(Vec<*const u8>, UncachedFile), RunError> {
+        let starts = slots.iter().map(|slot| match slot {
+            Some(slot) => {
+                let offset = plan.buffers[slot.index()].offset as usize;
+                arena.base().wrapping_add(offset).cast_const()
+            }
+            None => std::ptr::null(),
+        });
+        let starts = starts.collect();
+        let targets = page_slots(plan, slots, arena.bytes_mut());
+        let reopen = || RunError::io("reopen the packed model", &self.path);
+        let file = self.file.try_clone().map_err(reopen())?;
+        let file = UncachedFile::new(file).map_err(reopen())?;
+        self.for_each_page(&plan.weights.pages, pool, |index, page| {
+            if slots[index].is_none() {
+                return Ok(true);
+            }
+            let mut target = targets[index].lock().expect("no page panicked");
+            let wanted = page.bytes as usize;
+            file.read_at(&mut target, wanted, self.offset + page.file_offset)?;
+            Ok(blake3::hash(&target[..wanted]).as_bytes() == &page.digest)
+        })?;
+        Ok((starts, file))
     }
 
     /// Calls `load` for each page, on all threads; it says whether the page
@@ -245,18 +281,22 @@ impl PackedModel {
 /// The arena's bytes of each page's slot. Checked plans have disjoint slots.
 fn page_slots<'a>(
     plan: &Plan,
-    slots: &[BufferId],
+    slots: &[Option<BufferId>],
     arena: &'a mut [u8],
 ) -> Vec<Mutex<&'a mut [u8]>> {
-    let mut by_offset: Vec<usize> = (0..slots.len()).collect();
-    by_offset.sort_unstable_by_key(|&page| plan.buffers[slots[page].index()].offset);
+    let mut by_offset: Vec<(u64, usize, BufferId)> = slots
+        .iter()
+        .enumerate()
+        .filter_map(|(page, slot)| Some((plan.buffers[(*slot)?.index()].offset, page, (*slot)?)))
+        .collect();
+    by_offset.sort_unstable();
     let mut targets: Vec<_> = slots.iter().map(|_| Mutex::new(&mut [][..])).collect();
     let (mut rest, mut at) = (arena, 0);
-    for page in by_offset {
-        let buffer = &plan.buffers[slots[page].index()];
+    for (_, page, slot) in by_offset {
+        let buffer = &plan.buffers[slot.index()];
         let (_, from_slot) = rest.split_at_mut((buffer.offset - at) as usize);
-        let (slot, behind) = from_slot.split_at_mut(buffer.bytes as usize);
-        targets[page] = Mutex::new(slot);
+        let (bytes, behind) = from_slot.split_at_mut(buffer.bytes as usize);
+        targets[page] = Mutex::new(bytes);
         (rest, at) = (behind, buffer.offset + buffer.bytes);
     }
     targets

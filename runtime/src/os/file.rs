@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, OFlags};
 
-/// Alignment of offsets, lengths and memory in unbuffered reads.
-pub const DIRECT_ALIGN: u64 = 4096;
+pub use omex_plan::paging::DIRECT_ALIGN;
 
 /// Opens a regular file for reading and says how long it is.
 ///
@@ -47,17 +46,40 @@ pub fn read_small(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// A file as reads see it: the system's, or one that fails as a test wishes.
+pub trait ReadAt: std::fmt::Debug + Send + Sync {
+    /// As `pread`: may read less than the buffer holds, 0 bytes at the end.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+}
+
+impl ReadAt for File {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        FileExt::read_at(self, buffer, offset)
+    }
+}
+
+/// What changes when somebody writes to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    pub bytes: u64,
+    modified_s: i64,
+    modified_ns: i64,
+}
+
 /// A file that is read past the page cache where the filesystem allows it.
 #[derive(Debug)]
 pub struct UncachedFile {
     /// Opened with O_DIRECT, unless the filesystem refuses it.
-    direct: Option<File>,
-    buffered: File,
+    direct: Option<Box<dyn ReadAt>>,
+    buffered: Box<dyn ReadAt>,
+    file: File,
 }
 
 impl UncachedFile {
     /// `file` is the same file, opened normally.
-    pub fn new(file: File) -> UncachedFile {
+    ///
+    /// Errors: the system refuses a second handle.
+    pub fn new(file: File) -> io::Result<UncachedFile> {
         // Opening through /proc reaches the very file that was checked, even
         // when its name means another one by now.
         use std::os::fd::AsRawFd;
@@ -67,10 +89,36 @@ impl UncachedFile {
             .custom_flags(OFlags::DIRECT.bits() as i32)
             .open(same)
             .ok();
+        Ok(UncachedFile {
+            direct: direct.map(|file| Box::new(file) as Box<dyn ReadAt>),
+            buffered: Box::new(file.try_clone()?),
+            file,
+        })
+    }
+
+    /// The same file with other reads.
+    #[cfg(test)]
+    pub(crate) fn with_reads(
+        file: File,
+        direct: Option<Box<dyn ReadAt>>,
+        buffered: Box<dyn ReadAt>,
+    ) -> UncachedFile {
         UncachedFile {
             direct,
-            buffered: file,
+            buffered,
+            file,
         }
+    }
+
+    /// The file's length and time of change.
+    pub fn stamp(&self) -> io::Result<Stamp> {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = self.file.metadata()?;
+        Ok(Stamp {
+            bytes: metadata.len(),
+            modified_s: metadata.mtime(),
+            modified_ns: metadata.mtime_nsec(),
+        })
     }
 
     /// Reads `wanted` bytes from `offset` on to `buffer`'s start. Direct reads
@@ -103,10 +151,19 @@ impl UncachedFile {
             }
         }
         if done < wanted {
-            self.buffered
-                .read_exact_at(&mut buffer[done..wanted], offset + done as u64)?;
+            while done < wanted {
+                match self
+                    .buffered
+                    .read_at(&mut buffer[done..wanted], offset + done as u64)
+                {
+                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Ok(n) => done += n,
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) => return Err(e),
+                }
+            }
             let length = std::num::NonZeroU64::new(wanted as u64);
-            let _ = rustix::fs::fadvise(&self.buffered, offset, length, Advice::DontNeed);
+            let _ = rustix::fs::fadvise(&self.file, offset, length, Advice::DontNeed);
         }
         Ok(())
     }
@@ -258,7 +315,7 @@ mod tests {
         let bytes: Vec<u8> = (0..20_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();
         let (file, _) = open_regular(&path).unwrap();
-        let file = UncachedFile::new(file);
+        let file = UncachedFile::new(file).unwrap();
         let mut region = crate::os::memory::Region::zeroed(24_576).unwrap();
         for (offset, wanted) in [(0, 1), (4096, 4096), (8192, 11_808), (1, 77)] {
             let buffer = region.bytes_mut();

@@ -162,7 +162,12 @@ impl Generator<'_> {
         for chunk in tokens.chunks(self.chunk) {
             check_stop()?;
             let began = Instant::now();
-            self.engine.forward(chunk, evaluated)?;
+            let last = evaluated as usize + chunk.len() == tokens.len();
+            if last || self.logits_file.is_some() {
+                self.engine.forward(chunk, evaluated)?;
+            } else {
+                self.engine.forward_only(chunk, evaluated)?;
+            }
             self.counts.prefill += began.elapsed();
             evaluated += chunk.len() as u32;
             if let Some(file) = &mut self.logits_file {

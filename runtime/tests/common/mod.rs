@@ -331,6 +331,7 @@ impl Draft {
             self.steps.push(Step {
                 kernel: KernelId::from(kernel),
                 args,
+                panels: None,
                 name: name.to_owned(),
                 layer: self.layer,
             });

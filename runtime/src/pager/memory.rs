@@ -1,0 +1,56 @@
+//! The pager's parts of the arena as slices.
+#![allow(unsafe_code)]
+
+use omex_plan::{BufferId, Plan};
+
+use crate::os::memory::Region;
+
+/// A buffer of the arena that belongs to the pager.
+#[derive(Debug)]
+pub(super) struct Window {
+    start: *mut u8,
+    len: usize,
+}
+
+// SAFETY: a window is an address and a length; who may touch its bytes is said
+// at `bytes_mut` and `part`.
+unsafe impl Send for Window {}
+// SAFETY: see above.
+unsafe impl Sync for Window {}
+
+impl Window {
+    /// The buffer's bytes in `arena`, which outlives the window.
+    pub(super) fn of(plan: &Plan, buffer: BufferId, arena: &Region) -> Window {
+        let buffer = &plan.buffers[buffer.index()];
+        let end = buffer.offset.checked_add(buffer.bytes);
+        assert!(
+            end.is_some_and(|end| end <= arena.len() as u64),
+            "buffer outside the arena"
+        );
+        Window {
+            start: arena.base().wrapping_add(buffer.offset as usize),
+            len: buffer.bytes as usize,
+        }
+    }
+
+    /// The bytes of a slot, for the one read that is in flight into it.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) fn bytes_mut(&self) -> &mut [u8] {
+        // SAFETY: the range is inside the arena, initialised and alive (`of`).
+        // The pager calls this for a read that it has taken: the slot is marked
+        // busy, so no other read has it, and by the checked plan the read's
+        // moment lies behind every step that used what the slot held before;
+        // steps that use the new pages wait for the read's end.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
+    }
+
+    /// Part `index` of parts of `stride` bytes, for the holder of its lock.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) fn part(&self, index: usize, stride: usize) -> &mut [u8] {
+        let first = index * stride;
+        assert!(first + stride <= self.len, "part outside its buffer");
+        // SAFETY: in bounds as above; parts are disjoint, and each is used by
+        // the holder of its lock alone (`Gather::claim`).
+        unsafe { std::slice::from_raw_parts_mut(self.start.wrapping_add(first), stride) }
+    }
+}

@@ -1,0 +1,508 @@
+//! Brings pages of weights that do not stay in memory, as the plan says.
+//!
+//! I/O threads take the plan's reads in order and start each when its moment
+//! has come; threads that compute tell which phase begins and wait for the
+//! pages that it needs. Every decision is the plan's: see
+//! [`omex_plan::paging`] for what makes the moments safe.
+//!
+//! A fault ends paging for good: whoever waits is told, and the engine turns
+//! the fault into the run's error.
+
+mod gather;
+mod memory;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use omex_plan::packed::Page;
+use omex_plan::paging::{PagePlan, gather_stride_bytes, gathered_unit_bytes};
+use omex_plan::{PageId, Plan};
+
+use crate::error::RunError;
+use crate::os::file::{Stamp, UncachedFile};
+use crate::os::memory::Region;
+use crate::pool::Signal;
+
+use gather::Gather;
+pub(crate) use gather::Gathered;
+use memory::Window;
+
+/// Stack of an I/O thread: reads and hashing need a few KiB.
+pub(crate) const IO_STACK_BYTES: usize = 128 << 10;
+
+/// Reads of a packed model into the arena.
+#[derive(Debug)]
+pub(crate) struct Pager {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    /// The head of the current pass may run within it.
+    head_ahead: AtomicBool,
+}
+
+/// A packed model within an open file.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) file: UncachedFile,
+    pub(crate) path: PathBuf,
+    /// Where the model starts in the file.
+    pub(crate) offset: u64,
+}
+
+#[derive(Debug)]
+struct Shared {
+    source: Source,
+    /// The file as it was when it was loaded.
+    stamp: Stamp,
+    reads: Vec<Read>,
+    /// The reads that each phase is the first to need.
+    needed_by: Vec<Range<usize>>,
+    /// Whether a read may start with a phase.
+    opens: Vec<bool>,
+    body_phases: u64,
+    body_reads: usize,
+    pages: Vec<PageState>,
+    gather: Option<Gather>,
+    /// The current pass; the first is 1.
+    pass: AtomicU64,
+    /// Per read: the pass for which its pages are in memory.
+    arrived: Vec<AtomicU64>,
+    arrivals: Signal,
+    state: Mutex<State>,
+    changed: Condvar,
+    failed: AtomicBool,
+    fault: Mutex<Option<Fault>>,
+}
+
+#[derive(Debug)]
+struct Read {
+    /// In the packed model.
+    offset: u64,
+    bytes: usize,
+    slot: Window,
+    slot_index: usize,
+    start_phase: i64,
+    pages: Range<usize>,
+}
+
+#[derive(Debug)]
+struct PageState {
+    page: Page,
+    resident: bool,
+    /// Its digest was checked once.
+    verified: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Phases since the beginning, as if every pass had a body and a head.
+    clock: u64,
+    /// The next read to start: pass and index.
+    next: (u64, usize),
+    head_follows: bool,
+    /// Per slot: a read into it is in flight.
+    busy: Vec<bool>,
+    stop: bool,
+}
+
+/// Why paging ended.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Io(io::ErrorKind, Option<i32>),
+    Truncated,
+    Changed,
+    Digest(usize),
+}
+
+impl Pager {
+    /// Starts the reads of a checked plan. `arena` outlives the pager.
+    ///
+    /// Errors: the file cannot be examined, or a thread is refused.
+    pub(crate) fn start(
+        plan: &Plan,
+        paged: &PagePlan,
+        source: Source,
+        arena: &Region,
+    ) -> Result<Pager, RunError> {
+        let path = source.path.clone();
+        let stamp = source
+            .file
+            .stamp()
+            .map_err(RunError::io("examine the packed model", &path))?;
+        let mut slots = Vec::new();
+        let reads: Vec<Read> = paged
+            .reads
+            .iter()
+            .map(|read| {
+                let slot_index = slots.iter().position(|s| *s == read.slot);
+                let slot_index = slot_index.unwrap_or_else(|| {
+                    slots.push(read.slot);
+                    slots.len() - 1
+                });
+                let first = read.first_page.index();
+                Read {
+                    offset: plan.weights.pages[first].file_offset,
+                    bytes: PagePlan::read_bytes(plan, read) as usize,
+                    slot: Window::of(plan, read.slot, arena),
+                    slot_index,
+                    start_phase: read.start_phase.into(),
+                    pages: first..first + read.pages as usize,
+                }
+            })
+            .collect();
+        let phases = plan.phases.len();
+        let mut opens = vec![false; phases];
+        let mut needed_by = vec![0..0; phases];
+        for (i, read) in paged.reads.iter().enumerate() {
+            opens[read.start_phase.rem_euclid(phases as i32) as usize] = true;
+            let needed: &mut Range<usize> = &mut needed_by[read.first_phase as usize];
+            if needed.start == needed.end {
+                needed.start = i;
+            }
+            needed.end = i + 1;
+        }
+        let pages = plan.weights.pages.iter().zip(&paged.resident);
+        let pages = pages.map(|(page, resident)| PageState {
+            page: page.clone(),
+            resident: resident.is_some(),
+            verified: AtomicBool::new(resident.is_some()),
+        });
+        let gather = paged.gather.map(|buffer| {
+            let unit = gathered_unit_bytes(plan).unwrap_or(0);
+            let stride = gather_stride_bytes(unit) as usize;
+            Gather::new(Window::of(plan, buffer, arena), stride, plan.threads_max)
+        });
+        let head = |read: &&omex_plan::paging::PageRead| read.first_phase < plan.body_phases;
+        let shared = Arc::new(Shared {
+            source,
+            stamp,
+            needed_by,
+            opens,
+            body_phases: plan.body_phases.into(),
+            body_reads: paged.reads.iter().take_while(head).count(),
+            pages: pages.collect(),
+            gather,
+            pass: AtomicU64::new(0),
+            arrived: reads.iter().map(|_| AtomicU64::new(0)).collect(),
+            arrivals: Signal::default(),
+            state: Mutex::new(State {
+                clock: phases as u64,
+                next: (1, 0),
+                head_follows: true,
+                busy: vec![false; slots.len()],
+                stop: false,
+            }),
+            changed: Condvar::new(),
+            failed: AtomicBool::new(false),
+            fault: Mutex::new(None),
+            reads,
+        });
+        let mut pager = Pager {
+            shared,
+            threads: Vec::new(),
+            head_ahead: AtomicBool::new(false),
+        };
+        if !pager.shared.reads.is_empty() {
+            for index in 0..paged.depth {
+                let shared = Arc::clone(&pager.shared);
+                let thread = std::thread::Builder::new()
+                    .name(format!("omex-io-{index}"))
+                    .stack_size(IO_STACK_BYTES)
+                    .spawn(move || shared.serve())
+                    .map_err(|e| RunError::Memory(format!("cannot start an I/O thread: {e}")))?;
+                pager.threads.push(thread);
+            }
+        }
+        Ok(pager)
+    }
+
+    /// A new pass begins with its body. `head_follows`: its logits will be asked for.
+    pub(crate) fn begin_body(&self, head_follows: bool) {
+        let shared = &self.shared;
+        let pass = shared.pass.load(Ordering::Relaxed) + 1;
+        self.head_ahead.store(head_follows, Ordering::Relaxed);
+        shared.begin(pass, 0, 0, head_follows);
+    }
+
+    /// The head begins: of the current pass, or once more.
+    pub(crate) fn begin_head(&self) {
+        let shared = &self.shared;
+        let current = self.head_ahead.swap(false, Ordering::Relaxed);
+        let pass = shared.pass.load(Ordering::Relaxed) + u64::from(!current);
+        shared.begin(pass, shared.body_phases, shared.body_reads, true);
+    }
+
+    /// Waits until the pages that a phase of the current pass needs are there.
+    /// One thread is the `first` in a phase and calls it before it computes.
+    ///
+    /// Returns false after a fault.
+    pub(crate) fn enter(&self, phase: usize, first: bool) -> bool {
+        let shared = &self.shared;
+        let pass = shared.pass.load(Ordering::Relaxed);
+        if first && shared.opens[phase] {
+            shared.set_clock(pass, phase as u64);
+        }
+        for read in shared.needed_by[phase].clone() {
+            loop {
+                let seen = shared.arrivals.value();
+                if shared.arrived[read].load(Ordering::Acquire) == pass {
+                    break;
+                }
+                if shared.failed.load(Ordering::Acquire) {
+                    return false;
+                }
+                shared.arrivals.wait_while(seen);
+            }
+        }
+        true
+    }
+
+    /// Reads one unit of a table, unless its page stays in memory: `offset` and
+    /// `bytes` within `page`. `None` for a page in memory, `Some(None)` after a
+    /// fault.
+    pub(crate) fn gather(
+        &self,
+        page: PageId,
+        offset: u64,
+        bytes: usize,
+    ) -> Option<Option<Gathered<'_>>> {
+        let shared = &self.shared;
+        let gather = shared.gather.as_ref()?;
+        let state = &shared.pages[page.index()];
+        if state.resident {
+            return None;
+        }
+        let mut part = gather.claim();
+        let result = shared
+            .verify_through(page.index(), part.bytes_mut())
+            .and_then(|()| {
+                let start = shared.source.offset + state.page.file_offset + offset;
+                part.read(start, bytes, |buffer, wanted, at| {
+                    shared.source.file.read_at(buffer, wanted, at)
+                })
+                .map_err(|e| shared.fault_of(&e))
+            });
+        match result {
+            Ok(()) => Some(Some(part)),
+            Err(fault) => {
+                shared.fail(fault);
+                Some(None)
+            }
+        }
+    }
+
+    /// What ended paging, if something did.
+    pub(crate) fn fault(&self) -> Option<RunError> {
+        let fault = (*lock(&self.shared.fault))?;
+        Some(self.shared.error(fault))
+    }
+}
+
+impl Drop for Pager {
+    fn drop(&mut self) {
+        lock(&self.shared.state).stop = true;
+        self.shared.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            // An I/O thread that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Panics while a lock is held are our bugs and end the thread; the data stays
+/// usable for an orderly end.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn phases(&self) -> u64 {
+        self.opens.len() as u64
+    }
+
+    /// Sets the pass, the phase that begins and the first read that still matters.
+    fn begin(&self, pass: u64, phase: u64, read: usize, head_follows: bool) {
+        self.pass.store(pass, Ordering::Relaxed);
+        let mut state = lock(&self.state);
+        state.next = state.next.max((pass, read));
+        if state.next.1 == self.reads.len() {
+            state.next = (pass + 1, 0);
+        }
+        state.head_follows = head_follows;
+        state.clock = pass * self.phases() + phase;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn set_clock(&self, pass: u64, phase: u64) {
+        lock(&self.state).clock = pass * self.phases() + phase;
+        self.changed.notify_all();
+    }
+
+    /// An I/O thread's work.
+    fn serve(&self) {
+        let mut state = lock(&self.state);
+        while !state.stop && !self.failed.load(Ordering::Relaxed) {
+            let Some((pass, index)) = self.take(&mut state) else {
+                state = self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            drop(state);
+            let result = self.read(index);
+            state = lock(&self.state);
+            state.busy[self.reads[index].slot_index] = false;
+            match result {
+                Ok(()) => {
+                    self.arrived[index].store(pass, Ordering::Release);
+                    // The lock makes this thread the only one to set it.
+                    self.arrivals.increment();
+                    self.changed.notify_all();
+                }
+                Err(fault) => {
+                    drop(state);
+                    self.fail(fault);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The next read, when its moment has come and its slot is idle.
+    fn take(&self, state: &mut State) -> Option<(u64, usize)> {
+        let (pass, index) = state.next;
+        let read = &self.reads[index];
+        let moment = (pass * self.phases()).checked_add_signed(read.start_phase);
+        let moment = moment.expect("passes are counted from 1");
+        if state.clock < moment || std::mem::replace(&mut state.busy[read.slot_index], true) {
+            return None;
+        }
+        let last = if state.head_follows || index >= self.body_reads {
+            self.reads.len()
+        } else {
+            self.body_reads
+        };
+        state.next = if index + 1 < last {
+            (pass, index + 1)
+        } else {
+            (pass + 1, 0)
+        };
+        Some((pass, index))
+    }
+
+    /// Performs a read; its pages are verified the first time.
+    fn read(&self, index: usize) -> Result<(), Fault> {
+        let read = &self.reads[index];
+        if index == 0 || index == self.body_reads {
+            self.require_unchanged()?;
+        }
+        // `take` marked the slot as busy.
+        let bytes = read.slot.bytes_mut();
+        let at = self.source.offset + read.offset;
+        let file = &self.source.file;
+        // A read that fails once may have met a passing fault of the device.
+        file.read_at(bytes, read.bytes, at)
+            .or_else(|e| match e.kind() {
+                io::ErrorKind::UnexpectedEof => Err(e),
+                _ => file.read_at(bytes, read.bytes, at),
+            })
+            .map_err(|e| self.fault_of(&e))?;
+        for page in read.pages.clone() {
+            let state = &self.pages[page];
+            if !state.verified.load(Ordering::Relaxed) {
+                let start = (state.page.file_offset - read.offset) as usize;
+                let content = &bytes[start..start + state.page.bytes as usize];
+                if blake3::hash(content).as_bytes() != &state.page.digest {
+                    return Err(Fault::Digest(page));
+                }
+                state.verified.store(true, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Verifies a page of which only units are read, piece by piece through `buffer`.
+    fn verify_through(&self, page: usize, buffer: &mut [u8]) -> Result<(), Fault> {
+        let state = &self.pages[page];
+        if state.verified.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.require_unchanged()?;
+        let mut hasher = blake3::Hasher::new();
+        let mut done = 0;
+        while done < state.page.bytes {
+            let wanted = (state.page.bytes - done).min(buffer.len() as u64) as usize;
+            let at = self.source.offset + state.page.file_offset + done;
+            self.source
+                .file
+                .read_at(buffer, wanted, at)
+                .map_err(|e| self.fault_of(&e))?;
+            hasher.update(&buffer[..wanted]);
+            done += wanted as u64;
+        }
+        if hasher.finalize().as_bytes() != &state.page.digest {
+            return Err(Fault::Digest(page));
+        }
+        state.verified.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Pages are verified once; a file that changes later must not go unnoticed.
+    fn require_unchanged(&self) -> Result<(), Fault> {
+        match self.source.file.stamp() {
+            Ok(stamp) if stamp == self.stamp => Ok(()),
+            Ok(stamp) if stamp.bytes < self.stamp.bytes => Err(Fault::Truncated),
+            Ok(_) => Err(Fault::Changed),
+            Err(e) => Err(self.fault_of(&e)),
+        }
+    }
+
+    fn fault_of(&self, e: &io::Error) -> Fault {
+        match e.kind() {
+            io::ErrorKind::UnexpectedEof => Fault::Truncated,
+            kind => Fault::Io(kind, e.raw_os_error()),
+        }
+    }
+
+    fn fail(&self, fault: Fault) {
+        lock(&self.fault).get_or_insert(fault);
+        let state = lock(&self.state);
+        self.failed.store(true, Ordering::Release);
+        self.arrivals.increment();
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn error(&self, fault: Fault) -> RunError {
+        let path: &Path = &self.source.path;
+        match fault {
+            Fault::Io(kind, code) => {
+                let error = match code {
+                    Some(code) => io::Error::from_raw_os_error(code),
+                    None => kind.into(),
+                };
+                RunError::io("read a page of the packed model", path)(error)
+            }
+            Fault::Truncated => RunError::integrity(
+                path,
+                None,
+                "the packed model was truncated while it was used",
+            ),
+            Fault::Changed => {
+                RunError::integrity(path, None, "the packed model was changed while it was used")
+            }
+            Fault::Digest(page) => RunError::integrity(
+                path,
+                Some(self.source.offset + self.pages[page].page.file_offset),
+                format!("page {page} of the packed model does not match its digest"),
+            ),
+        }
+    }
+}

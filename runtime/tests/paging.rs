@@ -1,0 +1,312 @@
+//! Plans whose pages come and go give the bits of plans whose pages stay,
+//! whatever the slots and the sizes of reads; faults of the file are errors.
+
+mod common;
+
+use std::fs::OpenOptions;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
+
+use common::{Folder, Options, Random, Tiny, threads};
+use omex_compiler::paging::{Request, page, paging_text};
+use omex_kernels::WeightFormat;
+use omex_plan::paging::PagePlan;
+use omex_plan::{BufferId, PageId, PanelRange, Plan, Step, WeightSource, check};
+use omex_runtime::{RunError, Session};
+
+/// `weights_bytes_max` beyond the least that is possible.
+fn paged(plan: &Plan, spare: u64, slots_bytes_max: u64, read_bytes_max: u64, depth: u32) -> Plan {
+    let request = |weights_bytes_max| Request {
+        weights_bytes_max,
+        slots_bytes_max,
+        read_bytes_max,
+        depth,
+        first_layers: 0..0,
+        storage_bytes_per_s: 1,
+        memory_bytes_per_s: 1,
+    };
+    let least = page(plan, &request(0)).unwrap_err().weights_bytes_min;
+    page(plan, &request(least + spare)).unwrap()
+}
+
+fn tokens(tiny: &Tiny, count: usize) -> Vec<u32> {
+    let random = &mut Random(5);
+    let vocabulary = tiny.plan.model.vocabulary;
+    (0..count).map(|_| random.next() % vocabulary).collect()
+}
+
+/// The bits of the logits at every position.
+fn logits(plan: &Path, thread_count: u32, chunk: usize, tokens: &[u32]) -> Vec<Vec<u32>> {
+    let mut session = Session::load(plan, &threads(thread_count)).unwrap();
+    let engine = session.engine();
+    let mut all = Vec::new();
+    for (i, chunk_tokens) in tokens.chunks(chunk).enumerate() {
+        let position = (i * chunk) as u32;
+        // Logits are asked for whether they were announced or not.
+        if i % 2 == 0 {
+            engine.forward(chunk_tokens, position).unwrap();
+        } else {
+            engine.forward_only(chunk_tokens, position).unwrap();
+        }
+        for column in 0..chunk_tokens.len() as u32 {
+            // The head runs again for the same column, and is left out for some.
+            if chunk == 1 && i % 3 == 2 {
+                all.push(Vec::new());
+                continue;
+            }
+            let logits = engine.logits(column).unwrap();
+            all.push(logits.iter().map(|x| x.to_bits()).collect());
+        }
+    }
+    all
+}
+
+#[test]
+fn paged_plans_give_the_bits_of_unpaged_ones() {
+    for (format, tied) in [(WeightFormat::Q8_0, true), (WeightFormat::F32, false)] {
+        let tiny = Tiny::new(Options {
+            format,
+            tied,
+            ..Options::default()
+        });
+        let tokens = tokens(&tiny, 40);
+        let folder = Folder::new(&format!("paged-{}", format.name()));
+        let whole = tiny.write(&folder.0);
+        let mut cut = 0;
+        for (spare, slots, read, depth) in [
+            (0, 1, 1, 1),
+            (0, 40 << 10, 1, 2),
+            (0, 200 << 10, 40 << 10, 4),
+            (30_000, 64 << 10, 32 << 10, 3),
+            (u64::MAX / 2, 1, 1, 1),
+        ] {
+            let plan = paged(&tiny.plan, spare, slots, read, depth);
+            cut += (plan.phases.len() > tiny.plan.phases.len()) as u32;
+            let described = paging_text(&plan);
+            let small = Tiny {
+                plan,
+                packed: tiny.packed.clone(),
+                tokenizer: tiny.tokenizer.clone(),
+            };
+            for (thread_count, chunk) in [(1, 1), (2, 7), (3, 40)] {
+                let wanted = logits(&whole, thread_count, chunk, &tokens);
+                let folder = Folder::new(&format!("paged-{}-small", format.name()));
+                let got = logits(&small.write(&folder.0), thread_count, chunk, &tokens);
+                assert!(
+                    got == wanted,
+                    "{thread_count} threads, chunks of {chunk}\n{described}"
+                );
+            }
+        }
+        assert!(cut >= 3, "phases are cut in {cut} plans");
+    }
+}
+
+/// A session over a paged plan, and its packed model's path.
+fn session(folder: &Folder, tied: bool) -> (Session, std::path::PathBuf, Plan) {
+    let tiny = Tiny::new(Options {
+        tied,
+        ..Options::default()
+    });
+    let plan = paged(&tiny.plan, 0, 1, 1, 2);
+    let small = Tiny { plan, ..tiny };
+    let path = small.write(&folder.0);
+    let name = omex_runtime::packed_file_name(&small.plan.weights.packed_digest);
+    let session = Session::load(&path, &threads(2)).unwrap();
+    (session, folder.0.join(name), small.plan)
+}
+
+fn pass(session: &mut Session, position: u32) -> Result<(), RunError> {
+    session.engine().forward(&[3], position)?;
+    session.engine().logits(0).map(|_| ())
+}
+
+#[test]
+fn a_file_that_is_truncated_ends_the_run() {
+    let folder = Folder::new("paged-truncated");
+    let (mut session, packed, _) = session(&folder, true);
+    pass(&mut session, 0).unwrap();
+    let file = OpenOptions::new().write(true).open(packed).unwrap();
+    file.set_len(20_000).unwrap();
+    let error = pass(&mut session, 1).and_then(|()| pass(&mut session, 2));
+    let error = error.unwrap_err();
+    assert_eq!(error.exit_code(), 6);
+    assert!(error.to_string().contains("truncated"), "{error}");
+    // It stays an error.
+    assert_eq!(pass(&mut session, 2).unwrap_err().exit_code(), 6);
+}
+
+#[test]
+fn a_file_that_is_overwritten_ends_the_run() {
+    let folder = Folder::new("paged-changed");
+    let (mut session, packed, _) = session(&folder, false);
+    pass(&mut session, 0).unwrap();
+    let mut file = OpenOptions::new().write(true).open(packed).unwrap();
+    file.seek(SeekFrom::Start(20_000)).unwrap();
+    file.write_all(&[1; 100]).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH)
+        .unwrap();
+    let error = pass(&mut session, 1).and_then(|()| pass(&mut session, 2));
+    let error = error.unwrap_err();
+    assert_eq!(error.exit_code(), 6);
+    assert!(error.to_string().contains("changed"), "{error}");
+}
+
+#[test]
+fn a_file_that_is_replaced_does_not_matter() {
+    let folder = Folder::new("paged-replaced");
+    let (mut session, packed, _) = session(&folder, true);
+    std::fs::remove_file(&packed).unwrap();
+    std::fs::write(&packed, b"another").unwrap();
+    for position in 0..3 {
+        pass(&mut session, position).unwrap();
+    }
+}
+
+#[test]
+fn a_broken_page_ends_the_run_at_its_first_read() {
+    // Streamed pages, and pages of a table that rows are gathered from.
+    for (tied, tensor) in [(true, "1.up"), (false, "embedding")] {
+        let tiny = Tiny::new(Options {
+            tied,
+            ..Options::default()
+        });
+        let plan = paged(&tiny.plan, 0, 1, 1, 2);
+        let WeightSource::Paged(page_plan) = &plan.weights.source else {
+            panic!("not paged");
+        };
+        let tensors = plan.weights.tensors.iter();
+        let pieces = tensors.filter(|t| t.name == tensor).flat_map(|t| &t.pieces);
+        let page = pieces
+            .map(|piece| piece.page)
+            .find(|page| page_plan.resident[page.index()].is_none())
+            .unwrap();
+        let at = plan.weights.pages[page.index()].file_offset as usize;
+        let mut small = Tiny { plan, ..tiny };
+        small.packed[at + 5] ^= 1;
+        let folder = Folder::new(&format!("paged-broken-{tied}"));
+        let path = small.write(&folder.0);
+        let mut session = Session::load(&path, &threads(2)).unwrap();
+        let error = pass(&mut session, 0).unwrap_err();
+        assert_eq!(error.exit_code(), 6, "{error}");
+        let message = error.to_string();
+        let named = format!("byte {at}: page {}", page.0);
+        assert!(message.contains(&named), "{message}");
+    }
+}
+
+type Spoil = fn(&mut Plan, &mut PagePlan);
+
+/// What is spoiled, and a word of the error.
+const SPOILED: &[(Spoil, &str)] = &[
+    (|_, p| p.resident.truncate(3), "resident buffers"),
+    (|_, p| p.depth = 0, "in flight"),
+    (|_, p| p.depth = 17, "in flight"),
+    (|_, p| p.reads[3].pages = 0, "leaves the pages"),
+    (|_, p| p.reads[3].pages = u32::MAX, "leaves the pages"),
+    (
+        |_, p| p.reads[3].first_page = PageId(1 << 20),
+        "leaves the pages",
+    ),
+    (|_, p| p.reads[3].pages += 4, "does not fit its slot"),
+    (
+        |_, p| p.reads[3].slot = BufferId(0),
+        "does not fit its slot",
+    ),
+    (|_, p| p.reads[3].slot = BufferId(1 << 20), "does not exist"),
+    (|_, p| p.reads[3].start_phase -= 1, "in use until"),
+    (|_, p| p.reads[0].start_phase -= 1, "of the pass before"),
+    (|_, p| p.reads[0].start_phase = i32::MIN, "starts in phase"),
+    (
+        |_, p| p.reads[0].start_phase = p.reads[0].first_phase as i32 + 1,
+        "starts in phase",
+    ),
+    (
+        |_, p| p.reads[3].end_phase = p.reads[3].first_phase,
+        "starts in phase",
+    ),
+    (
+        |_, p| p.reads.last_mut().unwrap().end_phase += 9,
+        "starts in phase",
+    ),
+    (|_, p| p.reads.swap(2, 6), "needed later"),
+    (|_, p| p.reads.truncate(p.reads.len() - 1), "not in memory"),
+    (
+        |_, p| p.reads.last_mut().unwrap().first_phase += 1,
+        "not in memory",
+    ),
+    (|_, p| p.gather = None, "not in memory"),
+    (|_, p| p.gather = Some(p.reads[0].slot), "what is gathered"),
+    (
+        |plan, p| plan.buffers[p.gather.unwrap().index()].bytes -= 4096,
+        "what is gathered",
+    ),
+    (
+        |plan, p| plan.buffers[p.reads[0].slot.index()].offset += 64,
+        "does not fit its slot",
+    ),
+    (
+        |_, p| {
+            let first = p.reads[0].first_page;
+            let stays = p.resident.iter().flatten().next().copied();
+            p.resident[first.index()] = stays;
+        },
+        "slot of its own",
+    ),
+    (
+        |_, p| {
+            let (from, to) = (p.reads[2], p.reads[3]);
+            p.reads[3].first_page = from.first_page;
+            p.reads[3].pages = from.pages.min(to.pages);
+        },
+        "has a place already",
+    ),
+    (
+        |plan, _| part(plan, 1).panels.as_mut().unwrap().first = 0,
+        "panels",
+    ),
+    (
+        |plan, _| part(plan, 1).panels.as_mut().unwrap().count += 1,
+        "panels",
+    ),
+    (
+        |plan, _| part(plan, 0).panels.as_mut().unwrap().count = 0,
+        "panels",
+    ),
+    (|plan, _| part(plan, 0).panels = None, "panels"),
+    (|plan, _| part(plan, 1).args.swap(0, 1), "comes between"),
+    (
+        |plan, _| {
+            let other = plan.steps.iter().position(|s| s.name == "attn_norm");
+            plan.steps[other.unwrap()].panels = Some(PanelRange { first: 0, count: 1 });
+        },
+        "no panels",
+    ),
+];
+
+/// The first or second step of the first matmul that has several.
+fn part(plan: &mut Plan, index: usize) -> &mut Step {
+    let first = plan.steps.iter().position(|s| s.panels.is_some()).unwrap();
+    &mut plan.steps[first + index]
+}
+
+#[test]
+fn every_violation_of_a_page_plan_is_caught() {
+    let tiny = Tiny::new(Options::default());
+    let plan = paged(&tiny.plan, 0, 1, 1, 2);
+    check(plan.clone(), 0).unwrap();
+    let mut missed = Vec::new();
+    for (i, (spoil, word)) in SPOILED.iter().enumerate() {
+        let mut plan = plan.clone();
+        let WeightSource::Paged(mut page_plan) = plan.weights.source.clone() else {
+            panic!("not paged");
+        };
+        spoil(&mut plan, &mut page_plan);
+        plan.weights.source = WeightSource::Paged(page_plan);
+        match check(plan, 0) {
+            Err(e) if e.0.contains(word) => {}
+            other => missed.push((i, word, other.map(|_| ()))),
+        }
+    }
+    assert!(missed.is_empty(), "{missed:#?}");
+}
