@@ -158,7 +158,11 @@ fn plan_texts() {
         ("flow_pi4_mapped", &flow, "pi4", false),
     ] {
         let options = Options {
-            read_weights: Some(read),
+            weights: Some(if read {
+                WeightsFrom::Read
+            } else {
+                WeightsFrom::Mapped
+            }),
             ..Options::default()
         };
         let target = common::target(target);

@@ -232,7 +232,11 @@ const SPOILED: &[(Spoil, &str)] = &[
     (|_, p| p.reads.swap(2, 6), "needed later"),
     (|_, p| p.reads.truncate(p.reads.len() - 1), "not in memory"),
     (
-        |_, p| p.reads.last_mut().unwrap().first_phase += 1,
+        |_, p| {
+            let last = p.reads.len() - 1;
+            let (a, b) = (p.reads[last - 1], p.reads[last]);
+            (p.reads[last - 1].first_page, p.reads[last].first_page) = (b.first_page, a.first_page);
+        },
         "not in memory",
     ),
     (|_, p| p.gather = None, "not in memory"),
