@@ -1,1 +1,250 @@
+//! Reads that fail: what a device may do that a test's file cannot.
 
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use omex_plan::memory::MemoryContract;
+use omex_plan::packed::Page;
+use omex_plan::paging::{PagePlan, PageRead};
+use omex_plan::task::Program;
+use omex_plan::{
+    Buffer, BufferId, BufferKind, Model, PageId, Phase, Plan, Target, WeightSource, Weights,
+};
+
+use super::{Pager, Source};
+use crate::os::file::{ReadAt, UncachedFile};
+use crate::os::memory::Region;
+
+const PAGES: usize = 6;
+const PAGE_BYTES: usize = 12_000;
+const STRIDE: usize = 16 << 10;
+
+fn content() -> Vec<u8> {
+    (0..PAGES * STRIDE).map(|i| ((i * 7) >> 4) as u8).collect()
+}
+
+/// Six pages, one phase each, through two slots.
+fn plan() -> (Plan, PagePlan) {
+    let content = content();
+    let page = |i: usize| Page {
+        file_offset: (i * STRIDE) as u64,
+        bytes: PAGE_BYTES as u64,
+        digest: *blake3::hash(&content[i * STRIDE..][..PAGE_BYTES]).as_bytes(),
+    };
+    let phases = PAGES as u32;
+    let read = |i: u32| PageRead {
+        first_page: PageId(i),
+        pages: 1,
+        slot: BufferId(i % 2),
+        start_phase: i as i32 - 1,
+        first_phase: i,
+        end_phase: i + 1,
+    };
+    let mut reads: Vec<PageRead> = (0..phases).map(read).collect();
+    reads[0].start_phase = -1;
+    let slot = |i: u64| Buffer {
+        name: format!("slot.{i}"),
+        kind: BufferKind::PageSlot,
+        offset: i * STRIDE as u64,
+        bytes: STRIDE as u64,
+        first_phase: 0,
+        end_phase: phases,
+    };
+    let paged = PagePlan {
+        resident: vec![None; PAGES],
+        reads,
+        depth: 2,
+        gather: None,
+        storage_bytes_per_s: 1,
+        memory_bytes_per_s: 1,
+    };
+    let plan = Plan {
+        target: Target {
+            name: String::new(),
+            arch: String::new(),
+            features: Vec::new(),
+        },
+        model: Model {
+            name: String::new(),
+            architecture: String::new(),
+            vocabulary: 1,
+            layers: 1,
+            context: 1,
+            end_tokens: Vec::new(),
+        },
+        weights: Weights {
+            packed_digest: [0; 32],
+            packed_file_bytes: (PAGES * STRIDE) as u64,
+            source: WeightSource::Paged(paged.clone()),
+            pages: (0..PAGES).map(page).collect(),
+            tensors: Vec::new(),
+        },
+        constants: Vec::new(),
+        kernels: Vec::new(),
+        buffers: vec![slot(0), slot(1)],
+        arena_bytes: 2 * STRIDE as u64,
+        steps: Vec::new(),
+        phases: vec![
+            Phase {
+                first_step: 0,
+                steps: 0
+            };
+            PAGES
+        ],
+        body_phases: phases - 1,
+        tokens_buffer: BufferId(0),
+        logits_buffer: BufferId(0),
+        columns_max: 1,
+        threads_max: 1,
+        program: Program {
+            task_id: String::new(),
+            inputs: Vec::new(),
+            nodes: Vec::new(),
+        },
+        memory: MemoryContract { items: Vec::new() },
+        result_id: [0; 32],
+    };
+    (plan, paged)
+}
+
+/// Decides what the n-th read of a file does.
+type Fate = fn(u32, &mut [u8], u64, &File) -> io::Result<usize>;
+
+struct Faulty {
+    file: File,
+    reads: AtomicU32,
+    fate: Fate,
+}
+
+impl std::fmt::Debug for Faulty {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Faulty")
+    }
+}
+
+impl ReadAt for Faulty {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let n = self.reads.fetch_add(1, Ordering::Relaxed);
+        (self.fate)(n, buffer, offset, &self.file)
+    }
+}
+
+/// Runs three passes, the second of which has no head. Returns the pager's error.
+fn run(name: &str, direct: Option<Fate>, buffered: Fate) -> Option<String> {
+    let path = std::env::temp_dir().join(format!("omex-pager-{name}-{}", std::process::id()));
+    let content = content();
+    std::fs::write(&path, &content).unwrap();
+    let open = || File::open(&path).unwrap();
+    let faulty = |fate: Fate| {
+        let (file, reads) = (open(), AtomicU32::new(0));
+        Box::new(Faulty { file, reads, fate }) as Box<dyn ReadAt>
+    };
+    let file = UncachedFile::with_reads(open(), direct.map(faulty), faulty(buffered));
+    std::fs::remove_file(&path).unwrap();
+
+    let (plan, paged) = plan();
+    let mut arena = Region::zeroed(plan.arena_bytes as usize).unwrap();
+    let source = Source {
+        file,
+        path: PathBuf::from("model.omex"),
+        offset: 0,
+    };
+    let slots = arena.base();
+    let pager = Pager::start(&plan, &paged, source, &arena).unwrap();
+    let mut fault = None;
+    'passes: for pass in 0..3 {
+        let head = pass != 1;
+        pager.begin_body(head);
+        for phase in 0..PAGES {
+            if phase == PAGES - 1 {
+                if !head {
+                    break;
+                }
+                pager.begin_head();
+            }
+            if !pager.enter(phase, true) {
+                fault = Some(pager.fault().unwrap());
+                break 'passes;
+            }
+            let read = &paged.reads[phase];
+            let slot = slots.wrapping_add(read.slot.index() * STRIDE);
+            let wanted = blake3::hash(&content[phase * STRIDE..][..PAGE_BYTES]);
+            assert_eq!(hash(slot), wanted, "page {phase} of pass {pass}");
+        }
+    }
+    drop(pager);
+    arena.bytes_mut().fill(0);
+    fault.map(|e| format!("{} {e}", e.exit_code()))
+}
+
+/// The hash of a page in a slot that the pager said is filled.
+#[allow(unsafe_code)]
+fn hash(slot: *const u8) -> blake3::Hash {
+    // SAFETY: the slot is in the arena, and its page is used by this phase.
+    blake3::hash(unsafe { std::slice::from_raw_parts(slot, PAGE_BYTES) })
+}
+
+fn sound(_: u32, buffer: &mut [u8], offset: u64, file: &File) -> io::Result<usize> {
+    ReadAt::read_at(file, buffer, offset)
+}
+
+#[test]
+fn interrupted_and_short_reads_are_completed() {
+    let fate: Fate = |n, buffer, offset, file| match n % 4 {
+        0 => Err(io::ErrorKind::Interrupted.into()),
+        1 => {
+            let short = buffer.len().min(4096);
+            ReadAt::read_at(file, &mut buffer[..short], offset)
+        }
+        2 => {
+            let short = buffer.len().min(777);
+            ReadAt::read_at(file, &mut buffer[..short], offset)
+        }
+        _ => ReadAt::read_at(file, buffer, offset),
+    };
+    assert_eq!(run("short", Some(fate), fate), None);
+    assert_eq!(run("short-buffered", None, fate), None);
+}
+
+#[test]
+fn a_filesystem_may_refuse_direct_reads() {
+    let refuse: Fate = |_, _, _, _| Err(io::Error::from_raw_os_error(libc::EINVAL));
+    assert_eq!(run("refused", Some(refuse), sound), None);
+}
+
+#[test]
+fn a_fault_that_passes_is_retried() {
+    let once: Fate = |n, buffer, offset, file| match n {
+        5 => Err(io::Error::from_raw_os_error(libc::EIO)),
+        _ => ReadAt::read_at(file, buffer, offset),
+    };
+    assert_eq!(run("once", Some(once), sound), None);
+}
+
+#[test]
+fn a_fault_that_stays_ends_paging() {
+    let broken: Fate = |n, buffer, offset, file| match n {
+        0..5 => ReadAt::read_at(file, buffer, offset),
+        _ => Err(io::Error::from_raw_os_error(libc::EIO)),
+    };
+    let error = run("broken", Some(broken), sound).unwrap();
+    assert_eq!(
+        error,
+        "5 model.omex: cannot read a page of the packed model: Input/output error (os error 5)"
+    );
+}
+
+#[test]
+fn a_file_that_ends_early_is_an_integrity_error() {
+    let ends: Fate = |n, buffer, offset, file| match n {
+        0..7 => ReadAt::read_at(file, buffer, offset),
+        _ => Ok(0),
+    };
+    let error = run("ends", None, ends).unwrap();
+    assert_eq!(
+        error,
+        "6 model.omex: the packed model was truncated while it was used"
+    );
+}
