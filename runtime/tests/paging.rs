@@ -87,6 +87,7 @@ fn paged_plans_give_the_bits_of_unpaged_ones() {
                 plan,
                 packed: tiny.packed.clone(),
                 tokenizer: tiny.tokenizer.clone(),
+                ..tiny
             };
             for (thread_count, chunk) in [(1, 1), (2, 7), (3, 40)] {
                 let wanted = logits(&whole, thread_count, chunk, &tokens);
