@@ -241,7 +241,8 @@ impl Fitting<'_> {
         let stated = self.limit.is_some_and(|l| l.origin != RamOrigin::Target);
         let (whole, paged) = match (self.options.weights, level) {
             (Some(WeightsFrom::Mapped), _) => (Some(false), false),
-            (Some(WeightsFrom::Read), _) | (None, MemoryLevel::High) => (Some(true), false),
+            (Some(WeightsFrom::Read), _) => (Some(true), false),
+            (None, MemoryLevel::High) => (Some(stated), false),
             (Some(WeightsFrom::Paged), _) | (None, MemoryLevel::Low) => (None, true),
             (None, MemoryLevel::Adaptive) => (Some(stated), true),
         };

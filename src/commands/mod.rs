@@ -14,6 +14,7 @@ mod model;
 pub mod output;
 pub mod perplexity;
 mod plan_file;
+pub mod profile;
 pub mod report;
 mod sign;
 pub mod synth;
@@ -78,6 +79,8 @@ enum OmexCommand {
     Debug(DebugCommand),
     /// Measure speed, with the rows of llama-bench
     Bench(bench::BenchArgs),
+    /// Measure this machine and write a profile for --target
+    Profile(profile::ProfileArgs),
     /// Measure how well a model predicts a text
     Perplexity(perplexity::PerplexityArgs),
     /// Packed models and cached plans
@@ -155,6 +158,7 @@ pub fn omex() -> ExitCode {
         }
         OmexCommand::Bench(args) => return bench::bench(&args, &output),
         OmexCommand::Perplexity(args) => return perplexity::perplexity(&args, &output),
+        OmexCommand::Profile(args) => profile::profile(&args),
         OmexCommand::Cache(command) => cache::cache(&command),
         OmexCommand::Explain(args) => explain::explain(&args),
         OmexCommand::Build(args) => build::build(&args, &output),

@@ -104,7 +104,7 @@ fn from_file(path: &Path) -> Result<Profile, Failure> {
 }
 
 /// This machine, as far as it tells without measuring.
-fn host() -> Profile {
+pub fn host() -> Profile {
     let isa = Isa::host().expect("OMEX builds for x86-64 and aarch64 only");
     let arch = match isa.arch {
         omex_codegen::Arch::X86_64 => target::Arch::X86_64,

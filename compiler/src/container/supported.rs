@@ -1,6 +1,6 @@
 //! What a valid container may ask for and this version does not build: refused by name.
 
-use super::task::{MemoryLevel, Task, Unsupported};
+use super::task::{Task, Unsupported};
 use crate::diagnostic::{Code, Diagnostic, Sink};
 
 impl Task {
@@ -19,32 +19,14 @@ impl Task {
                 needed: false,
             }));
         };
-        if let Some(layers) = self.model.load_layers {
-            hint("`load_layers`", layers.span);
-        }
         if let Some(compress) = self.model.compress.filter(|compress| compress.value) {
             hint("`compression`", compress.span);
-        }
-        if let Some(prefetch) = self
-            .storage
-            .model_prefetch
-            .filter(|prefetch| prefetch.value)
-        {
-            hint("`model_prefetch`", prefetch.span);
         }
         if let Some(fetch) = self.storage.allow_remote_fetch.filter(|fetch| fetch.value) {
             hint("fetching models", fetch.span);
         }
         if let Some(retry) = self.completion.retry_on_fail.filter(|retry| retry.value) {
             hint("`retry_on_fail`", retry.span);
-        }
-        for node in &self.nodes {
-            if let Some(memory) = node
-                .memory
-                .filter(|memory| memory.value != MemoryLevel::Adaptive)
-            {
-                hint("a `memory_profile` other than `adaptive`", memory.span);
-            }
         }
         if let Some(deadline) = self.completion.max_runtime_ms {
             let what = "`max_runtime_minutes`".to_owned();

@@ -7,6 +7,7 @@
 mod list;
 mod profile;
 mod read;
+mod write;
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use crate::diagnostic::{Code, Diagnostic, Source, did_you_mean, quoted};
 pub use list::{list_json, list_text};
 pub use profile::{Arch, CpuFeature, Figure, Profile};
 pub use read::read_profiles;
+pub use write::profile_toml;
 
 /// The profile that the caller makes.
 pub const HOST: &str = "host";

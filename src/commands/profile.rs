@@ -1,0 +1,218 @@
+//! `omex profile`: measures this machine and writes a profile that `--target` takes.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use omex_codegen::ceiling;
+use omex_compiler::diagnostic::{Code, Diagnostic};
+use omex_compiler::paging;
+use omex_compiler::target::{Figure, Profile, profile_toml};
+use omex_runtime::os::file::{UncachedFile, unnamed, write_atomic};
+use omex_runtime::os::memory::Region;
+use omex_runtime::os::process;
+
+use super::output::{Failure, Progress};
+use super::{places, targets};
+
+/// Sizes of the reads that storage is measured with.
+const READ_SIZES: [u64; 4] = [128 << 10, 512 << 10, paging::READ_BYTES_MAX, 8 << 20];
+/// Reads in flight.
+const DEPTHS: [u32; 3] = [1, 2, paging::DEPTH];
+/// How long each combination is measured.
+const READ_TIME: Duration = Duration::from_millis(700);
+
+#[derive(Debug, Args)]
+pub struct ProfileArgs {
+    /// Where the profile goes; standard output without it
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+    /// Name of the profile
+    #[arg(long, default_value = "this-machine")]
+    name: String,
+    /// Folder on the storage to measure; the cache without it
+    #[arg(long, value_name = "DIR")]
+    storage: Option<PathBuf>,
+    /// Size of the file that storage is measured with
+    #[arg(long, default_value = "512MiB", value_parser = file_bytes)]
+    storage_size: u64,
+}
+
+fn file_bytes(text: &str) -> Result<u64, String> {
+    let bytes = omex_grammar::quantity::parse_bytes(text).map_err(|e| e.to_string())?;
+    let least = READ_SIZES[READ_SIZES.len() - 1];
+    if bytes < least {
+        return Err(format!("at least {least} bytes are needed for the reads"));
+    }
+    Ok(bytes)
+}
+
+pub fn profile(args: &ProfileArgs) -> Result<(), Failure> {
+    let line = Progress::new();
+    let mut notes = vec!["Measured by `omex profile`; `--target FILE` takes it.".to_owned()];
+    let mut profile = Profile {
+        name: args.name.clone(),
+        description: "measured by omex profile".to_owned(),
+        ..targets::host()
+    };
+    memory(&mut profile, &mut notes, &line);
+    let folder = match &args.storage {
+        Some(folder) => folder.clone(),
+        None => places()?.cache,
+    };
+    storage(&folder, args.storage_size, &mut profile, &mut notes, &line).map_err(|e| {
+        let message = format!("storage cannot be measured: {e}");
+        let help = "`--storage DIR` names another folder, `--storage-size` a smaller file";
+        Diagnostic::error(Code::FileWrite, message)
+            .in_file(folder.to_string_lossy(), None)
+            .help(help)
+    })?;
+    caches(&mut profile);
+    if let Some(available) = process::memory_available_bytes() {
+        let available = available.min(profile.ram_total_bytes.value);
+        profile.ram_app_bytes = Figure::known(available, "available when it was measured");
+    }
+    line.clear();
+    let text = profile_toml(&profile, &notes);
+    match &args.output {
+        None => std::io::stdout().write_all(text.as_bytes())?,
+        Some(path) => write_atomic(path, text.as_bytes()).map_err(|e| {
+            Diagnostic::error(
+                Code::FileWrite,
+                format!("the profile cannot be written: {e}"),
+            )
+            .in_file(path.to_string_lossy(), None)
+        })?,
+    }
+    Ok(())
+}
+
+/// Memory reads and multiply-adds for each number of threads.
+fn memory(profile: &mut Profile, notes: &mut Vec<String>, line: &Progress) {
+    let mut best = (0.0, 1);
+    for threads in 1..=profile.cores.value {
+        line.show(|| format!("measuring memory and arithmetic on {threads} threads"));
+        let read = ceiling::read_bytes_per_second(threads);
+        let macs = ceiling::macs_per_second(threads);
+        notes.push(format!(
+            "{threads} threads: memory reads {:.1} GB/s, 8-bit multiply-adds {:.0} Gmac/s",
+            read / 1e9,
+            macs / 1e9
+        ));
+        // More threads have to gain something.
+        if read > best.0 * 1.05 {
+            best = (read, threads);
+        }
+    }
+    let (read, threads) = best;
+    let source = format!("measured: reads on {threads} threads");
+    profile.memory_bytes_per_s = Figure::known(read as u64, source);
+    profile.threads = Figure::known(threads, "measured: where memory reads are fastest");
+}
+
+/// Reads past the page cache, of several sizes and numbers in flight.
+fn storage(
+    folder: &Path,
+    bytes: u64,
+    profile: &mut Profile,
+    notes: &mut Vec<String>,
+    line: &Progress,
+) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let mut file = unnamed(folder)?;
+    // Bytes that no storage can compress: a counter-based generator's.
+    let mut block = vec![0u8; 1 << 20];
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut written = 0;
+    while written < bytes {
+        for word in block.chunks_exact_mut(8) {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            word.copy_from_slice(&(state ^ (state >> 29)).to_le_bytes());
+        }
+        let count = block.len().min((bytes - written) as usize);
+        file.write_all(&block[..count])?;
+        written += count as u64;
+        line.show(|| {
+            format!(
+                "writing a file to read: {} of {} MiB",
+                written >> 20,
+                bytes >> 20
+            )
+        });
+    }
+    file.sync_all()?;
+    let file = UncachedFile::new(file)?;
+    for size in READ_SIZES {
+        let mut row = format!("storage reads of {} KiB:", size >> 10);
+        for depth in DEPTHS {
+            line.show(|| format!("reading {} KiB, {depth} at a time", size >> 10));
+            let rate = read_rate(&file, bytes, size, depth)?;
+            row += &format!(" {:.0} MB/s with {depth} in flight;", rate / 1e6);
+            if (size, depth) == (paging::READ_BYTES_MAX, paging::DEPTH) {
+                let source = format!("measured: {} KiB, {depth} in flight", size >> 10);
+                profile.storage_bytes_per_s = Figure::known(rate as u64, source);
+            }
+        }
+        notes.push(row.trim_end_matches(';').to_owned());
+    }
+    Ok(())
+}
+
+/// Bytes per second of reads of `size` bytes by `depth` threads.
+fn read_rate(file: &UncachedFile, bytes: u64, size: u64, depth: u32) -> std::io::Result<f64> {
+    let next = AtomicU64::new(0);
+    let began = Instant::now();
+    let work = || -> std::io::Result<u64> {
+        let mut region = Region::zeroed(size as usize)?;
+        let mut done = 0;
+        while began.elapsed() < READ_TIME {
+            let index = next.fetch_add(1, Ordering::Relaxed) % (bytes / size);
+            file.read_at(region.bytes_mut(), size as usize, index * size)?;
+            done += size;
+        }
+        Ok(done)
+    };
+    let done = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..depth).map(|_| scope.spawn(work)).collect();
+        let joined = threads.into_iter().map(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        joined.sum::<std::io::Result<u64>>()
+    })?;
+    Ok(done as f64 / began.elapsed().as_secs_f64())
+}
+
+/// The first core's caches, where the system tells.
+fn caches(profile: &mut Profile) {
+    let folder = Path::new("/sys/devices/system/cpu/cpu0/cache");
+    for index in 0..8 {
+        let read = |name: &str| {
+            let path = folder.join(format!("index{index}")).join(name);
+            std::fs::read_to_string(path).ok()
+        };
+        let (Some(level), Some(kind), Some(size)) = (read("level"), read("type"), read("size"))
+        else {
+            continue;
+        };
+        let kib = size
+            .trim()
+            .strip_suffix('K')
+            .and_then(|n| n.parse::<u64>().ok());
+        let Some(bytes) = kib.map(|kib| kib << 10).filter(|bytes| *bytes > 0) else {
+            continue;
+        };
+        let figure = Figure::known(bytes, "sysfs, of the first core");
+        match (level.trim(), kind.trim()) {
+            ("1", "Data" | "Unified") => profile.l1d_bytes = figure,
+            ("2", _) => profile.l2_bytes = figure,
+            ("3", _) => profile.l3_bytes = Some(figure),
+            _ => {}
+        }
+    }
+}
