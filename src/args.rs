@@ -103,6 +103,10 @@ pub const RUN_FLAGS: &[Flag] = &[
         "FILE",
         "Signature of the plan, instead of PLAN.sig",
     ),
+    switch(
+        "no-allowance",
+        "Start even if the runtime itself uses more than the plan allows it: emulators, debuggers",
+    ),
     switch("json", "Print one JSON object instead of the text"),
     value(
         "events",
@@ -137,6 +141,7 @@ pub struct RunArgs {
     pub repeat_penalty: Option<f32>,
     pub model_dir: Option<PathBuf>,
     pub signature: Option<PathBuf>,
+    pub no_allowance: bool,
     pub json: bool,
     pub events: bool,
     pub dump_logits: Option<PathBuf>,
@@ -202,6 +207,7 @@ impl RunArgs {
             "repeat-penalty" => self.repeat_penalty = Some(within(long, value, 0.01, 100.0)?),
             "model-dir" => self.model_dir = Some(value.into()),
             "sig" => self.signature = Some(value.into()),
+            "no-allowance" => self.no_allowance = true,
             "json" => self.json = true,
             "events" if value == "jsonl" => self.events = true,
             "events" => {

@@ -35,7 +35,7 @@ fn run(args: &RunArgs) -> Result<(), RunError> {
         model_folders,
         trust: places.map(|p| TrustStore::new(p.trust)),
         signature: args.signature.clone(),
-        enforce_allowance: true,
+        enforce_allowance: !args.no_allowance,
     };
     let mut session = Session::load(&args.plan, &load)?;
     let options = RunOptions {

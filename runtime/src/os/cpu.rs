@@ -32,7 +32,7 @@ pub fn has_feature(name: &str) -> bool {
     detect!(
         is_aarch64_feature_detected, name,
         "neon" "fp16" "fhm" "dotprod" "i8mm" "bf16" "lse" "lse2" "rdm" "fcma" "jsconv" "crc" "aes"
-        "sha2" "sha3" "sve" "sve2" "sme" "rcpc" "rcpc2" "dit" "flagm" "ssbs" "sb" "paca" "pacg"
+        "sha2" "sha3" "sve" "sve2" "rcpc" "rcpc2" "dit" "flagm" "ssbs" "sb" "paca" "pacg"
     )
 }
 
