@@ -106,6 +106,8 @@ TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+NOT_HAN_UPPER = UPPER[:-1] + r"&&[^\p{Han}]]"
+NOT_HAN_LOWER = LOWER[:-1] + r"&&[^\p{Han}]]"
 WORD = r"[^\r\n\p{L}\p{N}]?"
 SYMBOLS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
 SYMBOLS_SLASH = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*"
@@ -276,6 +278,64 @@ PRE = {
         False,
     ),
     "laguna": (byte_level(split(r"[^\n]+|[\n]+"), split(QWEN2), use_regex=False), False),
+    "jais-2": (
+        byte_level(
+            split(
+                CONTRACTION
+                + "|"
+                + WORD
+                + r"\p{L}+|\p{N}{1,3}"
+                + SYMBOLS
+                + r"|\s*[\r\n]+"
+                + "".join(rf"|\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4))
+                + r"|\s{1,2}(?!\S)|\s{1}"
+            ),
+            use_regex=False,
+        ),
+        False,
+    ),
+    "kimi-k2": (
+        byte_level(
+            split(
+                r"[\p{Han}]+"
+                + f"|{WORD}{NOT_HAN_UPPER}*{NOT_HAN_LOWER}+{CONTRACTION}?"
+                + f"|{WORD}{NOT_HAN_UPPER}+{NOT_HAN_LOWER}*{CONTRACTION}?"
+                + r"|\p{N}{1,3}"
+                + SYMBOLS
+                + TAIL
+            ),
+            use_regex=False,
+        ),
+        True,
+    ),
+    "glm4": (byte_level(split(LLAMA3), use_regex=False), True),
+    "granite-embed-multi-97m": (
+        byte_level(split(CASED + r"|\p{N}{1,3}" + SYMBOLS_SLASH + TAIL), use_regex=False),
+        True,
+    ),
+    "tiny_aya": (
+        byte_level(
+            split(r"\d{1,3}(?=(?:\d{3})*\b)"),
+            split(CASED + r"|\p{N}{1,3}" + SYMBOLS_SLASH + TAIL),
+            use_regex=False,
+        ),
+        False,
+    ),
+    "superbpe": (
+        byte_level(split(r"\p{N}+"), split(r"(?=(\d{3})+(?!\d))"), use_regex=False),
+        False,
+    ),
+    "falcon": (
+        pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Punctuation("contiguous"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+                pre_tokenizers.Digits(individual_digits=False),
+                split("[0-9][0-9][0-9]"),
+            ]
+        ),
+        False,
+    ),
     "minicpm5": (
         byte_level(
             split(r"\p{N}{1,3}"),

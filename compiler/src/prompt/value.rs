@@ -190,25 +190,29 @@ impl Value {
     }
 
     pub(super) fn as_str(&self) -> Option<&str> {
-        match self {
-            Self::Str(text) => Some(text),
-            _ => None,
+        if let Self::Str(text) = self {
+            Some(text)
+        } else {
+            None
         }
     }
 
     /// The number that arithmetic sees: `True` is 1.
     pub(super) fn as_int(&self) -> Option<i64> {
-        match self {
-            Self::Bool(b) => Some((*b).into()),
-            Self::Int(n) => Some(*n),
-            _ => None,
+        if let Self::Bool(b) = self {
+            Some((*b).into())
+        } else if let Self::Int(n) = self {
+            Some(*n)
+        } else {
+            None
         }
     }
 
     pub(super) fn as_float(&self) -> Option<f64> {
-        match self {
-            Self::Float(x) => Some(*x),
-            _ => self.as_int().map(|n| n as f64),
+        if let Self::Float(x) = self {
+            Some(*x)
+        } else {
+            self.as_int().map(|n| n as f64)
         }
     }
 
@@ -404,9 +408,10 @@ impl Value {
 
     /// `str(self)`.
     pub(super) fn text(&self, budget: &Budget) -> Result<Rc<str>> {
-        match self {
-            Self::Str(text) => Ok(Rc::clone(text)),
-            _ => self.repr(budget).map(Rc::from),
+        if let Self::Str(text) = self {
+            Ok(Rc::clone(text))
+        } else {
+            self.repr(budget).map(Rc::from)
         }
     }
 

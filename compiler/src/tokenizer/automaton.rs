@@ -22,8 +22,10 @@ use regex_syntax::hir::{
 /// One stage's rules, as [`super::pre`] writes them.
 pub(super) struct Rule<'a> {
     pub(super) pieces: &'a str,
-    /// Text that is passed over when `pieces` does not match there.
+    /// Text that is passed over, even where `pieces` matches.
     pub(super) skip: Option<&'a str>,
+    /// One of [`cut`](omex_runtime::tokenizer::table::cut).
+    pub(super) cut: u32,
 }
 
 /// The compiled pre-tokenizer, as the table's sections hold it.
@@ -37,6 +39,7 @@ pub(super) struct Automata {
 /// `table[state * (classes + 1) + class]`; the last class is the end of text.
 pub(super) struct Stage {
     pub(super) start: u32,
+    pub(super) cut: u32,
     pub(super) states: u32,
     pub(super) table: Vec<u16>,
 }
@@ -45,17 +48,20 @@ pub(super) struct Stage {
 pub(super) fn compile(rules: &[Rule<'_>]) -> Result<Automata, String> {
     let mut parsed = Vec::new();
     for rule in rules {
-        let mut patterns = vec![parse(rule.pieces)?];
+        // Of two patterns that match, the first one wins.
+        let mut patterns = Vec::new();
         if let Some(skip) = rule.skip {
             patterns.push(parse(skip)?);
         }
+        patterns.push(parse(rule.pieces)?);
         parsed.push(patterns);
     }
     let classes = Classes::new(parsed.iter().flatten())?;
     let (blocks, leaves) = classes.blocks();
     let stages = parsed
         .iter()
-        .map(|patterns| classes.stage(patterns))
+        .zip(rules)
+        .map(|(patterns, rule)| classes.stage(patterns, rule.cut))
         .collect::<Result<_, _>>()?;
     Ok(Automata {
         classes: classes.letters.len() as u32,
@@ -189,8 +195,9 @@ impl Classes {
         }
     }
 
-    fn stage(&self, patterns: &[Hir]) -> Result<Stage, String> {
+    fn stage(&self, patterns: &[Hir], cut: u32) -> Result<Stage, String> {
         let patterns: Vec<Hir> = patterns.iter().map(|hir| self.translate(hir)).collect();
+        let pieces = patterns.len() - 1;
         let nfa = thompson::NFA::compiler()
             .configure(thompson::Config::new().utf8(false))
             .build_many_from_hir(&patterns)
@@ -230,12 +237,13 @@ impl Classes {
                 if number > transition::STATE {
                     return Err("the automaton has too many states".to_owned());
                 }
-                table.push(number | ended(&dfa, target));
+                table.push(number | ended(&dfa, target, pieces));
             }
-            table.push(ended(&dfa, dfa.next_eoi_state(state)));
+            table.push(ended(&dfa, dfa.next_eoi_state(state), pieces));
         }
         Ok(Stage {
             start: 1,
+            cut,
             states: states.len() as u32 + 1,
             table,
         })
@@ -243,10 +251,10 @@ impl Classes {
 }
 
 /// What entering `state` says about the text before the class that led there.
-fn ended(dfa: &dense::DFA<Vec<u32>>, state: StateID) -> u16 {
+fn ended(dfa: &dense::DFA<Vec<u32>>, state: StateID, pieces: usize) -> u16 {
     if !dfa.is_match_state(state) {
         0
-    } else if dfa.match_pattern(state, 0).as_usize() == 0 {
+    } else if dfa.match_pattern(state, 0).as_usize() == pieces {
         transition::PIECE
     } else {
         transition::SKIP

@@ -5,6 +5,8 @@
 //! other, each one the pieces of the one before. A name that is not here is refused,
 //! because a wrong rule changes tokens without any other sign.
 
+use omex_runtime::tokenizer::table::cut;
+
 use crate::diagnostic::{Code, quoted};
 use crate::import::ImportError;
 
@@ -14,6 +16,8 @@ pub struct Splitting {
     pub(super) stages: Vec<Stage>,
     /// A piece that is a token as a whole is that token, whatever the merges say.
     pub ignore_merges: bool,
+    /// The bytes that GPT-2's alphabet spells with numbers split, after all stages.
+    pub(super) number_bytes: bool,
     /// Whether texts start with the BOS token where the file does not say.
     pub add_bos: bool,
 }
@@ -22,8 +26,11 @@ pub struct Splitting {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stage {
     pub(super) pieces: String,
-    /// Text without a piece in it that a failed match would scan again and again.
-    pub(super) skip: Option<&'static str>,
+    /// Text without a piece in it: where `pieces` must not match, or would be tried again
+    /// and again.
+    pub(super) skip: Option<String>,
+    /// One of [`cut`].
+    pub(super) cut: u32,
 }
 
 /// The Unicode version of the regex engine behind Hugging Face's `Split` and `ByteLevel`
@@ -53,28 +60,24 @@ const DEEPSEEK_LATIN: &str = r"\s?[\x{41}-\x{5A}\x{61}-\x{7A}\x{B5}\x{C0}-\x{D6}
 const DEEPSEEK_PUNCTUATION: &str =
     r"\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3000}-\x{3002}]+";
 
-/// Names whose rules cannot be reproduced with character classes and one character of
-/// lookahead, or whose rules are not published; they are refused with this reason.
+const JAIS2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}";
+const KIMI: &str = r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// `\d{1,3}(?=(?:\d{3})*\b)` splits digits into threes, counted from their end, unless a
+/// word goes on after them; to the engine the numbers of Latin-1 are part of words.
+const DIGITS_IN_A_WORD: &str =
+    r"\d+[[\p{Alphabetic}\p{M}\p{Pc}\x{B2}\x{B3}\x{B9}\x{BC}-\x{BE}]--\d]";
+/// Hugging Face's `Punctuation` asks tables of Unicode 8, in which two later symbols are
+/// punctuation.
+const FALCON_PUNCTUATION: &str = r"[!-/:-@\[-`{-~\x{166D}\x{111C9}[\p{P}&&\p{Age=8.0}]]+";
+
+/// Names whose rules are not published, or that are no byte-level BPE; they are refused
+/// with this reason.
 const REFUSED: &[&str] = &[
     "afmoe",
-    "cohere2moe",
     "default",
-    "falcon",
     "gemma4",
     "granite-embed-multi-311m",
-    "granite-embed-multi-97m",
-    "jais-2",
-    "jina-de",
-    "jina-es",
-    "jina-v1-en",
-    "jina-v2-code",
-    "jina-v2-de",
-    "jina-v2-es",
-    "kimi-k2",
-    "roberta-bpe",
     "sarvam-moe",
-    "superbpe",
-    "tiny_aya",
     "whitespace",
 ];
 
@@ -86,6 +89,7 @@ pub fn splitting(name: &str) -> Result<Splitting, ImportError> {
     let plain = |stages: &[&str]| Splitting {
         stages: stages.iter().map(|pieces| engine_stage(pieces)).collect(),
         ignore_merges: false,
+        number_bytes: false,
         add_bos: false,
     };
     // Hugging Face's `Digits` and `Split` differ in their Unicode versions.
@@ -96,7 +100,10 @@ pub fn splitting(name: &str) -> Result<Splitting, ImportError> {
     };
     Ok(match name {
         "gpt-2" | "phi-2" | "mpt" | "olmo" | "jais" | "trillion" | "granite-docling"
-        | "gigachat" | "a.x-4.0" | "mellum" | "modern-bert" | "exaone4" => plain(&[GPT2]),
+        | "gigachat" | "a.x-4.0" | "mellum" | "modern-bert" | "exaone4" | "jina-de" | "jina-es"
+        | "jina-v1-en" | "jina-v2-code" | "jina-v2-de" | "jina-v2-es" | "roberta-bpe" => {
+            plain(&[GPT2])
+        }
         "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b"
         | "mellum2" => digits_then(&[GPT2]),
         "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0"
@@ -105,11 +112,39 @@ pub fn splitting(name: &str) -> Result<Splitting, ImportError> {
             add_bos: true,
             ..plain(&[LLAMA3])
         },
-        "dbrx" | "smaug-bpe" | "glm4" | "chatglm-bpe" => plain(&[LLAMA3]),
+        "dbrx" | "smaug-bpe" | "chatglm-bpe" => plain(&[LLAMA3]),
+        "glm4" | "glm5" => Splitting {
+            ignore_merges: true,
+            ..plain(&[LLAMA3])
+        },
+        "jais-2" => plain(&[JAIS2]),
+        "kimi-k2" => Splitting {
+            ignore_merges: true,
+            ..plain(&[KIMI])
+        },
         "qwen2" | "deepseek-r1-qwen" | "kormo" | "f2llmv2" | "stablelm2" | "hunyuan"
         | "solar-open" | "megrez" | "grok-2" => plain(&[QWEN2]),
         "qwen35" => plain(&[QWEN35]),
         "gpt-4o" | "llama4" | "kanana2" | "talkie" | "minimax-m2" => plain(&[GPT4O]),
+        "granite-embed-multi-97m" => Splitting {
+            ignore_merges: true,
+            ..plain(&[GPT4O])
+        },
+        "tiny_aya" | "cohere2moe" => {
+            let mut splitting = plain(&[r"\d+", GPT4O]);
+            splitting.stages[0].skip = Some(dated(DIGITS_IN_A_WORD));
+            splitting.stages[0].cut = cut::THREES;
+            splitting
+        }
+        "superbpe" => {
+            let mut splitting = plain(&[r"\p{N}+", r"\d+"]);
+            splitting.stages[1].cut = cut::BEFORE_THREES;
+            splitting
+        }
+        "falcon" => Splitting {
+            number_bytes: true,
+            ..plain(&[FALCON_PUNCTUATION, GPT2])
+        },
         "tekken" => Splitting {
             ignore_merges: true,
             add_bos: true,
@@ -135,7 +170,7 @@ pub fn splitting(name: &str) -> Result<Splitting, ImportError> {
             ]);
             // White space that does not end the text would be scanned from each of its
             // characters again.
-            splitting.stages[3].skip = Some(r"\s+");
+            splitting.stages[3].skip = Some(r"\s+\S".to_owned());
             splitting
         }
         "youtu" => Splitting {
@@ -181,17 +216,37 @@ pub fn splitting(name: &str) -> Result<Splitting, ImportError> {
 
 /// A stage for Hugging Face's regex engine.
 fn engine_stage(pieces: &str) -> Stage {
-    let mut dated = pieces.to_owned();
-    for property in ["L", "N", "P", "S", "M", "Lu", "Lt", "Lm", "Lo", "Ll"] {
+    Stage {
+        pieces: dated(pieces),
+        skip: None,
+        cut: cut::WHOLE,
+    }
+}
+
+/// The pattern with the characters that the engine knows.
+fn dated(pattern: &str) -> String {
+    let mut dated = pattern.replace(r"\d", r"\p{Nd}");
+    for property in [
+        "L",
+        "N",
+        "P",
+        "S",
+        "M",
+        "Lu",
+        "Lt",
+        "Lm",
+        "Lo",
+        "Ll",
+        "Nd",
+        "Pc",
+        "Alphabetic",
+    ] {
         dated = dated.replace(
             &format!(r"\p{{{property}}}"),
             &format!(r"[\p{{{property}}}&&\p{{Age={ENGINE_AGE}}}]"),
         );
     }
-    Stage {
-        pieces: dated,
-        skip: None,
-    }
+    dated
 }
 
 /// Hugging Face's `Digits` with single digits, which asks Rust's standard library: the
@@ -200,5 +255,6 @@ fn digit_stage() -> Stage {
     Stage {
         pieces: r"[\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}-\x{16FF6}]".to_owned(),
         skip: None,
+        cut: cut::WHOLE,
     }
 }

@@ -63,7 +63,8 @@ pub fn compile(vocabulary: &Vocabulary) -> Result<Vec<u8>, ImportError> {
                 .iter()
                 .map(|stage| Rule {
                     pieces: &stage.pieces,
-                    skip: stage.skip,
+                    skip: stage.skip.as_deref(),
+                    cut: stage.cut,
                 })
                 .collect();
             let automata = automaton::compile(&rules).map_err(|reason| {
@@ -73,6 +74,9 @@ pub fn compile(vocabulary: &Vocabulary) -> Result<Vec<u8>, ImportError> {
                 )
             })?;
             writer.automata(&automata);
+            if splitting.number_bytes {
+                writer.set_option(option::SPLIT_NUMBER_BYTES);
+            }
             if splitting.ignore_merges {
                 writer.set_option(option::IGNORE_MERGES);
                 writer.text_index(|kind| kind == TokenKind::Normal);
@@ -437,6 +441,7 @@ impl<'a> Writer<'a> {
         for stage in &automata.stages {
             section.extend_from_slice(&stage.states.to_le_bytes());
             section.extend_from_slice(&stage.start.to_le_bytes());
+            section.extend_from_slice(&stage.cut.to_le_bytes());
             section.extend(stage.table.iter().flat_map(|entry| entry.to_le_bytes()));
             section.resize(section.len().next_multiple_of(4), 0);
         }

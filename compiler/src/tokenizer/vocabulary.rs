@@ -5,7 +5,7 @@ use omex_runtime::tokenizer::TokenKind;
 use super::pre::{self, Splitting};
 use crate::diagnostic::{Code, quoted};
 use crate::import::ImportError;
-use crate::import::gguf::Gguf;
+use crate::import::gguf::{Gguf, Value};
 
 /// How text becomes tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,12 +112,7 @@ impl Vocabulary {
             }
         };
         let spm = matches!(model, Model::Scores(_));
-        if spm && gguf.get_bool("tokenizer.ggml.remove_extra_whitespaces")? == Some(true) {
-            return Err(ImportError::new(
-                Code::TokenizerUnsupported,
-                "the tokenizer removes extra white space, which is not supported",
-            ));
-        }
+        refuse_changes_of_text(gguf, spm)?;
 
         let id = |key: &str, default: Option<u32>| -> Result<Option<u32>, ImportError> {
             let key = format!("tokenizer.ggml.{key}");
@@ -167,6 +162,50 @@ impl Vocabulary {
             kinds,
         })
     }
+}
+
+/// Refuses what changes a text before it is split: only SentencePiece's space prefix is
+/// built.
+fn refuse_changes_of_text(gguf: &Gguf<'_>, spm: bool) -> Result<(), ImportError> {
+    let not_built = |key: &str| {
+        Err(ImportError::new(
+            Code::TokenizerUnsupported,
+            format!(
+                "the tokenizer changes text before it splits it ({}), which is not supported",
+                quoted(key)
+            ),
+        ))
+    };
+    for entry in gguf.metadata() {
+        let Some(name) = entry.key.strip_prefix("tokenizer.ggml.") else {
+            continue;
+        };
+        let changes = match name {
+            "remove_extra_whitespaces" => spm,
+            "add_space_prefix" => !spm,
+            "precompiled_charsmap" => true,
+            name => name.starts_with("normalizer"),
+        };
+        let off = match &entry.value {
+            Value::Bool(on) => !on,
+            Value::Array(array) => array.len == 0,
+            Value::String(text) => text.is_empty(),
+            Value::U8(_)
+            | Value::I8(_)
+            | Value::U16(_)
+            | Value::I16(_)
+            | Value::U32(_)
+            | Value::I32(_)
+            | Value::F32(_)
+            | Value::U64(_)
+            | Value::I64(_)
+            | Value::F64(_) => false,
+        };
+        if changes && !off {
+            return not_built(entry.key);
+        }
+    }
+    Ok(())
 }
 
 /// What the tokenizer model implies where the file is silent.

@@ -1,6 +1,8 @@
 //! Damaged tables and vocabularies that do not fit together.
 
 use omex_compiler::diagnostic::Code;
+use omex_compiler::import::gguf::Gguf;
+use omex_compiler::import::gguf::write::HeaderWriter;
 use omex_compiler::tokenizer::{Model, Vocabulary, compile, pre};
 use omex_runtime::tokenizer::{Error, Scratch, SpecialText, TokenKind, Tokenizer};
 
@@ -121,7 +123,8 @@ fn tables_with_loose_ends_are_refused() {
 fn unknown_pre_tokenizers_are_refused_by_name() {
     for (name, why) in [
         ("default", "not supported"),
-        ("falcon", "not supported"),
+        ("afmoe", "not supported"),
+        ("gemma4", "not supported"),
         ("", "not known"),
         ("Smollm", "not known"),
         ("my-own\u{1b}[31m", "not known"),
@@ -130,5 +133,92 @@ fn unknown_pre_tokenizers_are_refused_by_name() {
         assert_eq!(error.code, Code::TokenizerUnsupported);
         assert!(error.message.contains(why), "{error}");
         assert!(!error.to_string().contains('\u{1b}'));
+    }
+}
+
+/// A scored or a byte-level vocabulary in GGUF, with one more key.
+fn gguf(spm: bool, add: impl FnOnce(&mut HeaderWriter)) -> Vec<u8> {
+    let mut w = HeaderWriter::default();
+    w.str("general.architecture", "llama")
+        .str("tokenizer.ggml.model", if spm { "llama" } else { "gpt2" })
+        .array_str("tokenizer.ggml.tokens", ["<unk>", "a", "b"].iter());
+    if spm {
+        w.array_f32("tokenizer.ggml.scores", [0.0, -1.0, -2.0].into_iter());
+    } else {
+        w.str("tokenizer.ggml.pre", "gpt-2");
+        w.array_str("tokenizer.ggml.merges", [""; 0].iter());
+    }
+    add(&mut w);
+    w.to_bytes()
+}
+
+#[test]
+fn what_changes_text_first_is_refused_by_name() {
+    type Add<'a> = &'a dyn Fn(&mut HeaderWriter);
+    let cases: [(bool, Add<'_>, Option<&str>); 9] = [
+        (true, &|_| {}, None),
+        (false, &|_| {}, None),
+        (
+            true,
+            &|w| {
+                w.bool("tokenizer.ggml.remove_extra_whitespaces", true);
+            },
+            Some("remove_extra_whitespaces"),
+        ),
+        (
+            true,
+            &|w| {
+                w.bool("tokenizer.ggml.remove_extra_whitespaces", false);
+            },
+            None,
+        ),
+        (
+            true,
+            &|w| {
+                w.bool("tokenizer.ggml.add_space_prefix", true);
+            },
+            None,
+        ),
+        (
+            false,
+            &|w| {
+                w.bool("tokenizer.ggml.add_space_prefix", true);
+            },
+            Some("add_space_prefix"),
+        ),
+        (
+            false,
+            &|w| {
+                w.bool("tokenizer.ggml.normalizer.lowercase", true);
+            },
+            Some("normalizer.lowercase"),
+        ),
+        (
+            false,
+            &|w| {
+                w.str("tokenizer.ggml.normalizer.type", "NFKC");
+            },
+            Some("normalizer.type"),
+        ),
+        (
+            true,
+            &|w| {
+                w.array_i32("tokenizer.ggml.precompiled_charsmap", [1].into_iter());
+            },
+            Some("precompiled_charsmap"),
+        ),
+    ];
+    for (spm, add, refused) in cases {
+        let bytes = gguf(spm, add);
+        let vocabulary = Vocabulary::from_gguf(&Gguf::parse(&bytes).unwrap());
+        match (vocabulary, refused) {
+            (Ok(vocabulary), None) => drop(compile(&vocabulary).unwrap()),
+            (Err(error), Some(key)) => {
+                assert_eq!(error.code, Code::TokenizerUnsupported);
+                assert!(error.message.contains(key), "{error}");
+            }
+            (Ok(_), Some(key)) => panic!("{key} is not refused"),
+            (Err(error), None) => panic!("{error}"),
+        }
     }
 }

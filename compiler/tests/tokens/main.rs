@@ -2,6 +2,7 @@
 //! naive references on random vocabularies, and against damaged tables.
 
 mod corpus;
+mod gemma;
 mod golden;
 mod hostile;
 mod merges;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::table::{BLOCK, flag, transition};
+use super::table::{BLOCK, cut, flag, option, transition};
 use super::{SpecialText, TokenKind, Tokenizer};
 
 /// An added token found in a text, with the white space that belongs to it.
@@ -165,21 +165,41 @@ impl Tokenizer<'_> {
         sink: &mut dyn FnMut(Range<usize>),
     ) {
         if stage == self.tables.field(super::Field::Stages) as usize {
-            if start < text.len() {
-                sink(start..text.len());
+            if self.tables.field(super::Field::Options) & option::SPLIT_NUMBER_BYTES == 0 {
+                if start < text.len() {
+                    sink(start..text.len());
+                }
+            } else {
+                split_number_bytes(text, start, sink);
             }
             return;
         }
         let (mut gap, mut at) = (start, start);
         while at < text.len() {
-            match self.piece_at(stage, text, at) {
-                (transition::PIECE, end) => {
-                    self.split_stage(stage + 1, &text[..at], gap, sink);
-                    self.split_stage(stage + 1, &text[..end], at, sink);
-                    (gap, at) = (end, end);
+            let (kind, end) = self.piece_at(stage, text, at);
+            if kind == transition::PIECE {
+                match self.tables.stages[stage].cut {
+                    cut::BEFORE_THREES => {
+                        for place in threes(text, at..end) {
+                            self.split_stage(stage + 1, &text[..place], gap, sink);
+                            gap = place;
+                        }
+                    }
+                    how => {
+                        self.split_stage(stage + 1, &text[..at], gap, sink);
+                        gap = at;
+                        if how == cut::THREES {
+                            for place in threes(text, at..end) {
+                                self.split_stage(stage + 1, &text[..place], gap, sink);
+                                gap = place;
+                            }
+                        }
+                        self.split_stage(stage + 1, &text[..end], gap, sink);
+                        gap = end;
+                    }
                 }
-                (_, end) => at = end,
             }
+            at = end;
         }
         self.split_stage(stage + 1, text, gap, sink);
     }
@@ -223,6 +243,56 @@ impl Tokenizer<'_> {
         ));
         let class = self.tables.class_leaves[block * BLOCK + point as usize % BLOCK];
         (usize::from(class), len)
+    }
+}
+
+/// The places of `range` with three, six, nine, ... characters of it to its end, ascending.
+fn threes(text: &[u8], range: Range<usize>) -> impl Iterator<Item = usize> {
+    let characters = |range: Range<usize>| {
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            let this = at;
+            (this < range.end).then(|| {
+                at += character(text, this).1;
+                this
+            })
+        })
+    };
+    let count = characters(range.clone()).count();
+    characters(range)
+        .enumerate()
+        .filter(move |(i, _)| (count - i).is_multiple_of(3))
+        .map(|(_, place)| place)
+}
+
+/// Falcon's last stages look at the characters of GPT-2's alphabet that spell the bytes:
+/// those of ten digits and six other bytes are numbers. Runs of numbers are apart from
+/// what is around them, and three digits in such a run are a piece.
+fn split_number_bytes(text: &[u8], start: usize, sink: &mut dyn FnMut(Range<usize>)) {
+    let is_number =
+        |byte: u8| byte.is_ascii_digit() || matches!(byte, 0xb2 | 0xb3 | 0xb9 | 0xbc | 0xbd | 0xbe);
+    let mut give = |range: Range<usize>| {
+        if !range.is_empty() {
+            sink(range);
+        }
+    };
+    let mut at = start;
+    while at < text.len() {
+        let numbers = is_number(text[at]);
+        let run = text[at..].iter().take_while(|&&b| is_number(b) == numbers);
+        let end = at + run.count();
+        let mut gap = at;
+        while numbers && at + 3 <= end {
+            if text[at..at + 3].iter().all(u8::is_ascii_digit) {
+                give(gap..at);
+                give(at..at + 3);
+                (gap, at) = (at + 3, at + 3);
+            } else {
+                at += 1;
+            }
+        }
+        give(gap..end);
+        at = end;
     }
 }
 

@@ -14,7 +14,7 @@ use std::fmt;
 /// First four bytes of a table.
 pub const MAGIC: [u8; 4] = *b"OMXT";
 /// Version of the format; a table of another version is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Stands for "no id" and for an empty slot of an index.
 pub const NONE: u32 = u32::MAX;
 
@@ -50,7 +50,9 @@ pub mod option {
     pub const SPACE_PREFIX: u32 = 2;
     pub const ADD_BOS: u32 = 4;
     pub const ADD_EOS: u32 = 8;
-    pub const ALL: u32 = 15;
+    /// Bytes that GPT-2's alphabet spells with numbers are pieces apart from others.
+    pub const SPLIT_NUMBER_BYTES: u32 = 16;
+    pub const ALL: u32 = 31;
 }
 
 /// Sections, in file order.
@@ -78,7 +80,7 @@ pub enum Section {
     ClassBlocks,
     /// u8 class per code point, in blocks of 256.
     ClassLeaves,
-    /// Per stage: u32 number of states, u32 start state, then u16 per state and class
+    /// Per stage: u32 number of states, u32 start state, u32 of [`cut`], then u16 per state and class
     /// (the last class is the end of text), padded to a multiple of 4 bytes.
     Stages,
     /// Scores: one bit per pair of bytes that meet at a character border inside a token.
@@ -124,6 +126,17 @@ pub mod transition {
     pub const PIECE: u16 = 0x4000;
     /// The text so far is not a piece and no piece starts within it.
     pub const SKIP: u16 = 0x8000;
+}
+
+/// What becomes of the text that a stage finds.
+pub mod cut {
+    /// It is a piece.
+    pub const WHOLE: u32 = 0;
+    /// Its characters are pieces of three, counted from its end.
+    pub const THREES: u32 = 1;
+    /// Text splits in it where a multiple of three characters is left of it, and nowhere
+    /// else: what is before the first place, and after the last, joins its neighbours.
+    pub const BEFORE_THREES: u32 = 2;
 }
 
 /// Code points per block of the class table.
@@ -202,6 +215,8 @@ impl<'a> U32s<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Stage<'a> {
     pub(super) start: u16,
+    /// One of [`cut`].
+    pub(super) cut: u32,
     table: &'a [[u8; 2]],
 }
 
@@ -472,14 +487,18 @@ impl<'a> Tables<'a> {
 
         let mut stages = [Stage {
             start: 0,
+            cut: cut::WHOLE,
             table: &[],
         }; STAGES_MAX];
         let mut rest = sections[Section::Stages as usize];
         for stage in &mut stages[..stages_len] {
             let invalid = |reason| invalid(Section::Stages, reason);
-            let (head, tail) = rest.split_first_chunk::<8>().ok_or(invalid("truncated"))?;
-            let [states, start] = [&head[..4], &head[4..]]
+            let (head, tail) = rest.split_first_chunk::<12>().ok_or(invalid("truncated"))?;
+            let [states, start, cut] = [&head[..4], &head[4..8], &head[8..]]
                 .map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")));
+            if cut > cut::BEFORE_THREES {
+                return Err(invalid("an unknown way to cut"));
+            }
             if states == 0 || states > u32::from(transition::STATE) + 1 || start >= states {
                 return Err(invalid("number of states or start state out of range"));
             }
@@ -497,6 +516,7 @@ impl<'a> Tables<'a> {
             }
             *stage = Stage {
                 start: start as u16,
+                cut,
                 table,
             };
             rest = &tail[padded..];
