@@ -107,6 +107,10 @@ pub const RUN_FLAGS: &[Flag] = &[
         "no-allowance",
         "Start even if the runtime itself uses more than the plan allows it: emulators, debuggers",
     ),
+    switch(
+        "no-speculation",
+        "Verify no drafts, even where waiting for pages would hide it",
+    ),
     switch("json", "Print one JSON object instead of the text"),
     value(
         "events",
@@ -142,6 +146,7 @@ pub struct RunArgs {
     pub model_dir: Option<PathBuf>,
     pub signature: Option<PathBuf>,
     pub no_allowance: bool,
+    pub no_speculation: bool,
     pub json: bool,
     pub events: bool,
     pub dump_logits: Option<PathBuf>,
@@ -208,6 +213,7 @@ impl RunArgs {
             "model-dir" => self.model_dir = Some(value.into()),
             "sig" => self.signature = Some(value.into()),
             "no-allowance" => self.no_allowance = true,
+            "no-speculation" => self.no_speculation = true,
             "json" => self.json = true,
             "events" if value == "jsonl" => self.events = true,
             "events" => {

@@ -52,6 +52,7 @@ fn run(args: &RunArgs) -> Result<(), RunError> {
             seed: args.seed,
         },
         prefill_chunk: args.ubatch_size,
+        no_speculation: args.no_speculation,
         dump_logits: args.dump_logits.clone(),
         output_folder: PathBuf::new(),
         waiting_folder: PathBuf::new(),
@@ -145,6 +146,12 @@ fn summarize(report: &Report) {
         report.ttft_ms,
         report.threads,
     );
+    if report.drafted_tokens > 0 {
+        eprintln!(
+            "speculation: {} of {} drafted tokens accepted",
+            report.accepted_tokens, report.drafted_tokens
+        );
+    }
     eprintln!(
         "peak memory {:.1} MiB predicted, {:.1} MiB measured; {:.1} MiB read; result {}",
         mib(report.rss_peak_predicted_bytes),

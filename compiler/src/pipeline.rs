@@ -172,8 +172,8 @@ pub fn compile(inputs: &Inputs<'_>, options: &Options) -> Result<Compiled, Vec<D
         end_tokens: inputs.end_tokens,
         program: &program,
     });
-    let assembled = |columns_max: u32, read_weights: bool| {
-        let storage = lifetimes(&selected, &schedule, columns_max);
+    let assembled = |columns: Columns, read_weights: bool| {
+        let storage = lifetimes(&selected, &schedule, columns.body, columns.head);
         let (mut plan, layout) = assemble(&Parts {
             target: inputs.target,
             model: &model,
@@ -183,7 +183,8 @@ pub fn compile(inputs: &Inputs<'_>, options: &Options) -> Result<Compiled, Vec<D
             schedule: &schedule,
             storage: &storage,
             code: &code,
-            columns_max,
+            columns_max: columns.body,
+            head_columns_max: columns.head,
             threads_max: choices::threads_max(inputs.cores, options.threads_max),
             program: &program,
             result_id,
@@ -227,8 +228,15 @@ struct Fitting<'a> {
     runs: Vec<(u64, u64)>,
 }
 
+/// Columns that the body and the head compute at once, at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Columns {
+    body: u32,
+    head: u32,
+}
+
 /// Makes the plan without page plan for a chunk; its weights are read or mapped.
-type Assembled<'a> = dyn Fn(u32, bool) -> Result<(Plan, Layout), Diagnostic> + 'a;
+type Assembled<'a> = dyn Fn(Columns, bool) -> Result<(Plan, Layout), Diagnostic> + 'a;
 
 impl Fitting<'_> {
     fn plan(
@@ -255,6 +263,10 @@ impl Fitting<'_> {
                 if columns < least && asked.is_none() {
                     break;
                 }
+                let columns = Columns {
+                    body: columns,
+                    head: 1,
+                };
                 let (plan, layout) = assembled(columns, read_weights).map_err(|e| vec![e])?;
                 if self.fits(&plan) {
                     return Ok((plan, layout));
@@ -265,6 +277,10 @@ impl Fitting<'_> {
         if paged {
             let mut best: Option<(f64, Plan, Layout)> = None;
             for columns in self.paged_columns(context, level) {
+                let columns = Columns {
+                    body: columns,
+                    head: 1,
+                };
                 let (unpaged, layout) = assembled(columns, false).map_err(|e| vec![e])?;
                 match self.page(&unpaged, level) {
                     Ok(plan) => {
@@ -277,7 +293,8 @@ impl Fitting<'_> {
                 }
             }
             if let Some((_, plan, layout)) = best {
-                return Ok((plan, layout));
+                let drafting = self.drafting(&plan, level, assembled);
+                return Ok(drafting.map_err(|e| vec![e])?.unwrap_or((plan, layout)));
             }
         }
         Err(vec![over_budget(&Overrun {
@@ -285,6 +302,27 @@ impl Fitting<'_> {
             plan: &smallest.expect("one chunk is tried at least"),
             limit: self.limit.expect("only a limit refuses a plan"),
         })])
+    }
+
+    /// The plan with room to verify drafts, where reading takes so long that
+    /// more columns cost nothing.
+    fn drafting(
+        &self,
+        plan: &Plan,
+        level: MemoryLevel,
+        assembled: &Assembled<'_>,
+    ) -> Result<Option<(Plan, Layout)>, Diagnostic> {
+        let cost = paging::Cost::of(plan).expect("the plan is paged");
+        let drafts = cost.drafts().min(plan.columns_max - 1);
+        if drafts == 0 || level == MemoryLevel::Low {
+            return Ok(None);
+        }
+        let columns = Columns {
+            body: plan.columns_max,
+            head: 1 + drafts,
+        };
+        let (unpaged, layout) = assembled(columns, false)?;
+        Ok(self.page(&unpaged, level).ok().map(|plan| (plan, layout)))
     }
 
     /// What the nodes ask for together: the smallest working set wins, as it

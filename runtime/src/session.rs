@@ -28,6 +28,10 @@ pub struct Session {
 pub struct Report {
     pub prompt_tokens: u64,
     pub generated_tokens: u64,
+    /// Tokens that were looked up and verified beside others, and those of
+    /// them that were right.
+    pub drafted_tokens: u64,
+    pub accepted_tokens: u64,
     /// Prompt tokens evaluated per second.
     pub prefill_tps: f64,
     /// Tokens generated per second.
@@ -54,6 +58,8 @@ impl Report {
             .integers("token_ids", token_ids)
             .integer("prompt_tokens", self.prompt_tokens)
             .integer("generated_tokens", self.generated_tokens)
+            .integer("drafted_tokens", self.drafted_tokens)
+            .integer("accepted_tokens", self.accepted_tokens)
             .float("prefill_tps", self.prefill_tps)
             .float("decode_tps", self.decode_tps)
             .float("ttft_ms", self.ttft_ms)
@@ -114,6 +120,8 @@ impl Session {
         Ok(Report {
             prompt_tokens: outcome.prompt_tokens,
             generated_tokens: outcome.generated_tokens,
+            drafted_tokens: outcome.drafted_tokens,
+            accepted_tokens: outcome.accepted_tokens,
             prefill_tps: per_second(outcome.prompt_tokens, outcome.prefill_seconds),
             decode_tps: per_second(outcome.generated_tokens, outcome.decode_seconds),
             ttft_ms: outcome.first_token_seconds * 1e3,

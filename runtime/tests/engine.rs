@@ -108,3 +108,30 @@ fn values_that_are_not_finite_name_their_step() {
         ["`norm` met a value that is NaN or infinite in a pass from position 2 on"]
     );
 }
+
+#[test]
+fn the_head_computes_several_columns_as_one_by_one() {
+    for style in [Style::Plain, Style::Capped] {
+        let tiny = Tiny::new(Options {
+            head_columns: 5,
+            style,
+            ..Options::default()
+        });
+        let folder = Folder::new(&format!("engine-head-{style:?}"));
+        let plan = tiny.write(&folder.0);
+        let tokens = tokens(&tiny, 9);
+        let mut session = Session::load(&plan, &threads(2)).unwrap();
+        let engine = session.engine();
+        engine.forward(&tokens, 0).unwrap();
+        let alone: Vec<_> = (0..9)
+            .map(|column| bits(engine.logits(column).unwrap()))
+            .collect();
+        for (first, count) in [(0, 5), (4, 5), (3, 2), (8, 1)] {
+            engine.head(first, count).unwrap();
+            for index in 0..count {
+                let logits = bits(engine.head_logits_mut(index).unwrap());
+                assert!(logits == alone[(first + index) as usize], "{first}+{index}");
+            }
+        }
+    }
+}

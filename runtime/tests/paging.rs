@@ -12,7 +12,8 @@ use omex_compiler::paging::{Request, page, paging_text};
 use omex_kernels::WeightFormat;
 use omex_plan::paging::PagePlan;
 use omex_plan::{BufferId, PageId, PanelRange, Plan, Step, WeightSource, check};
-use omex_runtime::{RunError, Session};
+use omex_runtime::events::Collector;
+use omex_runtime::{Bindings, RunError, RunOptions, SamplingChanges, Session};
 
 /// `weights_bytes_max` beyond the least that is possible.
 fn paged(plan: &Plan, spare: u64, slots_bytes_max: u64, read_bytes_max: u64, depth: u32) -> Plan {
@@ -314,4 +315,60 @@ fn every_violation_of_a_page_plan_is_caught() {
         }
     }
     assert!(missed.is_empty(), "{missed:#?}");
+}
+
+/// What a run of the task gives: its text, and tokens drafted and accepted.
+fn generated(plan: &Path, no_speculation: bool, temperature: f32) -> (Vec<u8>, u64, u64) {
+    let mut session = Session::load(plan, &threads(2)).unwrap();
+    let mut collector = Collector::default();
+    let options = RunOptions {
+        bindings: Bindings {
+            prompt: Some("the thing in the thing in the ring in the thing in the".to_owned()),
+            ..Bindings::default()
+        },
+        predict: Some(60),
+        sampling: SamplingChanges {
+            temperature: Some(temperature),
+            top_k: Some(2),
+            repeat_penalty: Some(1.1),
+            ..SamplingChanges::default()
+        },
+        no_speculation,
+        ..RunOptions::default()
+    };
+    let report = session.run(&options, &mut collector).unwrap();
+    let text = format!("{:?}", collector.token_ids);
+    (
+        text.into_bytes(),
+        report.drafted_tokens,
+        report.accepted_tokens,
+    )
+}
+
+#[test]
+fn speculation_changes_no_token() {
+    let (mut drafted, mut accepted) = (0, 0);
+    for seed in 0..6 {
+        let tiny = Tiny::new(Options {
+            head_columns: 6,
+            seed,
+            ..Options::default()
+        });
+        let plan = paged(&tiny.plan, 0, 64 << 10, 1, 2);
+        let small = Tiny { plan, ..tiny };
+        let folder = Folder::new(&format!("paged-speculation-{seed}"));
+        let path = small.write(&folder.0);
+        for temperature in [0.0, 0.3] {
+            let (wanted, none, _) = generated(&path, true, temperature);
+            assert_eq!(none, 0);
+            let (got, run_drafted, run_accepted) = generated(&path, false, temperature);
+            assert_eq!(got, wanted, "seed {seed}, temperature {temperature}");
+            drafted += run_drafted;
+            accepted += run_accepted;
+        }
+    }
+    assert!(
+        accepted > 0 && accepted < drafted,
+        "{accepted} of {drafted} drafted tokens were accepted"
+    );
 }

@@ -221,6 +221,7 @@ pub fn plan_text(plan: &Plan) -> String {
             ("result_id", plan.result_id.literal()),
             ("arena_bytes", plan.arena_bytes.literal()),
             ("columns_max", plan.columns_max.literal()),
+            ("head_columns_max", plan.head_columns_max.literal()),
             ("threads_max", plan.threads_max.literal()),
             ("body_phases", plan.body_phases.literal()),
             ("tokens_buffer", plan.tokens_buffer.literal()),
@@ -346,6 +347,7 @@ pub fn parse_plan(text: &str) -> Result<Plan, TextError> {
         tokens_buffer: BufferId(0),
         logits_buffer: BufferId(0),
         columns_max: 0,
+        head_columns_max: 0,
         threads_max: 0,
         program: Program {
             task_id: String::new(),
@@ -388,6 +390,7 @@ fn read_record(plan: &mut Plan, record: &Record) -> Result<(), String> {
             plan.result_id = fields.take("result_id")?;
             plan.arena_bytes = fields.take("arena_bytes")?;
             plan.columns_max = fields.take("columns_max")?;
+            plan.head_columns_max = fields.take("head_columns_max")?;
             plan.threads_max = fields.take("threads_max")?;
             plan.body_phases = fields.take("body_phases")?;
             plan.tokens_buffer = fields.take("tokens_buffer")?;

@@ -4,6 +4,8 @@ use omex_plan::{Plan, WeightSource};
 
 use crate::diagnostic::{Code, Diagnostic};
 
+/// Most drafted tokens of a pass.
+const DRAFTS_MAX: u32 = 15;
 /// Tokens that take longer are worth a warning.
 const SLOW_TOKEN_S: f64 = 2.0;
 
@@ -18,6 +20,9 @@ pub struct Cost {
     /// Read for every token that is generated.
     pub token_bytes: u64,
     pub token_s: f64,
+    /// What of it reads and computing take, which overlap.
+    pub reading_s: f64,
+    pub computing_s: f64,
     /// Read for every chunk of a prompt but the last.
     pub chunk_bytes: u64,
     pub chunk_s: f64,
@@ -45,10 +50,21 @@ impl Cost {
             resident_bytes,
             token_bytes,
             token_s: reading(token_bytes).max(computing),
+            reading_s: reading(token_bytes),
+            computing_s: computing,
             chunk_bytes,
             chunk_s: reading(chunk_bytes).max(computing),
             chunk_tokens: plan.columns_max,
         })
+    }
+
+    /// Tokens that a pass can verify beside its own while it waits for reads:
+    /// each is taken to compute for as long as a pass of one token, which is
+    /// more than it does.
+    pub fn drafts(&self) -> u32 {
+        let spare = self.reading_s / self.computing_s.max(f64::MIN_POSITIVE);
+        // Between 0 and the most that runtimes draft.
+        spare.floor().min(f64::from(DRAFTS_MAX)) as u32
     }
 
     /// Passes over the model that a prompt of `tokens` tokens costs.

@@ -60,8 +60,14 @@ impl Storage {
     }
 }
 
-/// `columns_max` is the number of columns of the largest pass.
-pub fn lifetimes(graph: &Graph, schedule: &Schedule, columns_max: u32) -> Storage {
+/// `columns_max` is the number of columns of the largest pass,
+/// `head_columns_max` of those that the head computes at once.
+pub fn lifetimes(
+    graph: &Graph,
+    schedule: &Schedule,
+    columns_max: u32,
+    head_columns_max: u32,
+) -> Storage {
     let mut builder = Builder {
         graph,
         schedule,
@@ -89,8 +95,12 @@ pub fn lifetimes(graph: &Graph, schedule: &Schedule, columns_max: u32) -> Storag
             }
             Op::Kernel(spec) => {
                 let phase = schedule.phase(id).expect("kernels are scheduled");
-                let in_body = phase.0 < schedule.body_phases;
-                builder.kernel(id, spec, phase, if in_body { columns_max } else { 1 });
+                let columns = if phase.0 < schedule.body_phases {
+                    columns_max
+                } else {
+                    head_columns_max
+                };
+                builder.kernel(id, spec, phase, columns);
             }
             _ => assert!(node.op.class() == OpClass::Source, "{:?}", node.op),
         }

@@ -74,6 +74,7 @@ fn check_limits(plan: &Plan) -> Result<(), CheckError> {
         Ok(())
     };
     range("columns_max", plan.columns_max, COLUMNS_MAX)?;
+    range("head_columns_max", plan.head_columns_max, plan.columns_max)?;
     range("threads_max", plan.threads_max, THREADS_MAX)?;
     let extent = omex_kernels::spec::EXTENT_MAX;
     range("the vocabulary", plan.model.vocabulary, extent)?;
@@ -250,7 +251,7 @@ fn check_arena(plan: &Plan) -> Result<(), CheckError> {
     let logits = buffer(plan, plan.logits_buffer)?;
     let row = omex_kernels::pad_to_panel(plan.model.vocabulary) as u64 * 4;
     ensure!(
-        logits.kind == BufferKind::Logits && logits.bytes >= row,
+        logits.kind == BufferKind::Logits && logits.bytes >= row * u64::from(plan.head_columns_max),
         "the logits buffer does not hold the vocabulary"
     );
     Ok(())
@@ -424,7 +425,11 @@ fn check_step(
         return Err(CheckError(format!("step {name} has no kernel")));
     };
     let spec = kernel.spec();
-    let columns = if in_head { 1 } else { plan.columns_max };
+    let columns = if in_head {
+        plan.head_columns_max
+    } else {
+        plan.columns_max
+    };
     let operands = spec.operands(columns);
     let per_column = spec.operands(1);
     let operands = operands.as_slice();
@@ -439,6 +444,13 @@ fn check_step(
         match (operand.class, arg) {
             (OperandClass::Buffer | OperandClass::KvRing, Arg::Buffer(id)) => {
                 check_slot(plan, step, operand, id, operand.bytes, phase)?;
+                let row = u64::from(omex_kernels::pad_to_panel(plan.model.vocabulary)) * 4;
+                ensure!(
+                    id != plan.logits_buffer
+                        || plan.head_columns_max == 1
+                        || per_column.as_slice()[i].bytes == row,
+                    "step {name} writes logits in rows that are not the vocabulary's"
+                );
                 uses.push(Use {
                     buffer: id,
                     access: operand.access,

@@ -25,13 +25,16 @@ pub struct Plan {
     pub steps: Vec<Step>,
     pub phases: Vec<Phase>,
     /// The first so many phases run for every pass, over all its columns; the
-    /// rest is the head, which runs for one selected column when its logits
-    /// are wanted.
+    /// rest is the head, which runs for selected columns when their logits are
+    /// wanted.
     pub body_phases: u32,
     pub tokens_buffer: BufferId,
     pub logits_buffer: BufferId,
     /// Columns (tokens) of the largest pass: the prefill chunk.
     pub columns_max: u32,
+    /// Consecutive columns that the head computes at once, at most. More than
+    /// one verifies drafts of tokens.
+    pub head_columns_max: u32,
     pub threads_max: u32,
     pub program: Program,
     pub memory: MemoryContract,
@@ -123,7 +126,7 @@ pub enum BufferKind {
     ResidentPage,
     /// Holds pages of weights that come and go.
     PageSlot,
-    /// Logits of the selected column; persists until the next.
+    /// Logits of the selected columns; persists until the next.
     Logits,
 }
 
@@ -164,7 +167,7 @@ pub struct PanelRange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Arg {
     Buffer(BufferId),
-    /// The selected column of a buffer: the head's input.
+    /// A buffer from the first selected column on: the head's input.
     SelectedColumn(BufferId),
     Tensor(TensorId),
     /// `constants[first..first + count]`.

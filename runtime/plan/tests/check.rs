@@ -197,6 +197,7 @@ fn tiny() -> Plan {
         tokens_buffer: BufferId(0),
         logits_buffer: BufferId(7),
         columns_max: COLUMNS,
+        head_columns_max: 1,
         threads_max: 2,
         program: Program {
             task_id: "t".into(),
@@ -248,6 +249,9 @@ type Spoil = fn(&mut Plan);
 const SPOILED: &[(Spoil, &str)] = &[
     (|p| p.columns_max = 0, "columns_max"),
     (|p| p.columns_max = 5, "token buffer"),
+    (|p| p.head_columns_max = 0, "head_columns_max"),
+    (|p| p.head_columns_max = 5, "head_columns_max"),
+    (|p| p.head_columns_max = 2, "logits buffer"),
     (|p| p.threads_max = 1 << 20, "threads_max"),
     (|p| p.model.vocabulary = 33, "embedding table"),
     (|p| p.model.context = 17, "ring"),

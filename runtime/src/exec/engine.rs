@@ -19,6 +19,8 @@ pub struct Engine {
     pool: Pool,
     /// The last pass, whose columns the head can select.
     last: Option<Pass>,
+    /// The columns whose logits are there.
+    head: Option<Pass>,
     barriers: u64,
 }
 
@@ -34,6 +36,7 @@ impl Engine {
             machine,
             pool,
             last: None,
+            head: None,
             barriers: 0,
         }
     }
@@ -119,25 +122,51 @@ impl Engine {
 
     /// As [`Engine::logits`], to be changed by a sampler.
     pub fn logits_mut(&mut self, column: u32) -> Result<&mut [f32], RunError> {
+        self.head(column, 1)?;
+        self.head_logits_mut(0)
+    }
+
+    /// Computes the logits of `count` columns of the last pass from `first`
+    /// on, at most the plan's `head_columns_max`.
+    ///
+    /// Panics: no pass before, or columns outside it.
+    pub fn head(&mut self, first: u32, count: u32) -> Result<(), RunError> {
         let last = self.last.expect("logits follow a pass");
-        assert!(column < last.columns, "a column of the last pass");
         let plan = self.plan();
+        assert!(
+            (1..=plan.head_columns_max).contains(&count)
+                && first < last.columns
+                && count <= last.columns - first,
+            "columns of the last pass"
+        );
         let (body, end) = (plan.body_phases as usize, plan.phases.len());
         let pass = Pass {
-            columns: 1,
-            position: last.position + column,
-            selected: column,
+            columns: count,
+            position: last.position + first,
+            selected: first,
         };
+        self.head = None;
         self.machine.pages.begin_head();
         self.run_phases(body, end, pass)?;
-        let logits = self.machine.logits_mut();
+        self.head = Some(pass);
+        Ok(())
+    }
+
+    /// Logits of the column `index` of those that the head computed last.
+    ///
+    /// Errors: a logit that is NaN or infinite.
+    /// Panics: no such column.
+    pub fn head_logits_mut(&mut self, index: u32) -> Result<&mut [f32], RunError> {
+        let pass = self.head.expect("logits follow a head");
+        assert!(index < pass.columns, "a column of the last head");
+        let logits = self.machine.logits_mut(index);
         if logits.iter().all(|logit| logit.is_finite()) {
             Ok(logits)
         } else {
             Err(RunError::NonFinite {
                 step: "logits".to_owned(),
                 layer: None,
-                position: pass.position,
+                position: pass.position + index,
             })
         }
     }

@@ -93,7 +93,7 @@ pub(super) struct Pass {
     pub(super) columns: u32,
     /// Position of the first column.
     pub(super) position: u32,
-    /// The column that the head computes.
+    /// The first column that the head computes.
     pub(super) selected: u32,
 }
 
@@ -198,11 +198,14 @@ impl Machine {
         unsafe { buffer.slice_mut(0, tokens.len()) }.copy_from_slice(tokens);
     }
 
-    /// The logits of the vocabulary's tokens, without padding rows.
-    pub(super) fn logits_mut(&mut self) -> &mut [f32] {
+    /// The logits of the vocabulary's tokens, without padding rows, for one of
+    /// the columns that the head computed.
+    pub(super) fn logits_mut(&mut self, column: u32) -> &mut [f32] {
+        let vocabulary = self.plan().model.vocabulary;
+        let stride = omex_kernels::pad_to_panel(vocabulary) as usize * 4;
         let buffer = self.buffer(self.plan().logits_buffer);
         // SAFETY: `&mut self` excludes passes and other slices while it lives.
-        unsafe { buffer.slice_mut(0, self.plan().model.vocabulary as usize) }
+        unsafe { buffer.slice_mut(column as usize * stride, vocabulary as usize) }
     }
 
     /// Runs `phases`, which are the plan's from phase `first` on or parts of

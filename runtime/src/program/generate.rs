@@ -5,6 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::draft::{DRAFT_MAX, look_up};
 use crate::error::RunError;
 use crate::events::{Event, Finish, Sink};
 use crate::exec::Engine;
@@ -18,8 +19,10 @@ use crate::tokenizer::{TokenKind, Tokenizer};
 pub(super) struct Counts {
     pub(super) prompt_tokens: u64,
     pub(super) generated_tokens: u64,
-    /// Passes over one generated token each.
+    /// Passes over a generated token and the draft behind it.
     pub(super) decode_passes: u64,
+    pub(super) drafted_tokens: u64,
+    pub(super) accepted_tokens: u64,
     pub(super) prefill: Duration,
     pub(super) decode: Duration,
     pub(super) first_token: Option<Duration>,
@@ -48,6 +51,8 @@ pub(super) struct Generator<'a> {
     pub(super) tokenizer: &'a Tokenizer<'a>,
     /// Tokens of a prefill pass.
     pub(super) chunk: usize,
+    /// Tokens of a draft that a pass verifies.
+    pub(super) drafts_max: usize,
     pub(super) logits_file: Option<LogitsFile<'a>>,
     pub(super) counts: Counts,
     pub(super) started: Instant,
@@ -102,14 +107,21 @@ impl Generator<'_> {
         stop_filter.clear();
         let mut generated = 0;
         let mut at_start = self.tokenizer.adds_space_prefix();
-        let mut column = (tokens.len() - 1) % self.chunk;
+        let began = Instant::now();
+        let last = (tokens.len() - 1) % self.chunk;
+        self.engine.head(last as u32, 1)?;
+        self.counts.decode += began.elapsed();
+        // The pass before evaluated `drafts[..drafted]` behind the last token;
+        // what was sampled confirmed the first `confirmed` of them.
+        let mut drafts = [0; DRAFT_MAX];
+        let (mut drafted, mut confirmed) = (0, 0);
         let finish = loop {
             if generated == tokens_max {
                 break Finish::TokensMax;
             }
             check_stop()?;
             let began = Instant::now();
-            let logits = self.engine.logits_mut(column as u32)?;
+            let logits = self.engine.head_logits_mut(confirmed as u32)?;
             let token = sampler.next(logits, tokens);
             self.counts.decode += began.elapsed();
             let started = self.started;
@@ -135,15 +147,21 @@ impl Generator<'_> {
             if stopped {
                 break Finish::StopText;
             }
-            if generated < tokens_max || self.logits_file.is_some() {
+            if confirmed < drafted && drafts[confirmed] == token {
+                confirmed += 1;
+                self.counts.accepted_tokens += 1;
+            } else if generated < tokens_max || self.logits_file.is_some() {
                 let began = Instant::now();
-                let position = tokens.len() as u32 - 1;
-                self.engine.forward(&[token], position)?;
+                let room = (tokens_max - generated).saturating_sub(1) as usize;
+                let room = self.drafts_max.min(room);
+                drafted = look_up(tokens, &mut drafts[..room]);
+                drafted = self.verify(tokens, &drafts[..drafted])?;
+                confirmed = 0;
                 self.counts.decode += began.elapsed();
                 self.counts.decode_passes += 1;
-                column = 0;
+                self.counts.drafted_tokens += drafted as u64;
                 if let Some(file) = &mut self.logits_file {
-                    file.write(self.engine.logits(0)?)?;
+                    file.write(self.engine.head_logits_mut(0)?)?;
                 }
             }
         };
@@ -155,6 +173,25 @@ impl Generator<'_> {
         result?;
         debug_assert_eq!(tokens.len() as u32, prompt_tokens + generated);
         Ok((generated, finish))
+    }
+
+    /// Evaluates the last of `tokens` and the draft behind it, with the logits
+    /// of both. Returns how many drafted tokens were evaluated: none when they
+    /// made a value that is not finite, which the true tokens may not.
+    fn verify(&mut self, tokens: &[u32], draft: &[u32]) -> Result<usize, RunError> {
+        let mut pass = [0; 1 + DRAFT_MAX];
+        pass[0] = tokens[tokens.len() - 1];
+        pass[1..=draft.len()].copy_from_slice(draft);
+        let position = tokens.len() as u32 - 1;
+        let mut evaluate = |count: usize| {
+            self.engine.forward(&pass[..count], position)?;
+            self.engine.head(0, count as u32)
+        };
+        match evaluate(1 + draft.len()) {
+            Ok(()) => Ok(draft.len()),
+            Err(RunError::NonFinite { .. }) if !draft.is_empty() => evaluate(1).map(|()| 0),
+            Err(e) => Err(e),
+        }
     }
 
     fn prefill(&mut self, tokens: &[u32], out: &mut dyn Receiver) -> Result<(), RunError> {

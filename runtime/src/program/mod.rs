@@ -1,5 +1,6 @@
 //! Runs a plan's program: nodes over texts, with one engine.
 
+mod draft;
 mod flow;
 mod generate;
 mod inputs;
@@ -19,6 +20,7 @@ use crate::exec::Engine;
 use crate::sample::Sampler;
 use crate::tokenizer::{Scratch, SpecialText, Tokenizer};
 
+use draft::DRAFT_MAX;
 use flow::Flow;
 pub use flow::WRITE_BUFFER_BYTES;
 use generate::{Counts, Generator, LogitsFile, Receiver, Request, StopFilter};
@@ -82,6 +84,8 @@ pub struct RunOptions {
     pub sampling: SamplingChanges,
     /// Tokens of a prefill pass, at most the plan's `columns_max`.
     pub prefill_chunk: Option<u32>,
+    /// Generate one token a pass even where the plan has room to verify drafts.
+    pub no_speculation: bool,
     /// Receives the logits of every evaluated position.
     pub dump_logits: Option<PathBuf>,
     /// Where the task's outputs go; empty is the working directory.
@@ -95,6 +99,8 @@ pub struct RunOptions {
 pub struct Outcome {
     pub prompt_tokens: u64,
     pub generated_tokens: u64,
+    pub drafted_tokens: u64,
+    pub accepted_tokens: u64,
     pub prefill_seconds: f64,
     pub decode_seconds: f64,
     pub first_token_seconds: f64,
@@ -191,6 +197,11 @@ pub(crate) fn run(
             engine,
             tokenizer,
             chunk: chunk as usize,
+            // The logits file has those of evaluated positions only.
+            drafts_max: match options.no_speculation || logits_file.is_some() {
+                true => 0,
+                false => DRAFT_MAX.min(plan.head_columns_max as usize - 1),
+            },
             logits_file,
             counts: Counts::default(),
             started,
@@ -213,6 +224,8 @@ pub(crate) fn run(
     Ok(Outcome {
         prompt_tokens: counts.prompt_tokens,
         generated_tokens: counts.generated_tokens,
+        drafted_tokens: counts.drafted_tokens,
+        accepted_tokens: counts.accepted_tokens,
         prefill_seconds: counts.prefill.as_secs_f64(),
         decode_seconds: counts.decode.as_secs_f64(),
         first_token_seconds: counts.first_token.unwrap_or_default().as_secs_f64(),

@@ -157,6 +157,8 @@ pub(crate) struct Options {
     pub(crate) read: bool,
     pub(crate) columns_max: u32,
     pub(crate) seed: u64,
+    /// Columns of the head.
+    pub(crate) head_columns: u32,
     pub(crate) style: Style,
     pub(crate) kv: KvFormat,
 }
@@ -169,6 +171,7 @@ impl Default for Options {
             read: false,
             columns_max: 64,
             seed: 7,
+            head_columns: 1,
             style: Style::Plain,
             kv: KvFormat::F16,
         }
@@ -359,6 +362,7 @@ impl Tiny {
             seed,
             style,
             kv: kv_format,
+            head_columns,
         } = options;
         let capped = style == Style::Capped;
         let random = &mut Random(seed);
@@ -383,7 +387,11 @@ impl Tiny {
         let gate = d.columns("gate", Activation::F32, FFN);
         let up = d.columns("up", Activation::F32, FFN);
         let gated = d.columns("gated", x_format, FFN);
-        let hn = d.buffer("hn", BufferKind::Activation, x_format.stride_bytes(HIDDEN));
+        let hn = d.buffer(
+            "hn",
+            BufferKind::Activation,
+            u64::from(head_columns) * x_format.stride_bytes(HIDDEN),
+        );
         let (x2, branch) = if capped {
             let x2 = d.columns("x2", Activation::F32, HIDDEN);
             (x2, d.columns("branch", Activation::F32, HIDDEN))
@@ -391,13 +399,13 @@ impl Tiny {
             (x, x)
         };
         let raw_logits = capped.then(|| {
-            let bytes = Activation::F32.stride_bytes(vocabulary);
+            let bytes = u64::from(head_columns) * Activation::F32.stride_bytes(vocabulary);
             d.buffer("raw_logits", BufferKind::Activation, bytes)
         });
         let logits = d.buffer(
             "logits",
             BufferKind::Logits,
-            pad_to_panel(vocabulary) as u64 * 4,
+            u64::from(head_columns * pad_to_panel(vocabulary)) * 4,
         );
 
         let (embedding, layout, embedding_format) = if tied {
@@ -629,6 +637,7 @@ impl Tiny {
             tokens_buffer: tokens,
             logits_buffer: logits,
             columns_max,
+            head_columns_max: head_columns,
             threads_max: 4,
             program: program(),
             memory: MemoryContract { items: vec![] },
