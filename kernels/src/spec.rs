@@ -520,6 +520,24 @@ impl KernelSpec {
         }
     }
 
+    /// Elements that a pass over `columns` columns computes one by one; `None` for
+    /// operations whose cost is another: the products of a matmul or the depth of
+    /// attention.
+    pub fn elements(&self, columns: u32) -> Option<u64> {
+        let per_column = match *self {
+            KernelSpec::Embed { k, .. } => k,
+            KernelSpec::RopeTable { pairs } => 2 * pairs,
+            KernelSpec::Norm { len, .. }
+            | KernelSpec::Quantize { len }
+            | KernelSpec::Gate { len, .. } => len,
+            KernelSpec::KvStore {
+                kv_heads, head_dim, ..
+            } => 2 * kv_heads * head_dim,
+            KernelSpec::Matmul { .. } | KernelSpec::Attention { .. } => return None,
+        };
+        Some(columns as u64 * per_column as u64)
+    }
+
     /// Independent work units of a pass over `columns` columns; any thread may
     /// compute any unit. Matmul units are panels.
     pub fn units(&self, columns: u32) -> u32 {

@@ -127,7 +127,19 @@ impl Team {
     /// Returns false when `compute` returned false for some tile or panicked:
     /// the job must end. After a false all other tiles are still computed.
     pub fn phase(&self, tiles: u32, compute: impl Fn(u32) -> bool) -> bool {
-        let work = AssertUnwindSafe(|| {
+        self.phase_then(tiles, compute, || true)
+    }
+
+    /// As [`Team::phase`]; the thread that arrives last calls `then` before any
+    /// goes on, unless a tile failed. For work that one thread finishes before all
+    /// could meet at another barrier.
+    pub fn phase_then(
+        &self,
+        tiles: u32,
+        compute: impl Fn(u32) -> bool,
+        then: impl FnOnce() -> bool,
+    ) -> bool {
+        self.guarded(tiles, || {
             loop {
                 let tile = self.next.fetch_add(1, Ordering::Relaxed);
                 if tile >= tiles {
@@ -138,21 +150,35 @@ impl Team {
                 }
             }
         });
-        if let Err(payload) = catch_unwind(work) {
+        self.barrier(|| {
+            if !self.failing.load(Ordering::Relaxed) {
+                self.guarded(tiles, || {
+                    if !then() {
+                        self.failing.store(true, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        !self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Keeps the payload of a panic for the caller of the job. The rest of the
+    /// phase of `tiles` tiles is then not computed.
+    fn guarded(&self, tiles: u32, work: impl FnOnce()) {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
             self.failing.store(true, Ordering::Relaxed);
-            // The rest of the phase is not computed.
             self.next.store(tiles, Ordering::Relaxed);
             let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
             first.get_or_insert(payload);
         }
-        self.barrier();
-        !self.ended.load(Ordering::Relaxed)
     }
 
-    /// Everything before it on any thread happens before everything after it.
-    fn barrier(&self) {
+    /// Everything before it on any thread happens before `last`, which the thread
+    /// that arrives last calls, and that before everything after it.
+    fn barrier(&self, last: impl FnOnce()) {
         let round = self.passed.value.load(Ordering::Relaxed);
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
+            last();
             self.arrived.store(0, Ordering::Relaxed);
             self.next.store(0, Ordering::Relaxed);
             let failing = self.failing.load(Ordering::Relaxed);
@@ -224,7 +250,7 @@ impl Pool {
         shared.started.increment();
         job(&shared.team);
         // No thread may still be using the job's borrows.
-        shared.team.barrier();
+        shared.team.barrier(|| ());
         if shared.team.failing.swap(false, Ordering::Relaxed) {
             let mut panic = shared
                 .team
@@ -254,7 +280,7 @@ fn work(shared: &Shared) {
         if let Some(job) = job {
             job(&shared.team);
         }
-        shared.team.barrier();
+        shared.team.barrier(|| ());
     }
 }
 
@@ -291,6 +317,47 @@ mod tests {
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 3));
             }
         }
+    }
+
+    #[test]
+    fn one_thread_works_between_phases() {
+        for threads in 1..=4 {
+            let mut pool = Pool::new(threads).unwrap();
+            for failing in 0..100 {
+                let (tiles, between) = (AtomicU32::new(0), AtomicU32::new(0));
+                pool.run(&|team| {
+                    for phase in 0..8 {
+                        let tile = |_| {
+                            assert_eq!(between.load(Ordering::Relaxed), phase);
+                            tiles.fetch_add(1, Ordering::Relaxed);
+                            true
+                        };
+                        let then = || {
+                            assert_eq!(tiles.load(Ordering::Relaxed), 5 * (phase + 1));
+                            between.fetch_add(1, Ordering::Relaxed) != failing % 8
+                        };
+                        if !team.phase_then(5, tile, then) {
+                            break;
+                        }
+                    }
+                });
+                assert_eq!(between.into_inner(), failing % 8 + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn work_between_phases_is_left_out_after_a_failure() {
+        let mut pool = Pool::new(2).unwrap();
+        pool.run(&|team| {
+            assert!(!team.phase_then(3, |tile| tile != 1, || panic!("it ran")));
+        });
+        let panic = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(&|team| {
+                team.phase_then(3, |_| true, || panic!("between"));
+            });
+        }));
+        assert_eq!(panic.unwrap_err().downcast_ref::<&str>(), Some(&"between"));
     }
 
     #[test]

@@ -55,9 +55,10 @@ impl<'a> MemoryReport<'a> {
         &self.plan.memory.items
     }
 
-    /// Barriers of a decoded token: one behind every phase.
-    fn barriers_per_token(&self) -> usize {
-        self.plan.phases.len()
+    /// Barriers of a decoded token, whose body and head are a job each.
+    fn barriers_per_token(&self) -> u64 {
+        let (body, end) = (self.plan.body_phases as usize, self.plan.phases.len());
+        self.plan.barriers(0..body, 1) + self.plan.barriers(body..end, 1)
     }
 
     /// The step that wrote a buffer last when a phase ends; none for what the

@@ -1,5 +1,7 @@
 //! The plan: everything that a run needs, decided ahead of time.
 
+use std::ops::Range;
+
 use omex_kernels::KernelSpec;
 
 use crate::ids::{BufferId, KernelId, TensorId};
@@ -40,6 +42,36 @@ pub struct Plan {
     pub memory: MemoryContract,
     /// Hash of every choice that affects the bits of the result, inputs apart.
     pub result_id: Digest,
+}
+
+/// Elements of a phase that one thread computes sooner than all threads meet at
+/// a barrier: about two microseconds.
+const SMALL_PHASE_ELEMENTS: u64 = 2048;
+
+impl Plan {
+    /// How many of `phases`, which are not empty, go by with one barrier: the first,
+    /// and the small ones behind it, which the thread that arrives last computes
+    /// before the others go on.
+    pub fn phases_of_barrier(&self, phases: &[Phase], columns: u32) -> usize {
+        let is_small = |phase: &&Phase| {
+            let steps = &self.steps[phase.first_step as usize..][..phase.steps as usize];
+            let specs = steps.iter().map(|s| self.kernels[s.kernel.index()].spec());
+            let elements: Option<u64> = specs.map(|spec| spec.elements(columns)).sum();
+            elements.is_some_and(|elements| elements <= SMALL_PHASE_ELEMENTS)
+        };
+        1 + phases[1..].iter().take_while(is_small).count()
+    }
+
+    /// Barriers of a job that computes these phases, the one at its end included.
+    pub fn barriers(&self, phases: Range<usize>, columns: u32) -> u64 {
+        let mut rest = &self.phases[phases];
+        let mut barriers = 1;
+        while !rest.is_empty() {
+            rest = &rest[self.phases_of_barrier(rest, columns)..];
+            barriers += 1;
+        }
+        barriers
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

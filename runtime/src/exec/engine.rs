@@ -216,7 +216,7 @@ impl Engine {
     }
 
     fn run_phases(&mut self, first: usize, end: usize, pass: Pass) -> Result<(), RunError> {
-        self.barriers += (end - first) as u64 + 1;
+        self.barriers += self.plan().barriers(first..end, pass.columns);
         let shared = self.shared_plan();
         let phases = &shared.plan().phases[first..end];
         let failed = self

@@ -227,24 +227,36 @@ impl Machine {
         // is the earliest does not depend on the threads.
         let failed = AtomicU32::new(NONE);
         pool.run(&|team| {
-            for (number, &phase) in (first..).zip(phases) {
-                let count = tiles.of_phase(plan, phase, pass.columns);
-                let finite = team.phase(count, |tile| {
+            let (mut number, mut rest) = (first, phases);
+            while let [phase, behind @ ..] = rest {
+                let run = plan.phases_of_barrier(rest, pass.columns);
+                let (small, next) = behind.split_at(run - 1);
+                let count = |phase| tiles.of_phase(plan, phase, pass.columns);
+                let compute = |number: usize, phase: Phase, tile: u32| {
                     if !machine.pages.enter(number, tile == 0) {
                         return false;
                     }
                     let (index, work) = tiles.find(plan, phase, pass.columns, tile);
-                    // SAFETY: a tile is claimed by one thread, a barrier lies
-                    // between phases, and `&mut self` excludes other passes.
+                    // SAFETY: a tile is claimed by one thread, or all are computed
+                    // by one between two phases; a barrier lies between phases that
+                    // threads share, and `&mut self` excludes other passes.
                     let result = unsafe { machine.compute(&plan.steps[index], work, pass) };
                     if result.is_err() {
                         failed.fetch_min(index as u32, Ordering::Relaxed);
                     }
                     result.is_ok()
-                });
-                if !finite {
+                };
+                let small = || {
+                    (number + 1..).zip(small).all(|(number, &phase)| {
+                        let tiles = 0..count(phase);
+                        tiles.fold(true, |ok, tile| compute(number, phase, tile) & ok)
+                    })
+                };
+                let tile = |tile| compute(number, *phase, tile);
+                if !team.phase_then(count(*phase), tile, small) {
                     break;
                 }
+                (number, rest) = (number + run, next);
             }
         });
         Some(failed.into_inner())
