@@ -16,6 +16,7 @@ extern crate std;
 
 pub mod abi;
 pub mod activation;
+pub mod attention;
 pub mod block;
 pub mod format;
 pub mod math;

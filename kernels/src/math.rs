@@ -81,17 +81,19 @@ pub const fn max(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-const LOG2_E: f32 = core::f32::consts::LOG2_E;
+/// log2 of e.
+pub const LOG2_E: f32 = core::f32::consts::LOG2_E;
 /// ln 2 with 9 trailing zero bits, so that n * LN2_HIGH is exact for |n| < 2^9.
-const LN2_HIGH: f32 = 0.693_359_4;
-const LN2_LOW: f32 = -2.121_944_4e-4;
+pub const LN2_HIGH: f32 = 0.693_359_4;
+/// ln 2 - [`LN2_HIGH`].
+pub const LN2_LOW: f32 = -2.121_944_4e-4;
 /// Below this exp is 0; it is near the logarithm of the smallest normal f32.
 pub const EXP_MIN: f32 = -87.0;
 /// Arguments above are treated as this, near the logarithm of the largest f32.
 pub const EXP_MAX: f32 = 88.0;
 
 /// Taylor coefficients 1/7! .. 1/2!, highest degree first.
-const EXP_POLY: [f32; 6] = [
+pub const EXP_POLY: [f32; 6] = [
     1.0 / 5040.0,
     1.0 / 720.0,
     1.0 / 120.0,

@@ -526,10 +526,12 @@ impl KernelSpec {
     pub fn elements(&self, columns: u32) -> Option<u64> {
         let per_column = match *self {
             KernelSpec::Embed { k, .. } => k,
-            KernelSpec::RopeTable { pairs } => 2 * pairs,
+            KernelSpec::RopeTable { pairs, .. } => 2 * pairs,
             KernelSpec::Norm { len, .. }
             | KernelSpec::Quantize { len }
-            | KernelSpec::Gate { len, .. } => len,
+            | KernelSpec::Gate { len, .. }
+            | KernelSpec::Softcap { len, .. } => len,
+            KernelSpec::NormAddNorm { len, .. } => 2 * len,
             KernelSpec::KvStore {
                 kv_heads, head_dim, ..
             } => 2 * kv_heads * head_dim,

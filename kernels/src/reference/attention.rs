@@ -40,7 +40,7 @@ pub enum KvRingMut<'a> {
 
 impl<'a> KvRing<'a> {
     /// Number of elements.
-    fn len(self) -> usize {
+    pub(crate) fn len(self) -> usize {
         match self {
             KvRing::F16(halves) => halves.len(),
             KvRing::Q8 { codes, .. } => codes.len(),
@@ -49,7 +49,7 @@ impl<'a> KvRing<'a> {
 
     /// `count` slots from `slot` on, both multiples of 16 for keys.
     #[inline(always)]
-    fn slots(self, slot: usize, count: usize, head_dim: usize) -> KvRing<'a> {
+    pub(crate) fn slots(self, slot: usize, count: usize, head_dim: usize) -> KvRing<'a> {
         let part = |row: usize| slot * row..(slot + count) * row;
         match self {
             KvRing::F16(halves) => KvRing::F16(&halves[part(head_dim)]),

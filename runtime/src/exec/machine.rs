@@ -109,10 +109,10 @@ impl Vectors {
         #[cfg(target_arch = "x86_64")]
         {
             let has = |names: &[&str]| names.iter().all(|n| features.iter().any(|f| f == n));
-            if has(&["avx512f", "avx512bw", "avx512vl"]) {
+            if has(&["avx2", "f16c", "avx512f", "avx512bw", "avx512vl"]) {
                 return Vectors::Avx512;
             }
-            if has(&["avx2"]) {
+            if has(&["avx2", "f16c"]) {
                 return Vectors::Avx2;
             }
         }

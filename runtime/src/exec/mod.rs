@@ -4,6 +4,8 @@ mod engine;
 mod machine;
 mod step;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
 pub use engine::Engine;
 pub use machine::{KeptCode, Machine, PageTable};

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use omex_kernels::KernelSpec;
 use omex_kernels::abi::MatmulArgs;
 use omex_kernels::activation::Q8Layout;
+use omex_kernels::attention::{self, LANES, Lanes};
 use omex_kernels::reference::{
     self, AttentionHead, HeadTransform, KvHead, KvRing, KvRingMut, NonFinite, Q8Blocks, Q8BlocksMut,
 };
@@ -26,6 +27,8 @@ use omex_plan::{Arg, BufferId, PageId, Phase, Step, TensorId};
 
 use super::machine::{Machine, Vectors};
 use super::tile::{PanelTile, Tiles, Work};
+#[cfg(target_arch = "x86_64")]
+use super::vector::Avx2;
 use crate::pool::Pool;
 
 // SAFETY: a machine is addresses of memory that it owns and plain data. Its
@@ -296,7 +299,7 @@ impl Machine {
     ) -> Result<(), NonFinite> {
         match self.vectors {
             // SAFETY: this function's contract.
-            Vectors::Baseline => unsafe { self.units_inlined(step, units, pass) },
+            Vectors::Baseline => unsafe { self.units_inlined::<[f32; LANES]>(step, units, pass) },
             // SAFETY: this function's contract; loading checked that the CPU
             // has every feature of the plan's target.
             #[cfg(target_arch = "x86_64")]
@@ -308,9 +311,9 @@ impl Machine {
     }
 
     /// # Safety
-    /// As for [`Machine::compute`], on a CPU with AVX2.
+    /// As for [`Machine::compute`], on a CPU with AVX2 and F16C.
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2")]
+    #[target_feature(enable = "avx2,f16c")]
     unsafe fn units_avx2(
         &self,
         step: &Step,
@@ -318,13 +321,13 @@ impl Machine {
         pass: Pass,
     ) -> Result<(), NonFinite> {
         // SAFETY: this function's contract.
-        unsafe { self.units_inlined(step, units, pass) }
+        unsafe { self.units_inlined::<Avx2>(step, units, pass) }
     }
 
     /// # Safety
     /// As for [`Machine::compute`], on a CPU with AVX-512 F, BW and VL.
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
     unsafe fn units_avx512(
         &self,
         step: &Step,
@@ -332,18 +335,23 @@ impl Machine {
         pass: Pass,
     ) -> Result<(), NonFinite> {
         // SAFETY: this function's contract.
-        unsafe { self.units_inlined(step, units, pass) }
+        unsafe { self.units_inlined::<Avx2>(step, units, pass) }
     }
 
     /// # Safety
     /// As for [`Machine::compute`].
     #[inline(always)]
-    unsafe fn units_inlined(
+    unsafe fn units_inlined<V: Lanes>(
         &self,
         step: &Step,
         units: Range<u32>,
         pass: Pass,
     ) -> Result<(), NonFinite> {
+        let spec = self.plan().kernels[step.kernel.index()].spec();
+        if let KernelSpec::Attention { .. } = spec {
+            // SAFETY: this function's contract.
+            return unsafe { self.attention::<V>(step, units, pass) };
+        }
         let mut result = Ok(());
         for unit in units {
             // SAFETY: this function's contract; units write disjoint ranges.
@@ -351,6 +359,151 @@ impl Machine {
             result = result.and(unit_result);
         }
         result
+    }
+
+    /// Computes the queries of some units, those of one key-value head together.
+    ///
+    /// # Safety
+    /// As for [`Machine::compute`].
+    #[inline(always)]
+    unsafe fn attention<V: Lanes>(
+        &self,
+        step: &Step,
+        units: Range<u32>,
+        pass: Pass,
+    ) -> Result<(), NonFinite> {
+        let spec = self.plan().kernels[step.kernel.index()].spec();
+        let &KernelSpec::Attention {
+            heads, kv_heads, ..
+        } = spec
+        else {
+            unreachable!("the caller's spec is attention")
+        };
+        let group = heads / kv_heads;
+        let mut queries = Queries::new();
+        let mut result = Ok(());
+        for kv_head in 0..kv_heads {
+            let of_head = units.clone().filter(|u| u % heads / group == kv_head);
+            let mut rest = of_head.peekable();
+            while rest.peek().is_some() {
+                let mut block = [0; QUERIES];
+                let mut count = 0;
+                for (at, unit) in block.iter_mut().zip(rest.by_ref()) {
+                    *at = unit;
+                    count += 1;
+                }
+                // SAFETY: this function's contract; units write disjoint ranges.
+                let done = unsafe {
+                    match block {
+                        [a, b, c, d] if count == 4 => {
+                            self.attend::<V, 4, 1>(step, spec, [a, b, c, d], pass, &mut queries)
+                        }
+                        [a, b, c, _] if count == 3 => {
+                            self.attend::<V, 3, 1>(step, spec, [a, b, c], pass, &mut queries)
+                        }
+                        [a, b, ..] if count == 2 => {
+                            self.attend::<V, 2, 2>(step, spec, [a, b], pass, &mut queries)
+                        }
+                        [a, ..] => self.attend::<V, 1, 4>(step, spec, [a], pass, &mut queries),
+                    }
+                };
+                result = result.and(done);
+            }
+        }
+        result
+    }
+
+    /// # Safety
+    /// As for [`Machine::compute`].
+    #[inline(always)]
+    unsafe fn attend<V: Lanes, const B: usize, const G: usize>(
+        &self,
+        step: &Step,
+        spec: &KernelSpec,
+        units: [u32; B],
+        pass: Pass,
+        queries: &mut Queries,
+    ) -> Result<(), NonFinite> {
+        let &KernelSpec::Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            ring,
+            format,
+            window,
+            scale,
+            softcap,
+            norm,
+            rope,
+            output,
+        } = spec
+        else {
+            unreachable!("the caller's spec is attention")
+        };
+        let one = spec.operands(1);
+        let stride = |i: usize| one.as_slice()[i].bytes as usize;
+        let arg = |i: usize| self.argument(step.args[i], pass, one.as_slice()[i].bytes);
+        let dim = head_dim as usize;
+        let norm_arg = 1;
+        let rope_arg = norm_arg + norm.is_some() as usize;
+        let rings = rope_arg + rope.is_some() as usize;
+        let places = units.map(|unit| ((unit / heads) as usize, (unit % heads) as usize));
+        let (q, out) = (&mut queries.q, &mut queries.out);
+        for (&(column, head), q) in places.iter().zip(q.iter_mut()) {
+            // SAFETY: reads of ranges that no step of the phase writes.
+            unsafe {
+                let transform = HeadTransform {
+                    norm: norm.map(|eps| (arg(norm_arg).slice(0, dim), eps.get())),
+                    rope: rope
+                        .map(|r| (r, rope_table(r, arg(rope_arg), column * stride(rope_arg)))),
+                };
+                let x = arg(0).slice(column * stride(0) + head * dim * 4, dim);
+                transform.apply(x, &mut q[..dim])?;
+            }
+        }
+        let part = RingPart {
+            format,
+            head: places[0].1 / (heads / kv_heads) as usize,
+            dim,
+            ring: ring as usize,
+            slots: 0..ring as usize,
+        };
+        // SAFETY: as above.
+        let kv = unsafe {
+            KvHead {
+                keys: part.slice(arg(rings)),
+                values: part.slice(arg(rings + 1)),
+            }
+        };
+        let of_query = places.map(|(column, _)| {
+            let position = pass.position + column as u32;
+            AttentionHead {
+                position,
+                first: match window {
+                    0 => 0,
+                    window => (position + 1).saturating_sub(window),
+                },
+                scale: scale.get(),
+                softcap: softcap.map(|cap| cap.get()),
+            }
+        });
+        let q: [&[f32]; B] = std::array::from_fn(|b| &q[b][..dim]);
+        let mut results = out.iter_mut().map(|out| &mut out[..dim]);
+        let mut results: [&mut [f32]; B] =
+            std::array::from_fn(|_| results.next().expect("as many results as queries"));
+        attention::attend_many::<V, B, G>(&of_query, &q, kv, &mut results)?;
+        let out = arg(rings + 2);
+        for (&(column, head), values) in places.iter().zip(results) {
+            let at = column * stride(rings + 2);
+            let (len, first) = (heads * head_dim, head * dim);
+            // SAFETY: each unit writes its own head of its own column.
+            unsafe {
+                emit(out, at, output, len, first, dim, |from, part| {
+                    part.copy_from_slice(&values[from - first..][..part.len()]);
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// # Safety
@@ -632,64 +785,7 @@ impl Machine {
                 }
                 result
             },
-            KernelSpec::Attention {
-                heads,
-                kv_heads,
-                head_dim,
-                ring,
-                format,
-                window,
-                scale,
-                softcap,
-                norm,
-                rope,
-                output,
-            } => unsafe {
-                let dim = head_dim as usize;
-                let (column, head) = ((unit / heads) as usize, (unit % heads) as usize);
-                let position = pass.position + column as u32;
-                let norm_arg = 1;
-                let rope_arg = norm_arg + norm.is_some() as usize;
-                let rings = rope_arg + rope.is_some() as usize;
-                let transform = HeadTransform {
-                    norm: norm.map(|eps| (arg(norm_arg).slice(0, dim), eps.get())),
-                    rope: rope
-                        .map(|r| (r, rope_table(r, arg(rope_arg), column * stride(rope_arg)))),
-                };
-                let mut q = [0.0f32; HEAD_DIM_MAX as usize];
-                let q = &mut q[..dim];
-                let x = arg(0).slice(column * stride(0) + head * dim * 4, dim);
-                transform.apply(x, q)?;
-                let ring = RingPart {
-                    format,
-                    head: head / (heads / kv_heads) as usize,
-                    dim,
-                    ring: ring as usize,
-                    slots: 0..ring as usize,
-                };
-                let kv = KvHead {
-                    keys: ring.slice(arg(rings)),
-                    values: ring.slice(arg(rings + 1)),
-                };
-                let query = AttentionHead {
-                    position,
-                    first: match window {
-                        0 => 0,
-                        window => (position + 1).saturating_sub(window),
-                    },
-                    scale: scale.get(),
-                    softcap: softcap.map(|cap| cap.get()),
-                };
-                let mut result = [0.0f32; HEAD_DIM_MAX as usize];
-                let result = &mut result[..dim];
-                reference::attend(query, q, kv, result)?;
-                let out = arg(rings + 2);
-                let at = column * stride(rings + 2);
-                let (len, first) = (heads * head_dim, head * dim);
-                emit(out, at, output, len, first, dim, |from, part| {
-                    part.copy_from_slice(&result[from - first..][..part.len()]);
-                })
-            },
+            KernelSpec::Attention { .. } => unreachable!("queries are computed together"),
             KernelSpec::Softcap { len, cap } => unsafe {
                 let per_column = len.div_ceil(GATE_UNIT);
                 let column = (unit / per_column) as usize;
@@ -716,6 +812,24 @@ impl Machine {
                     reference::gate(function, &gate[range.clone()], &up[range], part);
                 })
             },
+        }
+    }
+}
+
+/// Queries whose attention is computed together.
+const QUERIES: usize = 4;
+
+/// Transformed queries and what their attention gives.
+struct Queries {
+    q: [[f32; HEAD_DIM_MAX as usize]; QUERIES],
+    out: [[f32; HEAD_DIM_MAX as usize]; QUERIES],
+}
+
+impl Queries {
+    fn new() -> Queries {
+        Queries {
+            q: [[0.0; HEAD_DIM_MAX as usize]; QUERIES],
+            out: [[0.0; HEAD_DIM_MAX as usize]; QUERIES],
         }
     }
 }

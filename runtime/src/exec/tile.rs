@@ -7,6 +7,9 @@ use omex_plan::{Arg, Phase, Plan, Step};
 /// enough that claiming costs nothing.
 const TILES_PER_THREAD: u32 = 6;
 
+/// Queries of a tile of attention over few columns.
+const QUERIES_PER_TILE: u32 = 6;
+
 /// Consecutive panels of a matmul that lie in one piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PanelTile {
@@ -90,8 +93,14 @@ impl Tiles {
     }
 
     /// Units per tile of a step that is not a matmul.
-    fn units_per_tile(&self, units: u32) -> u32 {
-        units.div_ceil(self.threads * TILES_PER_THREAD).max(1)
+    fn units_per_tile(&self, spec: &KernelSpec, units: u32) -> u32 {
+        let even = units.div_ceil(self.threads * TILES_PER_THREAD).max(1);
+        if let KernelSpec::Attention { .. } = spec {
+            // Queries of a tile share their keys and values.
+            let rounds = units.div_ceil(self.threads * QUERIES_PER_TILE).max(1);
+            return even.max(units.div_ceil(self.threads * rounds));
+        }
+        even
     }
 
     fn count(&self, plan: &Plan, step: usize, columns: u32) -> u32 {
@@ -100,8 +109,9 @@ impl Tiles {
             return panels;
         }
         let kernel = plan.steps[step].kernel;
-        let units = plan.kernels[kernel.index()].spec().units(columns);
-        units.div_ceil(self.units_per_tile(units))
+        let spec = plan.kernels[kernel.index()].spec();
+        let units = spec.units(columns);
+        units.div_ceil(self.units_per_tile(spec, units))
     }
 
     /// Number of tiles of a phase over `columns` columns.
@@ -134,8 +144,9 @@ impl Tiles {
             return (step, Work::Panels(panels));
         }
         let kernel = plan.steps[step].kernel;
-        let units = plan.kernels[kernel.index()].spec().units(columns);
-        let size = self.units_per_tile(units);
+        let spec = plan.kernels[kernel.index()].spec();
+        let units = spec.units(columns);
+        let size = self.units_per_tile(spec, units);
         let first = tile * size;
         let end = units.min(first + size);
         (step, Work::Units { first, end })

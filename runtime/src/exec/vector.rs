@@ -1,0 +1,198 @@
+//! Sixteen f32 in two AVX registers.
+//!
+//! Intrinsics have no safe form outside functions with their CPU features: this
+//! file makes the one claim that they are there.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use omex_kernels::attention::{LANES, Lanes};
+use omex_kernels::math::{EXP_MAX, EXP_MIN, EXP_POLY, LN2_HIGH, LN2_LOW, LOG2_E, ROUND_MAGIC};
+
+/// Operations may only be executed on CPUs with AVX2 and F16C, which whoever names
+/// the type has checked; they are inlined into functions with these features.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2([__m256; 2]);
+
+impl Avx2 {
+    #[inline(always)]
+    fn zip(self, other: Self, f: impl Fn(__m256, __m256) -> __m256) -> Self {
+        let ([a, b], [c, d]) = (self.0, other.0);
+        Avx2([f(a, c), f(b, d)])
+    }
+}
+
+impl Lanes for Avx2 {
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: the type's contract.
+        let x = unsafe { _mm256_set1_ps(x) };
+        Avx2([x, x])
+    }
+
+    #[inline(always)]
+    fn load(x: &[f32; LANES]) -> Self {
+        // SAFETY: the type's contract; both halves lie in the array.
+        unsafe {
+            Avx2([
+                _mm256_loadu_ps(x.as_ptr()),
+                _mm256_loadu_ps(x.as_ptr().add(8)),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES]) {
+        // SAFETY: the type's contract; both halves lie in the array.
+        unsafe {
+            _mm256_storeu_ps(to.as_mut_ptr(), self.0[0]);
+            _mm256_storeu_ps(to.as_mut_ptr().add(8), self.0[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn from_f16(halves: &[u16; LANES]) -> Self {
+        // SAFETY: the type's contract; both halves lie in the array.
+        unsafe {
+            let at = halves.as_ptr().cast::<__m128i>();
+            Avx2([
+                _mm256_cvtph_ps(_mm_loadu_si128(at)),
+                _mm256_cvtph_ps(_mm_loadu_si128(at.add(1))),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    fn from_i8(codes: &[i8; LANES]) -> Self {
+        // SAFETY: the type's contract; all 16 bytes lie in the array.
+        unsafe {
+            let codes = _mm_loadu_si128(codes.as_ptr().cast());
+            let [low, high] = [codes, _mm_srli_si128::<8>(codes)]
+                .map(|codes| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)));
+            Avx2([low, high])
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: the type's contract.
+        self.zip(other, |a, b| unsafe { _mm256_add_ps(a, b) })
+    }
+
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        // SAFETY: the type's contract.
+        self.zip(other, |a, b| unsafe { _mm256_sub_ps(a, b) })
+    }
+
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        // SAFETY: the type's contract.
+        self.zip(other, |a, b| unsafe { _mm256_mul_ps(a, b) })
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // The instruction is `a > b ? a : b`, as the contract's maximum.
+        // SAFETY: the type's contract.
+        self.zip(other, |a, b| unsafe { _mm256_max_ps(a, b) })
+    }
+
+    /// The sequence of [`omex_kernels::math::exp`].
+    #[inline(always)]
+    fn exp(self) -> Self {
+        let [a, b] = self.0;
+        // SAFETY: the type's contract.
+        Avx2(unsafe { [exp(a), exp(b)] })
+    }
+}
+
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn exp(x: __m256) -> __m256 {
+    // SAFETY: this function's contract.
+    unsafe {
+        let set = |x: f32| _mm256_set1_ps(x);
+        let clamped = _mm256_max_ps(_mm256_min_ps(set(EXP_MAX), x), set(EXP_MIN));
+        let shifted = _mm256_add_ps(_mm256_mul_ps(clamped, set(LOG2_E)), set(ROUND_MAGIC));
+        let n = _mm256_sub_ps(shifted, set(ROUND_MAGIC));
+        let r = _mm256_sub_ps(clamped, _mm256_mul_ps(n, set(LN2_HIGH)));
+        let r = _mm256_sub_ps(r, _mm256_mul_ps(n, set(LN2_LOW)));
+        let mut p = set(EXP_POLY[0]);
+        for c in EXP_POLY[1..].iter().copied().chain([1.0, 1.0]) {
+            p = _mm256_add_ps(_mm256_mul_ps(p, r), set(c));
+        }
+        let exponent = _mm256_add_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(127));
+        let scale = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent));
+        let above = _mm256_cmp_ps::<_CMP_GT_OQ>(x, set(EXP_MIN));
+        _mm256_and_ps(_mm256_mul_ps(p, scale), above)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[target_feature(enable = "avx2,f16c")]
+    fn operations() -> Vec<[[f32; LANES]; 2]> {
+        let mut state = 1u32;
+        let mut next = || {
+            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+            state
+        };
+        let mut pairs = Vec::new();
+        let mut put = |a: Avx2, b: [f32; LANES]| {
+            let mut stored = [0.0; LANES];
+            a.store(&mut stored);
+            pairs.push([stored, b]);
+        };
+        for round in 0..20_000 {
+            let x: [f32; LANES] = std::array::from_fn(|_| {
+                let bits = next();
+                let x = f32::from_bits(bits);
+                let small = (bits as f32 / u32::MAX as f32 - 0.5) * 200.0;
+                if round % 2 == 0 && x.is_finite() {
+                    x
+                } else {
+                    small
+                }
+            });
+            let y: [f32; LANES] = std::array::from_fn(|i| x[(i + 5) % LANES]);
+            let (a, b) = (Avx2::load(&x), Avx2::load(&y));
+            put(a.add(b), x.add(y));
+            put(a.sub(b), x.sub(y));
+            put(a.mul(b), x.mul(y));
+            put(a.max(b), x.max(y));
+            put(a.exp(), x.exp());
+            put(Avx2::splat(x[3]), Lanes::splat(x[3]));
+            let halves: [u16; LANES] = std::array::from_fn(|_| {
+                let half = (next() >> 16) as u16;
+                if half & 0x7c00 == 0x7c00 {
+                    half & 0x83ff
+                } else {
+                    half
+                }
+            });
+            put(Avx2::from_f16(&halves), Lanes::from_f16(&halves));
+            let codes: [i8; LANES] = std::array::from_fn(|_| (next() >> 24) as i8);
+            put(Avx2::from_i8(&codes), Lanes::from_i8(&codes));
+        }
+        pairs
+    }
+
+    #[test]
+    fn operations_are_those_of_the_contract() {
+        if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("f16c") {
+            return;
+        }
+        // SAFETY: the CPU has the features.
+        for [got, expected] in unsafe { operations() } {
+            let bits = |x: [f32; LANES]| x.map(f32::to_bits);
+            assert!(
+                bits(got) == bits(expected) || expected.iter().any(|x| x.is_nan()),
+                "{got:?}, not {expected:?}"
+            );
+        }
+    }
+}
