@@ -5,7 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Scratch, ok, report, smollm2};
+use common::{Scratch, ok, report, smollm2, u64_of};
 
 const PROMPT: &str = "Rust is a systems programming language. In three sentences, \
 say what ownership, borrowing and lifetimes are for, and give an example of each: \
@@ -32,6 +32,28 @@ fn logits_and_tokens_do_not_depend_on_how_they_are_computed() {
     let fields = r#""model_requirements": {"max_sequence_tokens": 512},"#;
     let mapped = scratch.build(&model, "mapped.bin", fields, &[]);
     let read = scratch.build(&model, "read.bin", fields, &["--ram", "400MiB"]);
+    // Two thirds and one third of the weights stay; reads of several sizes.
+    let paged = scratch.build(&model, "paged.bin", fields, &["--ram", "100MiB"]);
+    let flags = [
+        "--ram",
+        "64MiB",
+        "--page-read",
+        "1MiB",
+        "--page-slots",
+        "5MiB",
+    ];
+    let smaller = scratch.build(&model, "smaller.bin", fields, &flags);
+    for plan in [&paged, &smaller] {
+        for flags in [&["-t", "2"][..], &["-t", "3", "--ubatch-size", "5"]] {
+            let (hash, _) = logits(&scratch, plan, flags);
+            assert_eq!(
+                hash,
+                GOLDEN.trim(),
+                "logits of {} {flags:?}",
+                plan.display()
+            );
+        }
+    }
     let mut seen = Vec::new();
     for plan in [&mapped, &read] {
         for threads in ["1", "2", "3"] {
@@ -73,4 +95,36 @@ fn plans_do_not_depend_on_folders_or_threads() {
         })
         .collect();
     assert!(plans[0] == plans[1], "plan bytes differ");
+}
+
+#[test]
+fn speculation_changes_speed_alone() {
+    let scratch = Scratch::new("speculation");
+    let fields = r#""model_requirements": {"max_sequence_tokens": 512},"#;
+    let mapped = scratch.build(&smollm2(), "mapped.bin", fields, &[]);
+    let paged = scratch.build(&smollm2(), "paged.bin", fields, &["--ram", "80MiB"]);
+    let prompt = "Repeat this sentence exactly: The quick brown fox jumps over the lazy dog.";
+    let run = |plan: &Path, flags: &[&str]| {
+        let mut run = scratch.omex();
+        run.arg("run")
+            .arg(plan)
+            .args(["-p", prompt, "-n", "48"])
+            .args(flags);
+        report(&mut run)
+    };
+    for sampling in [&[][..], &["--temp", "0.7", "--seed", "3"]] {
+        let whole = run(&mapped, sampling);
+        let drafting = run(&paged, sampling);
+        let plain = run(&paged, &[sampling, &["--no-speculation"]].concat());
+        assert_eq!(drafting["token_ids"], whole["token_ids"]);
+        assert_eq!(plain["token_ids"], whole["token_ids"]);
+        assert_eq!(drafting["result_id"], plain["result_id"]);
+        assert_eq!(u64_of(&plain, "drafted_tokens"), 0);
+        let accepted = u64_of(&drafting, "accepted_tokens");
+        assert!(accepted > 0, "{drafting}");
+        assert!(accepted < u64_of(&drafting, "drafted_tokens"), "{drafting}");
+        // Fewer passes read fewer bytes.
+        let read = |report: &serde_json::Value| u64_of(report, "bytes_read");
+        assert!(read(&drafting) < read(&plain));
+    }
 }
