@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use omex_runtime::events::{Collector, Event, JsonLines, Sink};
+use omex_runtime::os::memory::unify_heap;
 use omex_runtime::os::signal;
 use omex_runtime::{
     Bindings, LoadOptions, Places, Report, RunError, RunOptions, SamplingChanges, Session,
@@ -16,6 +17,7 @@ use crate::args::RunArgs;
 
 /// Runs a plan and returns the process's exit code.
 pub fn main(args: RunArgs) -> ExitCode {
+    unify_heap();
     signal::install();
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,33 +1,140 @@
-//! Predicted memory against measured memory.
+//! Predicted memory against measured memory, and runs in exactly as much as
+//! their plans state.
 
+#[path = "common/cgroup.rs"]
+mod cgroup;
 mod common;
 
-use common::{Scratch, report, smollm2, u64_of};
+use std::path::Path;
+use std::process::Command;
+
+use cgroup::{Cgroup, forget};
+use common::{Scratch, fails, ok, report, smollm2, u64_of};
 
 const MIB: u64 = 1 << 20;
+const PAGE: u64 = 4096;
+const SOURCES: [(&str, &[&str]); 2] = [("mapped", &[]), ("read", &["--ram", "1GiB"])];
+
+/// What a run is asked for: a chat turn, a long prompt, sampling, windows.
+const RUNS: [&[&str]; 4] = [
+    &["-p", "Say something."],
+    &["-n", "8"],
+    &["-p", "Say", "--temp", "0.9", "--repeat-penalty", "1.1"],
+    &["--raw", "--events", "jsonl", "-p", "Once upon a time"],
+];
+
+fn context_of(tokens: u32) -> String {
+    format!(r#""model_requirements": {{"max_sequence_tokens": {tokens}}},"#)
+}
+
+fn predicted(scratch: &Scratch, plan: &Path, field: &str) -> u64 {
+    let mut command = scratch.omex();
+    command
+        .args(["debug", "memory", "report", "--json"])
+        .arg(plan);
+    let report = ok(&mut command);
+    u64_of(&serde_json::from_slice(&report.stdout).unwrap(), field)
+}
+
+/// Predicted and measured peak of a run.
+fn peaks(run: &mut Command) -> (u64, u64) {
+    let report = report(run.args(["-n", "6"]));
+    let peak = |name| u64_of(&report, &format!("rss_peak_{name}_bytes"));
+    (peak("predicted"), peak("measured"))
+}
 
 #[test]
-fn the_measured_peak_is_at_most_two_mib_below_the_predicted_one() {
+fn the_measured_peak_is_at_most_one_mib_below_the_predicted_one() {
     let scratch = Scratch::new("memory");
     let model = smollm2();
-    scratch.write("input.txt", "A short text about nothing much. ".repeat(30));
-    for context in [256, 2048] {
-        let fields = format!(r#""model_requirements": {{"max_sequence_tokens": {context}}},"#);
-        for (name, flags) in [("mapped", &[][..]), ("read", &["--ram", "400MiB"])] {
-            let plan = scratch.build(&model, &format!("{name}-{context}.bin"), &fields, flags);
+    scratch.write("input.txt", "A short text about nothing much. ".repeat(20));
+    let mut wrong = Vec::new();
+    for context in [256, 2048, 8192] {
+        for (source, flags) in SOURCES {
+            let plan = format!("{source}-{context}.bin");
+            let plan = scratch.build(&model, &plan, &context_of(context), flags);
             for threads in ["1", "2", "3"] {
-                let mut run = scratch.omex();
-                run.arg("run").arg(&plan);
-                run.args(["-n", "8", "-t", threads, "-p", "Say something."]);
-                let report = report(&mut run);
-                let predicted = u64_of(&report, "rss_peak_predicted_bytes");
-                let measured = u64_of(&report, "rss_peak_measured_bytes");
-                assert!(
-                    measured <= predicted && predicted - measured <= 2 * MIB,
-                    "{name}, context {context}, {threads} threads: \
-                     predicted {predicted}, measured {measured}"
-                );
+                // Every kind of run at one size, one kind at the others.
+                let runs = if context == 2048 {
+                    &RUNS[..3]
+                } else {
+                    &RUNS[..1]
+                };
+                for flags in runs {
+                    let mut run = scratch.omex();
+                    run.arg("run").arg(&plan).args(["-t", threads]).args(*flags);
+                    let (predicted, measured) = peaks(&mut run);
+                    if measured > predicted || predicted - measured > MIB {
+                        wrong.push(format!(
+                            "{source}, context {context}, {threads} threads, {flags:?}: \
+                             predicted {predicted}, measured {measured}"
+                        ));
+                    }
+                }
             }
         }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn plans_run_in_a_cgroup_of_exactly_their_charge_and_refuse_one_page_less() {
+    let Some(group) = Cgroup::new("omex-exact") else {
+        return;
+    };
+    let scratch = Scratch::new("cgroup");
+    let model = smollm2();
+    for (source, flags) in SOURCES {
+        let plan = scratch.build(&model, &format!("{source}.bin"), &context_of(512), flags);
+        let charge = predicted(&scratch, &plan, "charge_peak_bytes");
+        let run = |flags: &[&str]| {
+            let mut run = scratch.omex();
+            run.arg("run").arg(&plan).args(["-n", "12"]).args(flags);
+            run
+        };
+        for flags in RUNS {
+            let flags = if flags.contains(&"-p") {
+                flags
+            } else {
+                RUNS[0]
+            };
+            let expected = ok(&mut run(flags)).stdout;
+            group.limit(charge).unwrap();
+            let bounded = ok(&mut group.run(&run(flags)));
+            assert_eq!(bounded.stdout, expected, "{source}: {flags:?}");
+        }
+        group.limit(charge - PAGE).unwrap();
+        let refusal = fails(&mut group.run(&run(RUNS[0])), 4);
+        assert!(refusal.contains(&charge.to_string()), "{refusal}");
+    }
+}
+
+#[test]
+fn the_measured_charge_is_at_most_two_mib_below_the_predicted_one() {
+    let scratch = Scratch::new("charge");
+    let model = smollm2();
+    for (source, flags) in SOURCES {
+        let Some(group) = Cgroup::new(&format!("omex-charge-{source}")) else {
+            return;
+        };
+        let plan = scratch.build(&model, &format!("{source}.bin"), &context_of(2048), flags);
+        let charge = predicted(&scratch, &plan, "charge_peak_bytes");
+        // The group that first reads a file is charged for it.
+        forget(&scratch.path("home"));
+        forget(&scratch.path("."));
+        let mut run = scratch.omex();
+        run.arg("run").arg(&plan).args(["-n", "6"]).args(RUNS[0]);
+        let report = report(&mut group.run(&run));
+        let Some(peak) = group.peak_bytes() else {
+            eprintln!("\n*** THIS SYSTEM DOES NOT COUNT A CGROUP'S PEAK ***\n");
+            return;
+        };
+        // Whoever ran the program first is charged for its own pages.
+        let elsewhere = u64_of(&report, "rss_file_bytes").saturating_sub(group.cache_bytes());
+        let charged = peak + elsewhere;
+        assert!(
+            charged <= charge && charge - charged <= 2 * MIB,
+            "{source}: predicted {charge}, charged {peak} and {elsewhere} elsewhere"
+        );
     }
 }

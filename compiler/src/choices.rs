@@ -103,6 +103,13 @@ fn needs(program: &Program) -> Vec<Need> {
         .collect()
 }
 
+/// The shortest context that the program's prompts and generations fit, as far
+/// as inputs are cut to windows.
+pub fn context_min(program: &Program) -> u64 {
+    let needs = needs(program);
+    needs.iter().map(|n| n.least).max().unwrap_or(1)
+}
+
 /// The number of positions that the KV cache holds: what is asked for, else
 /// what the windows need, else the model's, up to a default.
 ///

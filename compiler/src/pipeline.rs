@@ -5,9 +5,10 @@
 use std::collections::BTreeMap;
 
 use omex_kernels::KernelSpec;
-use omex_plan::memory::{MemoryContract, MemoryKind};
+use omex_plan::memory::MemoryKind;
 use omex_plan::prompt::PromptTemplate;
 use omex_plan::{Model, Plan, Target};
+use omex_runtime::memory::Sections;
 
 use crate::arena::Layout;
 use crate::choices;
@@ -15,6 +16,7 @@ use crate::container::{MemoryLevel, NodeId, RamLimit, RamOrigin, Task};
 use crate::diagnostic::Diagnostic;
 use crate::emit::code::CodeSection;
 use crate::emit::identity::{Identity, result_id};
+use crate::emit::memory::memory_contract;
 use crate::emit::program::program;
 use crate::emit::{PackedModel, Parts, assemble, kernels};
 use crate::import::llama::ModelConfig;
@@ -57,19 +59,7 @@ pub struct Inputs<'a> {
     /// The code of a kernel for the target; `None` where the runtime's own
     /// implementation computes it.
     pub code_of: &'a dyn Fn(&KernelSpec) -> Option<Vec<u8>>,
-    /// The memory that the runtime needs for a plan, itemised; the plan's own
-    /// contract is empty at that time.
-    pub memory_of: &'a dyn Fn(&Plan, Sections) -> MemoryContract,
 }
-
-/// Sizes of a plan's raw sections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sections {
-    pub code_bytes: u64,
-    pub tokenizer_bytes: u64,
-}
-
-pub use crate::emit::memory::memory_contract;
 
 /// What the command line asks for beyond the container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -189,7 +179,7 @@ pub fn compile(inputs: &Inputs<'_>, options: &Options) -> Result<Compiled, Vec<D
             program: &program,
             result_id,
         })?;
-        plan.memory = (inputs.memory_of)(&plan, sections);
+        plan.memory = memory_contract(&plan, sections);
         Ok((plan, layout))
     };
     let fitting = Fitting {
@@ -349,13 +339,8 @@ impl Fitting<'_> {
         }
     }
 
-    fn needed(&self, plan: &Plan) -> u64 {
-        let memory = &plan.memory;
-        memory.rss_peak_bytes().max(memory.charge_peak_bytes())
-    }
-
     fn fits(&self, plan: &Plan) -> bool {
-        self.limit.is_none_or(|l| self.needed(plan) <= l.bytes)
+        self.limit.is_none_or(|l| plan.memory.needed_bytes() <= l.bytes)
     }
 
     /// Seconds of one longest generation of each node.
@@ -372,10 +357,8 @@ impl Fitting<'_> {
     ///
     /// The smallest plan, when it does not fit.
     fn page(&self, unpaged: &Plan, level: MemoryLevel) -> Result<Plan, Box<Plan>> {
-        let mapped = unpaged.memory.items.iter();
-        let mapped = mapped.filter(|item| item.kind == MemoryKind::MappedPages);
-        let weights: u64 = mapped.map(|item| item.bytes).sum();
-        let others = self.needed(unpaged) - weights;
+        let weights = unpaged.memory.bytes_of(MemoryKind::MappedPages);
+        let others = unpaged.memory.needed_bytes() - weights;
         let low = level == MemoryLevel::Low && self.options.weights.is_none();
         let sizes = &self.options.paging;
         let layers = self.inputs.task.model.load_layers;
@@ -394,7 +377,7 @@ impl Fitting<'_> {
         };
         let paged = |weights_bytes_max: u64| {
             paging::page(unpaged, &request(weights_bytes_max)).map(|mut plan| {
-                plan.memory = (self.inputs.memory_of)(&plan, self.sections);
+                plan.memory = memory_contract(&plan, self.sections);
                 plan
             })
         };
@@ -407,7 +390,7 @@ impl Fitting<'_> {
         for _ in 0..PAGING_ROUNDS {
             match (paged(weights_bytes_max), self.limit) {
                 (Ok(plan), Some(limit)) if !self.fits(&plan) => {
-                    let excess = self.needed(&plan) - limit.bytes;
+                    let excess = plan.memory.needed_bytes() - limit.bytes;
                     weights_bytes_max = weights_bytes_max.saturating_sub(excess);
                 }
                 (Ok(plan), _) => return Ok(plan),

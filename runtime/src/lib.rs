@@ -9,6 +9,7 @@ pub mod exec;
 pub mod hex;
 pub mod json;
 pub mod load;
+pub mod memory;
 pub mod os;
 mod pager;
 pub mod pool;

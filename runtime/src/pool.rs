@@ -23,6 +23,9 @@ const SPIN_POLLS: u32 = 64;
 /// Stack of a worker: far above what kernels use, small enough to plan with.
 pub const WORKER_STACK_BYTES: usize = 256 << 10;
 
+/// Bytes of it that kernels touch at most.
+pub const WORKER_STACK_USED_BYTES: usize = 64 << 10;
+
 /// A counter whose changes threads wait for.
 #[derive(Debug, Default)]
 pub(crate) struct Signal {

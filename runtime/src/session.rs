@@ -40,6 +40,9 @@ pub struct Report {
     pub ttft_ms: f64,
     pub rss_peak_predicted_bytes: u64,
     pub rss_peak_measured_bytes: u64,
+    /// What files back of the resident set at the end: mapped weights, and the
+    /// program itself.
+    pub rss_file_bytes: u64,
     /// Bytes that the process caused to be read from storage.
     pub bytes_read: u64,
     /// Barriers that threads met at, per generated or prefilled pass, in all.
@@ -65,6 +68,7 @@ impl Report {
             .float("ttft_ms", self.ttft_ms)
             .integer("rss_peak_predicted_bytes", self.rss_peak_predicted_bytes)
             .integer("rss_peak_measured_bytes", self.rss_peak_measured_bytes)
+            .integer("rss_file_bytes", self.rss_file_bytes)
             .integer("bytes_read", self.bytes_read)
             .integer("barriers", self.barriers)
             .integer("threads", self.threads.into())
@@ -125,8 +129,9 @@ impl Session {
             prefill_tps: per_second(outcome.prompt_tokens, outcome.prefill_seconds),
             decode_tps: per_second(outcome.generated_tokens, outcome.decode_seconds),
             ttft_ms: outcome.first_token_seconds * 1e3,
-            rss_peak_predicted_bytes: engine.plan().memory.rss_peak_bytes(),
+            rss_peak_predicted_bytes: crate::memory::rss_peak_bytes(engine.plan()),
             rss_peak_measured_bytes: process::rss_peak_bytes(),
+            rss_file_bytes: process::rss_file_bytes(),
             bytes_read: process::bytes_read(),
             barriers: engine.barriers() - barriers,
             threads: engine.threads(),

@@ -365,7 +365,6 @@ impl<'a> Request<'a> {
             storage_bytes_per_s: target.storage_bytes_per_s,
             memory_bytes_per_s: target.memory_bytes_per_s,
             code_of: &code_of,
-            memory_of: &omex_compiler::emit::memory::memory_contract,
         };
         let options = Options {
             context: args.ctx_size,

@@ -1,10 +1,9 @@
-//! The memory contract of a plan: what of it the plan decides, and what the
-//! runtime states of itself.
+//! The memory contract of a plan: what its arena and weights take, and what
+//! the runtime states of itself.
 
 use omex_plan::memory::{MemoryContract, MemoryItem, MemoryKind};
-use omex_plan::{BufferKind, Plan, WeightSource};
-
-use crate::pipeline::Sections;
+use omex_plan::{BufferKind, Plan};
+use omex_runtime::memory::{Sections, mapped_bytes, own_items};
 
 /// Pages of the process's address space.
 const PAGE_BYTES: u64 = 4096;
@@ -18,12 +17,9 @@ pub fn memory_contract(plan: &Plan, sections: Sections) -> MemoryContract {
     let kv = of_kind(BufferKind::KvRing);
     let resident = of_kind(BufferKind::ResidentPage);
     let slots = of_kind(BufferKind::PageSlot);
-    let mapped = match plan.weights.source {
-        WeightSource::Mapped => plan.weights.packed_file_bytes,
-        WeightSource::Read { .. } | WeightSource::Paged(_) => 0,
-    };
     let round = |bytes: u64| bytes.next_multiple_of(PAGE_BYTES);
-    let items = [
+    let planned = [
+        // What comes and goes, alignment included.
         (
             MemoryKind::Activations,
             round(plan.arena_bytes) - kv - resident - slots,
@@ -31,15 +27,14 @@ pub fn memory_contract(plan: &Plan, sections: Sections) -> MemoryContract {
         (MemoryKind::KvCache, kv),
         (MemoryKind::ResidentPages, resident),
         (MemoryKind::PageSlots, slots),
-        (MemoryKind::MappedPages, round(mapped)),
-        (MemoryKind::Tokenizer, round(sections.tokenizer_bytes)),
-        (MemoryKind::Code, round(sections.code_bytes)),
+        (MemoryKind::MappedPages, round(mapped_bytes(plan))),
     ];
-    MemoryContract {
-        items: items
-            .into_iter()
-            .filter(|(_, bytes)| *bytes > 0)
-            .map(|(kind, bytes)| MemoryItem { kind, bytes })
-            .collect(),
-    }
+    let planned_bytes = planned.iter().map(|(_, bytes)| bytes).sum();
+    let mut items: Vec<MemoryItem> = planned
+        .into_iter()
+        .filter(|(_, bytes)| *bytes > 0)
+        .map(|(kind, bytes)| MemoryItem { kind, bytes })
+        .collect();
+    items.extend(own_items(plan, sections, planned_bytes));
+    MemoryContract { items }
 }

@@ -44,7 +44,7 @@ words! {
         Activations = "activations", KvCache = "kv_cache", ResidentPages = "resident_pages",
         PageSlots = "page_slots", MappedPages = "mapped_pages", Tokenizer = "tokenizer",
         Code = "code", Session = "session", PlanMetadata = "plan_metadata", Stacks = "stacks",
-        PageTables = "page_tables", Runtime = "runtime"
+        Runtime = "runtime", Generator = "generator", Kernel = "kernel"
     }
 }
 

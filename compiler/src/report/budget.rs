@@ -1,10 +1,13 @@
-//! The refusal of a plan that does not fit its budget.
+//! The refusal of a plan that does not fit its budget: what it needs, which
+//! buffers alone are too much, and what would fit.
 
+use omex_kernels::WeightFormat;
 use omex_plan::memory::MemoryKind;
-use omex_plan::{Plan, WeightSource};
+use omex_plan::packed::{PackedLayout, Tensor};
+use omex_plan::{BufferKind, Plan, WeightSource};
 
-use super::mib;
-use crate::choices::span;
+use super::{kind_name, mib};
+use crate::choices::{self, span};
 use crate::container::{RamLimit, Task};
 use crate::diagnostic::{Code, Diagnostic};
 
@@ -16,10 +19,30 @@ pub struct Overrun<'a> {
     pub limit: RamLimit,
 }
 
+/// Changes that are proposed at most.
+const CHANGES_MAX: usize = 3;
+
+/// Bits per weight of the formats that models come in, descending.
+const QUANTIZATIONS: [(&str, WeightFormat); 8] = [
+    ("Q8_0", WeightFormat::Q8_0),
+    ("Q6_K", WeightFormat::Q6K),
+    ("Q5_K", WeightFormat::Q5K),
+    ("Q5_0", WeightFormat::Q5_0),
+    ("Q4_K", WeightFormat::Q4K),
+    ("Q4_0", WeightFormat::Q4_0),
+    ("Q3_K", WeightFormat::Q3K),
+    ("Q2_K", WeightFormat::Q2K),
+];
+
+/// Something that people can change, and what the task needs then.
+struct Change {
+    what: String,
+    needed_bytes: u64,
+}
+
 pub fn over_budget(overrun: &Overrun<'_>) -> Diagnostic {
-    let memory = &overrun.plan.memory;
-    let limit = &overrun.limit;
-    let needed = memory.rss_peak_bytes().max(memory.charge_peak_bytes());
+    let Overrun { task, plan, limit } = *overrun;
+    let needed = plan.memory.needed_bytes();
     let mut diagnostic = Diagnostic::error(
         Code::BudgetExceeded,
         format!(
@@ -29,34 +52,140 @@ pub fn over_budget(overrun: &Overrun<'_>) -> Diagnostic {
             mib(limit.bytes)
         ),
     );
-    if let Some(span) = span(limit) {
-        diagnostic = diagnostic.at(&overrun.task.source, span, "");
+    if let Some(span) = span(&limit) {
+        diagnostic = diagnostic.at(&task.source, span, "");
     }
-    for item in &memory.items {
+    for item in &plan.memory.items {
         diagnostic = diagnostic.note(format!("{:>12}  {}", mib(item.bytes), item.kind.name()));
     }
-    diagnostic = diagnostic.help_if(context_that_fits(overrun, needed));
-    if let WeightSource::Read { .. } = overrun.plan.weights.source {
-        diagnostic = diagnostic.help(format!(
-            "the weights take {}: a model of coarser quantization takes less",
-            mib(overrun.plan.weights.pages.iter().map(|p| p.bytes).sum())
-        ));
+    diagnostic = diagnostic.note(too_much(plan, limit.bytes));
+    let context = context_within(overrun, plan.memory.needed_bytes());
+    let mut changes: Vec<Change> = context.into_iter().collect();
+    // Weights that are paged are in nobody's way.
+    if let WeightSource::Read { .. } = plan.weights.source {
+        changes.extend(coarser_weights(overrun));
+        if changes.is_empty() {
+            changes.extend(coarser_and_shorter(overrun));
+        }
+    }
+    for change in changes.into_iter().take(CHANGES_MAX - 1) {
+        let needed = mib(change.needed_bytes);
+        diagnostic = diagnostic.help(format!("{} would need {needed}", change.what));
     }
     diagnostic.help(format!(
-        "allow {} or more: --ram {}",
+        "or allow {} or more: --ram {}",
         mib(needed),
         mib(needed).replace(' ', "")
     ))
 }
 
-/// The longest context with which the rest would fit: the KV rings grow with
-/// it, everything else stays.
-fn context_that_fits(overrun: &Overrun<'_>, needed: u64) -> Option<String> {
-    let items = &overrun.plan.memory.items;
-    let kv = items.iter().find(|i| i.kind == MemoryKind::KvCache)?.bytes;
-    let ring = u64::from(overrun.plan.model.context.next_multiple_of(16));
-    let rest = needed - kv;
-    let fits = overrun.limit.bytes.checked_sub(rest)? / (kv / ring).max(1);
-    let fits = fits / 16 * 16;
-    (fits >= 16).then(|| format!("a context of {fits} tokens would fit: -c {fits}"))
+/// The smallest set of buffers and items that exceeds the limit together.
+fn too_much(plan: &Plan, limit_bytes: u64) -> String {
+    let arena = [
+        MemoryKind::Activations,
+        MemoryKind::KvCache,
+        MemoryKind::ResidentPages,
+        MemoryKind::PageSlots,
+    ];
+    let arena_bytes: u64 = arena.iter().map(|&kind| plan.memory.bytes_of(kind)).sum();
+    let fixed_bytes = plan.memory.needed_bytes() - arena_bytes;
+    let Some(room) = limit_bytes.checked_sub(fixed_bytes) else {
+        return format!(
+            "what lies outside the arena takes {} alone",
+            mib(fixed_bytes)
+        );
+    };
+    // The largest buffers of one phase exceed the room with the fewest.
+    let of_phase = |phase: u32| {
+        let alive = (plan.buffers.iter()).filter(|b| (b.first_phase..b.end_phase).contains(&phase));
+        let mut alive: Vec<_> = alive.collect();
+        alive.sort_by_key(|b| (std::cmp::Reverse(b.bytes), b.offset));
+        let mut bytes = 0;
+        let enough = alive.iter().position(|b| {
+            bytes += b.bytes;
+            bytes > room
+        })?;
+        alive.truncate(enough + 1);
+        Some((phase, alive))
+    };
+    let phases = (0..plan.phases.len() as u32).filter_map(of_phase);
+    let Some((phase, least)) = phases.min_by_key(|(phase, set)| (set.len(), *phase)) else {
+        return format!(
+            "no phase alone exceeds the {} that are left for the arena; their places together do",
+            mib(room)
+        );
+    };
+    let mut kinds: Vec<BufferKind> = least.iter().map(|b| b.kind).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    let parts = kinds.into_iter().map(|kind| {
+        let of_kind = least.iter().filter(|b| b.kind == kind);
+        let (count, bytes) = of_kind.fold((0, 0), |(n, sum), b| (n + 1, sum + b.bytes));
+        format!("{count} x {} ({})", kind_name(kind), mib(bytes))
+    });
+    format!(
+        "{} of {} buffers, alive in phase {phase}, are more than the {} left for them: {}",
+        least.len(),
+        plan.buffers.len(),
+        mib(room),
+        parts.collect::<Vec<_>>().join(", ")
+    )
+}
+
+/// The longest context that fits when the task otherwise needs `needed` bytes:
+/// the KV rings grow with it, everything else stays.
+fn context_within(overrun: &Overrun<'_>, needed: u64) -> Option<Change> {
+    let plan = overrun.plan;
+    let kv = plan.memory.bytes_of(MemoryKind::KvCache);
+    let ring = u64::from(choices::ring(plan.model.context));
+    let per_position = kv.div_ceil(ring).max(1);
+    let rest = needed.checked_sub(kv)?;
+    let fits = overrun.limit.bytes.checked_sub(rest)? / per_position / 16 * 16;
+    let least = choices::context_min(&plan.program).max(16);
+    (fits >= least && fits < ring).then(|| Change {
+        what: format!("a context of {fits} tokens (-c {fits})"),
+        needed_bytes: rest + fits * per_position,
+    })
+}
+
+/// What the task needs with the matrices in another format, at most theirs.
+fn with_weights_in(plan: &Plan, format: WeightFormat) -> u64 {
+    let bytes_of = |tensor: &Tensor| match (tensor.layout, tensor.bytes()) {
+        (PackedLayout::Rows | PackedLayout::Panels, Some(bytes)) => {
+            // Per 256 weights, so that every format's blocks are whole.
+            let weights = u64::from(tensor.rows.next_multiple_of(16)) * u64::from(tensor.k);
+            bytes.min((weights * format.row_bytes(256)).div_ceil(256))
+        }
+        (PackedLayout::Vector, Some(bytes)) => bytes,
+        (_, None) => 0,
+    };
+    let tensors = || plan.weights.tensors.iter();
+    let now: u64 = tensors().filter_map(Tensor::bytes).sum();
+    let then: u64 = tensors().map(bytes_of).sum();
+    plan.memory.needed_bytes() - (now - then)
+}
+
+/// The finest quantization with which the task would fit.
+fn coarser_weights(overrun: &Overrun<'_>) -> Option<Change> {
+    let fitting = QUANTIZATIONS.iter().find_map(|(name, format)| {
+        let needed = with_weights_in(overrun.plan, *format);
+        (needed <= overrun.limit.bytes).then_some((name, needed))
+    });
+    fitting.map(|(name, needed_bytes)| Change {
+        what: format!("the model in {name}"),
+        needed_bytes,
+    })
+}
+
+/// The finest quantization that fits with a shorter context, where neither
+/// fits alone.
+fn coarser_and_shorter(overrun: &Overrun<'_>) -> Option<Change> {
+    QUANTIZATIONS.iter().find_map(|(name, format)| {
+        let needed = with_weights_in(overrun.plan, *format);
+        let context = context_within(overrun, needed)?;
+        Some(Change {
+            what: format!("the model in {name} with {}", context.what),
+            needed_bytes: context.needed_bytes,
+        })
+    })
 }

@@ -10,7 +10,7 @@ use omex_compiler::import::gguf::TensorId;
 use omex_compiler::import::llama::{
     Hyperparameters, Layer, Linear, Matrix, ModelConfig, Output, Rope, Vector, Weights,
 };
-use omex_compiler::pipeline::{Compiled, Inputs, Options, compile, memory_contract};
+use omex_compiler::pipeline::{Compiled, Inputs, Options, compile};
 use omex_kernels::WeightFormat;
 use omex_kernels::spec::RopePairing;
 use omex_plan::packed::{
@@ -372,7 +372,6 @@ pub(crate) fn compile_on(
                 omex_kernels::KernelSpec::Matmul { rows, .. } => Some(vec![0xc3; *rows as usize]),
                 _ => None,
             },
-            memory_of: &memory_contract,
         },
         options,
     )

@@ -9,4 +9,4 @@ mod vector;
 
 pub use engine::Engine;
 pub use machine::{KeptCode, Machine, PageTable};
-pub use tile::panel_tiles_max;
+pub use tile::tiles_bytes_max;

@@ -38,8 +38,14 @@ fn panels_per_tile(panels: u32, threads: u32) -> u32 {
     panels.div_ceil(threads * TILES_PER_THREAD).max(1)
 }
 
+/// Bytes of a plan's tiles for its largest number of threads, at most.
+pub fn tiles_bytes_max(plan: &Plan) -> u64 {
+    let tiles = panel_tiles_max(plan, plan.threads_max);
+    tiles * size_of::<PanelTile>() as u64 + (plan.steps.len() as u64 + 1) * 4
+}
+
 /// Largest number of panel tiles of a plan: one per wished tile and piece.
-pub fn panel_tiles_max(plan: &Plan, threads: u32) -> u64 {
+fn panel_tiles_max(plan: &Plan, threads: u32) -> u64 {
     let steps = plan.steps.iter();
     steps
         .map(|step| match matmul_pieces(plan, step) {

@@ -9,7 +9,7 @@ use super::{LoadOptions, PlanFile};
 use crate::error::RunError;
 use crate::exec::KeptCode;
 use crate::hex;
-use crate::os::memory::Code;
+use crate::os::memory::{Code, Region};
 
 /// Entry points of a plan's kernels, and what keeps them alive.
 pub(super) struct LoadedCode {
@@ -32,15 +32,9 @@ pub(super) fn load(
             )));
         }
     }
-    let available = crate::os::process::memory_available_bytes().unwrap_or(u64::MAX);
-    if section.bytes > available / 2 {
-        let needed = section.bytes;
-        return Err(RunError::Memory(format!(
-            "the plan's code has {needed} bytes, but only {available} are available"
-        )));
-    }
-    let mut bytes = vec![0; section.bytes as usize];
-    file.read(SectionKind::Code, &mut bytes)?;
+    let mut region = Region::zeroed(section.bytes as usize)
+        .map_err(|e| RunError::Memory(format!("no memory for the plan's code: {e}")))?;
+    file.read(SectionKind::Code, region.bytes_mut())?;
     if plan.kernels.iter().all(|kernel| kernel.code.is_none()) {
         return Ok(LoadedCode {
             entries: vec![None; plan.kernels.len()],
@@ -63,7 +57,7 @@ pub(super) fn load(
             code_digest: hex::encode(&section.digest),
         })?;
     }
-    let mapping = Code::new(&bytes).map_err(RunError::io("make the code executable", file.path))?;
+    let mapping = Code::new(region).map_err(RunError::io("make the code executable", file.path))?;
     let entry = |range: omex_plan::CodeRange| mapping.address(range.offset as usize);
     Ok(LoadedCode {
         entries: plan.kernels.iter().map(|k| k.code.map(entry)).collect(),

@@ -11,14 +11,14 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use omex_plan::file::{HEADER_BYTES, Header, SectionKind, decode_metadata};
-use omex_plan::memory::MemoryKind;
 use omex_plan::{CheckedPlan, Plan};
 
 use crate::error::RunError;
 use crate::exec::{Engine, Machine};
-use crate::os::file::open_regular;
+use crate::memory::{allowance_bytes, charge_peak_bytes, rss_peak_bytes};
+use crate::os::file::{forget, open_regular};
 use crate::os::memory::{Frozen, Region};
-use crate::os::{cpu, process};
+use crate::os::{cpu, memory, process};
 use crate::pool::Pool;
 use crate::tokenizer::Tokenizer;
 
@@ -139,6 +139,7 @@ impl PlanFile<'_> {
 /// Loads the plan at `path`. Which checks come first is part of the contract:
 /// integrity, then the machine, then memory, then code, then weights.
 pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunError> {
+    memory::release_unused();
     let resident_at_start = process::rss_bytes();
     let file = PlanFile::open(path)?;
     let checked = file.plan()?;
@@ -156,64 +157,76 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
         require_allowance(plan, resident_at_start)?;
     }
 
+    require_memory(plan)?;
+
     let tokenizer = read_tokenizer(&file, plan)?;
     let code = code::load(&file, plan, options)?;
     let model = find_packed(&file, plan, options)?;
 
+    // Decoding and code generation leave free blocks behind, and reading the
+    // plan its pages in the page cache.
+    memory::release_unused();
+    if file.header.section(SectionKind::Pages).bytes == 0 {
+        // Whatever is refused here is only cached for longer.
+        let _ = forget(&file.file);
+    }
     let mut arena = allocate_arena(plan)?;
     let mut pool = Pool::new(threads)
         .map_err(|e| RunError::Memory(format!("cannot start {threads} threads: {e}")))?;
     let pages = model.load(plan, &mut arena, &mut pool)?;
     let machine = Machine::new(checked, arena, pages, code.entries, code.keep);
-    Ok(Loaded {
-        engine: Engine::new(machine, pool),
-        tokenizer,
-    })
+    let engine = Engine::new(machine, pool);
+    memory::release_unused();
+    Ok(Loaded { engine, tokenizer })
 }
 
+/// Plans state a contract, but for those of tests.
 fn require_allowance(plan: &Plan, resident: u64) -> Result<(), RunError> {
-    let items = plan.memory.items.iter();
-    let allowance = items
-        .filter(|item| item.kind == MemoryKind::Runtime)
-        .map(|item| item.bytes)
-        .next();
-    match allowance {
-        Some(allowed) if resident > allowed => Err(RunError::Memory(format!(
-            "the runtime itself already uses {resident} bytes, the plan allows it {allowed}; \
-             rebuild the plan with the version of `omexc` that belongs to this runtime"
-        ))),
+    let allowed = allowance_bytes(plan);
+    if allowed == 0 || resident <= allowed {
+        return Ok(());
+    }
+    Err(RunError::Memory(format!(
+        "the runtime itself already uses {resident} bytes, the plan allows it {allowed}; \
+         rebuild the plan with the version of `omexc` that belongs to this runtime"
+    )))
+}
+
+/// Refuses what would end the process later instead of a call now: touching
+/// more memory than there is.
+fn require_memory(plan: &Plan) -> Result<(), RunError> {
+    let refuse = |needed: u64, why: String| {
+        Err(RunError::Memory(format!(
+            "the plan needs {needed} bytes, but {why}; rebuild with a smaller --ram, a smaller \
+             context or a smaller model"
+        )))
+    };
+    let charge = charge_peak_bytes(plan);
+    if let Some(limit) = process::memory_limit_bytes().filter(|&limit| limit < charge) {
+        return refuse(charge, format!("its memory cgroup allows {limit}"));
+    }
+    let more = rss_peak_bytes(plan).saturating_sub(process::rss_bytes());
+    match process::memory_available_bytes() {
+        Some(available) if available < more => {
+            refuse(more, format!("only {available} are available"))
+        }
         Some(_) | None => Ok(()),
     }
 }
 
 fn allocate_arena(plan: &Plan) -> Result<Region, RunError> {
     let needed = plan.arena_bytes;
-    let refuse = |why: String| {
+    let refuse = |why: &dyn std::fmt::Display| {
         RunError::Memory(format!(
-            "the plan needs an arena of {needed} bytes (peak {} bytes in all), but {why}; \
-             rebuild with a smaller --ram, a smaller context or a smaller model",
-            plan.memory.rss_peak_bytes()
+            "the plan needs an arena of {needed} bytes, but the system refuses it: {why}"
         ))
     };
-    if let Some(available) = process::memory_available_bytes() {
-        // Prefaulting more than there is would end the process, not the call.
-        if needed > available {
-            return Err(refuse(format!("only {available} bytes are available")));
-        }
-    }
-    let bytes = usize::try_from(needed).map_err(|e| refuse(e.to_string()))?;
-    Region::zeroed(bytes).map_err(|e| refuse(format!("the system refuses it: {e}")))
+    let bytes = usize::try_from(needed).map_err(|e| refuse(&e))?;
+    Region::zeroed(bytes).map_err(|e| refuse(&e))
 }
 
 fn read_tokenizer(file: &PlanFile<'_>, plan: &Plan) -> Result<Frozen, RunError> {
     let section = file.header.section(SectionKind::Tokenizer);
-    let available = process::memory_available_bytes().unwrap_or(u64::MAX);
-    if section.bytes > available {
-        return Err(RunError::Memory(format!(
-            "the plan's tokenizer has {} bytes, but only {available} are available",
-            section.bytes
-        )));
-    }
     let mut region = Region::zeroed(section.bytes as usize)
         .map_err(|e| RunError::Memory(format!("no memory for the tokenizer: {e}")))?;
     file.read(SectionKind::Tokenizer, region.bytes_mut())?;

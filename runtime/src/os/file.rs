@@ -163,10 +163,16 @@ impl UncachedFile {
                 }
             }
             let length = std::num::NonZeroU64::new(wanted as u64);
+            // The cache gives way by itself where the advice is refused.
             let _ = rustix::fs::fadvise(&self.file, offset, length, Advice::DontNeed);
         }
         Ok(())
     }
+}
+
+/// Takes a file's clean pages out of the page cache.
+pub fn forget(file: &File) -> io::Result<()> {
+    Ok(rustix::fs::fadvise(file, 0, None, Advice::DontNeed)?)
 }
 
 /// A file that appears under its name only when it is complete.

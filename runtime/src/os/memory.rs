@@ -123,13 +123,11 @@ pub struct Code {
 }
 
 impl Code {
-    /// Copies `bytes` into fresh pages and makes those executable.
+    /// Makes the bytes of `region` executable, and read-only for good.
     ///
-    /// Errors: the system refuses the memory or its execution.
-    pub fn new(bytes: &[u8]) -> io::Result<Code> {
-        let mut map = MmapOptions::new().len(bytes.len().max(1)).map_anon()?;
-        map[..bytes.len()].copy_from_slice(bytes);
-        let map = map.make_exec()?;
+    /// Errors: the system refuses to execute them.
+    pub fn new(region: Region) -> io::Result<Code> {
+        let map = region._map.make_exec()?;
         synchronize_instructions(&map);
         Ok(Code { map })
     }
@@ -166,6 +164,72 @@ fn synchronize_instructions(code: &[u8]) {
     }
 }
 
+/// Keeps the C heap in one place: threads share it instead of getting arenas
+/// of their own, and large blocks come from it instead of new mappings.
+/// Processes whose memory is planned call it first.
+pub fn unify_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt changes only the allocator's tuning.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+    }
+}
+
+/// Returns memory that starting and loading needed and running does not: free
+/// blocks of the heap, and pages of programs and libraries, which come back
+/// from their files as far as they are used again.
+pub fn release_unused() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim returns free blocks only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+    // SAFETY: the callback fits the declared type and uses its arguments only
+    // while it runs.
+    unsafe {
+        libc::dl_iterate_phdr(Some(release_segments), std::ptr::null_mut());
+    }
+}
+
+/// Drops the pages of an object's segments that nothing ever writes.
+unsafe extern "C" fn release_segments(
+    object: *mut libc::dl_phdr_info,
+    _bytes: libc::size_t,
+    _data: *mut libc::c_void,
+) -> libc::c_int {
+    let page = rustix::param::page_size() as u64;
+    // SAFETY: the loader passes a valid object with its program headers.
+    let (base, headers) = unsafe {
+        let object = &*object;
+        (
+            object.dlpi_addr,
+            std::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into()),
+        )
+    };
+    // Relocations write only to writable segments, read-only ones included
+    // that were writable before; text relocations would be an exception.
+    let readable = |h: &&libc::Elf64_Phdr| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_W == 0;
+    for header in headers.iter().filter(readable) {
+        let start = (base + header.p_vaddr).next_multiple_of(page);
+        let end = (base + header.p_vaddr + header.p_filesz) / page * page;
+        if start < end {
+            // SAFETY: the whole pages in between belong to a private mapping
+            // of a file that was never written to: the next access finds the
+            // same bytes in the file. A refusal (the vDSO is no file) changes
+            // nothing.
+            unsafe {
+                libc::madvise(
+                    start as *mut libc::c_void,
+                    (end - start) as usize,
+                    libc::MADV_DONTNEED,
+                );
+            }
+        }
+    }
+    0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,7 +247,11 @@ mod tests {
     #[test]
     fn code_runs() {
         // mov eax, 42; ret
-        let code = Code::new(&[0xb8, 42, 0, 0, 0, 0xc3]).unwrap();
+        let mut region = Region::zeroed(6).unwrap();
+        region
+            .bytes_mut()
+            .copy_from_slice(&[0xb8, 42, 0, 0, 0, 0xc3]);
+        let code = Code::new(region).unwrap();
         // SAFETY: the bytes are a complete function of this signature.
         let f: extern "C" fn() -> u32 = unsafe { std::mem::transmute(code.address(0)) };
         assert_eq!(f(), 42);

@@ -7,15 +7,19 @@ fn status_bytes(field: &str) -> Option<u64> {
     proc_number("/proc/self/status", field).map(|kib| kib * 1024)
 }
 
-/// The number after `field:` in a file of `/proc`, read with a fixed buffer.
+/// The number after `field:` in a file of `/proc`.
 fn proc_number(path: &str, field: &str) -> Option<u64> {
+    field_number(path, |line| line.strip_prefix(field)?.strip_prefix(':'))
+}
+
+/// The first number behind what `find` strips off a line, in a file that is
+/// read with a fixed buffer.
+fn field_number(path: &str, find: impl Fn(&str) -> Option<&str>) -> Option<u64> {
     let mut buffer = [0; 4096];
     let len = read_start(path, &mut buffer).ok()?;
     let text = std::str::from_utf8(&buffer[..len]).ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
-    line.split_whitespace().next()?.parse().ok()
+    let rest = text.lines().find_map(find)?;
+    rest.split_whitespace().next()?.parse().ok()
 }
 
 fn read_start(path: &str, buffer: &mut [u8]) -> io::Result<usize> {
@@ -43,38 +47,119 @@ pub fn rss_bytes() -> u64 {
     status_bytes("VmRSS").unwrap_or(0)
 }
 
+/// The part of the resident set that files back (RssFile), in bytes.
+pub fn rss_file_bytes() -> u64 {
+    status_bytes("RssFile").unwrap_or(0)
+}
+
 /// Bytes that this process has caused to be read from storage.
 pub fn bytes_read() -> u64 {
     proc_number("/proc/self/io", "read_bytes").unwrap_or(0)
 }
 
 /// Memory that this process can still get, in bytes: what the system has
-/// available, within the limit of its memory cgroup (v2). `None` where the
-/// system does not tell.
+/// available, within the limits of its memory cgroups. `None` where the system
+/// does not tell.
 pub fn memory_available_bytes() -> Option<u64> {
     let system = proc_number("/proc/meminfo", "MemAvailable")? * 1024;
     Some(system.min(cgroup_available_bytes().unwrap_or(u64::MAX)))
 }
 
-/// What the innermost cgroup of this process may still be charged.
+/// Names of a memory controller's files: limit, use, and the page cache in it
+/// that gives way.
+struct Controller {
+    root: &'static str,
+    limit: &'static str,
+    usage: &'static str,
+    cache: &'static str,
+}
+
+const V1: Controller = Controller {
+    root: "/sys/fs/cgroup/memory",
+    limit: "memory.limit_in_bytes",
+    usage: "memory.usage_in_bytes",
+    cache: "total_inactive_file",
+};
+const V2: Controller = Controller {
+    root: "/sys/fs/cgroup",
+    limit: "memory.max",
+    usage: "memory.current",
+    cache: "inactive_file",
+};
+
+/// The lowest limit of the memory cgroups of this process, in bytes.
+pub fn memory_limit_bytes() -> Option<u64> {
+    least_of_groups(|controller, group| controller.number(group, controller.limit))
+}
+
+/// What the memory cgroups of this process may still be charged.
 fn cgroup_available_bytes() -> Option<u64> {
+    least_of_groups(|controller, group| {
+        // "max" is no number: no limit.
+        let limit = controller.number(group, controller.limit)?;
+        let usage = controller.number(group, controller.usage)?;
+        let stat = format!("{}{group}/memory.stat", controller.root);
+        let cache = field_number(&stat, |line| line.strip_prefix(controller.cache));
+        Some(limit.saturating_sub(usage.saturating_sub(cache.unwrap_or(0))))
+    })
+}
+
+/// The least of a figure over the innermost memory cgroup of this process and
+/// those around it.
+fn least_of_groups(figure: impl Fn(&Controller, &str) -> Option<u64>) -> Option<u64> {
     let mut buffer = [0; 4096];
     let len = read_start("/proc/self/cgroup", &mut buffer).ok()?;
     let text = std::str::from_utf8(&buffer[..len]).ok()?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let number = |name: &str| {
+    let (controller, mut group) = memory_group(text)?;
+    let mut least: Option<u64> = None;
+    loop {
+        if let Some(bytes) = figure(&controller, group) {
+            least = Some(least.map_or(bytes, |l| l.min(bytes)));
+        }
+        match group.rsplit_once('/') {
+            Some((parent, _)) => group = parent,
+            None => return least,
+        }
+    }
+}
+
+/// The memory controller of a process and its group there, from the lines of
+/// `/proc/PID/cgroup`: version 1 where it manages memory, else version 2.
+fn memory_group(text: &str) -> Option<(Controller, &str)> {
+    let groups = || text.lines().filter_map(|line| line.split_once(':'));
+    let v1 = groups().find_map(|(_, rest)| {
+        let (controllers, group) = rest.split_once(':')?;
+        let is_memory = controllers.split(',').any(|c| c == "memory");
+        is_memory.then_some((V1, group))
+    });
+    let v2 = || text.lines().find_map(|line| line.strip_prefix("0::"));
+    let (controller, group) = v1.or_else(|| Some((V2, v2()?)))?;
+    Some((controller, group.trim_end_matches('/')))
+}
+
+impl Controller {
+    fn number(&self, group: &str, name: &str) -> Option<u64> {
         let mut buffer = [0; 32];
-        let len = read_start(&format!("/sys/fs/cgroup{path}/{name}"), &mut buffer).ok()?;
+        let len = read_start(&format!("{}{group}/{name}", self.root), &mut buffer).ok()?;
         let text = std::str::from_utf8(&buffer[..len]).ok()?;
-        text.trim().parse::<u64>().ok()
-    };
-    // "max" is no number: no limit.
-    let limit = number("memory.max")?;
-    Some(limit.saturating_sub(number("memory.current")?))
+        text.trim().parse().ok()
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn memory_groups_of_both_versions_are_found() {
+        let of = |text| super::memory_group(text).map(|(c, group)| (c.limit, group));
+        let (v1, v2) = (super::V1.limit, super::V2.limit);
+        let mixed = "9:name=systemd:/\n4:cpu,memory:/a/b\n0::/c\n";
+        assert_eq!(of(mixed), Some((v1, "/a/b")));
+        assert_eq!(of("4:memory:/\n0::/\n"), Some((v1, "")));
+        assert_eq!(of("1:cpu:/x\n0::/user.slice\n"), Some((v2, "/user.slice")));
+        assert_eq!(of("0::/\n"), Some((v2, "")));
+        assert_eq!(of(""), None);
+    }
+
     #[test]
     fn the_resident_set_is_known() {
         assert!(super::rss_bytes() > 0);

@@ -1,0 +1,171 @@
+//! What the runtime needs for a plan besides what the plan itself lays out:
+//! its part of the memory contract. Bounds are stated next to what they bound;
+//! constants that were measured are held against measurements by tests.
+
+use omex_plan::memory::{MemoryItem, MemoryKind, plan_heap_bytes};
+use omex_plan::task::{NodeKind, Program, Window};
+use omex_plan::{Plan, WeightSource};
+
+use crate::exec::tiles_bytes_max;
+use crate::pager::{IO_STACK_USED_BYTES, pager_bytes};
+use crate::pool::WORKER_STACK_USED_BYTES;
+use crate::program::{
+    LOGITS_BUFFER_BYTES, STOP_BUFFER_BYTES, WHOLE, WRITE_BUFFER_BYTES, text_bytes,
+};
+use crate::sample::sampler_bytes;
+
+/// The process before it loads anything, and what it touches of its own code,
+/// libraries and stack from then on: measured, rounded up.
+pub const RUNTIME_BYTES: u64 = 1728 << 10;
+
+/// What a runtime with a code generator has more: relocated tables, and code
+/// that lies further apart. Measured, rounded up.
+pub const GENERATOR_BYTES: u64 = 1024 << 10;
+
+/// The peak of a process that has only read its command line and a plan. A
+/// plan that needs less all in all states this.
+pub const START_BYTES: u64 = 8 << 20;
+
+/// Resident per worker besides its stack: the thread's descriptor and its
+/// alternate signal stack.
+const WORKER_OWN_BYTES: u64 = 16 << 10;
+
+/// What the system is charged per thread: kernel stack, descriptors, page
+/// tables of its stack.
+const THREAD_CHARGE_BYTES: u64 = 48 << 10;
+/// The process's other kernel objects: its address space and its open files.
+const PROCESS_CHARGE_BYTES: u64 = 256 << 10;
+/// Of a mapped file's bytes, the share that the page cache's index takes.
+const CACHE_INDEX_SHARE: u64 = 128;
+/// A page-table page maps 512 pages.
+const PAGE_TABLE_SHARE: u64 = 512;
+
+/// The sizes of a plan's raw sections, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sections {
+    pub code_bytes: u64,
+    pub tokenizer_bytes: u64,
+}
+
+/// The peak of the resident set that a plan predicts for this runtime.
+pub fn rss_peak_bytes(plan: &Plan) -> u64 {
+    plan.memory.rss_peak_bytes() - unused_bytes(plan)
+}
+
+/// The peak of a memory cgroup's charge that a plan predicts for this runtime.
+pub fn charge_peak_bytes(plan: &Plan) -> u64 {
+    plan.memory.charge_peak_bytes() - unused_bytes(plan)
+}
+
+/// What this runtime may use before it loads anything.
+pub(crate) fn allowance_bytes(plan: &Plan) -> u64 {
+    plan.memory.bytes_of(MemoryKind::Runtime) + plan.memory.bytes_of(MemoryKind::Generator)
+        - unused_bytes(plan)
+}
+
+/// What the plan states for runtimes that have more to them than this one.
+fn unused_bytes(plan: &Plan) -> u64 {
+    if cfg!(feature = "jit") {
+        0
+    } else {
+        plan.memory.bytes_of(MemoryKind::Generator)
+    }
+}
+
+/// The runtime's part of the contract. `plan_bytes` is what the plan's own
+/// items come to: arena and mapped pages.
+pub fn own_items(plan: &Plan, sections: Sections, plan_bytes: u64) -> Vec<MemoryItem> {
+    let workers = u64::from(plan.threads_max - 1);
+    let io_threads = match &plan.weights.source {
+        WeightSource::Paged(paged) if !paged.reads.is_empty() => u64::from(paged.depth),
+        WeightSource::Mapped | WeightSource::Read { .. } | WeightSource::Paged(_) => 0,
+    };
+    let page = |bytes: u64| bytes.next_multiple_of(4096);
+    let mut items = vec![
+        (MemoryKind::Tokenizer, page(sections.tokenizer_bytes)),
+        (MemoryKind::Code, page(sections.code_bytes)),
+        (MemoryKind::Session, page(session_bytes(plan))),
+        (MemoryKind::PlanMetadata, page(metadata_bytes(plan))),
+        (
+            MemoryKind::Stacks,
+            workers * (WORKER_STACK_USED_BYTES as u64 + WORKER_OWN_BYTES)
+                + io_threads * (IO_STACK_USED_BYTES as u64 + WORKER_OWN_BYTES),
+        ),
+    ];
+    let rest: u64 = plan_bytes + items.iter().map(|(_, bytes)| bytes).sum::<u64>();
+    let runtime = RUNTIME_BYTES.max(START_BYTES.saturating_sub(rest + GENERATOR_BYTES));
+    let tables = (rest + runtime + GENERATOR_BYTES).div_ceil(PAGE_TABLE_SHARE);
+    items.push((MemoryKind::Runtime, runtime));
+    items.push((MemoryKind::Generator, GENERATOR_BYTES));
+    let index = mapped_bytes(plan) / CACHE_INDEX_SHARE;
+    let threads = (1 + workers + io_threads) * THREAD_CHARGE_BYTES;
+    items.push((
+        MemoryKind::Kernel,
+        page(tables + index + PROCESS_CHARGE_BYTES + threads),
+    ));
+    let items = items.into_iter().filter(|(_, bytes)| *bytes > 0);
+    items
+        .map(|(kind, bytes)| MemoryItem { kind, bytes })
+        .collect()
+}
+
+/// Bytes of the packed model that are mapped.
+pub fn mapped_bytes(plan: &Plan) -> u64 {
+    match plan.weights.source {
+        WeightSource::Mapped => plan.weights.packed_file_bytes,
+        WeightSource::Read { .. } | WeightSource::Paged(_) => 0,
+    }
+}
+
+/// The decoded plan, and what the executor derives from it.
+fn metadata_bytes(plan: &Plan) -> u64 {
+    let pages = plan.weights.pages.len() as u64;
+    let loading = match plan.weights.source {
+        WeightSource::Mapped => 0,
+        // A slice, its lock and its order while pages are read.
+        WeightSource::Read { .. } => pages * 32,
+        WeightSource::Paged(paged) => pages * 32 + pager_bytes(plan, paged),
+    };
+    plan_heap_bytes(plan) + pages * size_of::<*const u8>() as u64 + loading + tiles_bytes_max(plan)
+}
+
+/// Buffers of a run.
+fn session_bytes(plan: &Plan) -> u64 {
+    let context = plan.model.context;
+    text_bytes_max(&plan.program, context)
+        + u64::from(context) * 4
+        + sampler_bytes(plan.model.vocabulary)
+        + streams(&plan.program) * WRITE_BUFFER_BYTES as u64
+        + (STOP_BUFFER_BYTES + LOGITS_BUFFER_BYTES) as u64
+}
+
+/// The largest buffer that a node's texts are read to.
+fn text_bytes_max(program: &Program, context: u32) -> u64 {
+    let whole = Window {
+        size: WHOLE,
+        stride: WHOLE,
+    };
+    let of_node = |kind: &NodeKind| match kind {
+        NodeKind::Parse { window, .. } => text_bytes(*window, context),
+        NodeKind::Infer { .. } => text_bytes(whole, context),
+        NodeKind::Merge { .. } => 0,
+    };
+    // Inferences read windows of parse nodes, and whole texts of others.
+    let reads = program.nodes.iter().flat_map(|node| match node.kind {
+        NodeKind::Infer { .. } => node.depends_on.as_slice(),
+        NodeKind::Parse { .. } | NodeKind::Merge { .. } => &[],
+    });
+    reads
+        .map(|source| of_node(&program.nodes[source.index()].kind))
+        .max()
+        .unwrap_or(0)
+}
+
+/// Files that are written at one time: outputs, and texts that wait.
+fn streams(program: &Program) -> u64 {
+    let of_node = |kind: &NodeKind| match kind {
+        NodeKind::Parse { .. } | NodeKind::Infer { .. } => 1,
+        NodeKind::Merge { outputs } => 1 + outputs.len() as u64,
+    };
+    program.nodes.iter().map(|node| of_node(&node.kind)).sum()
+}

@@ -1,0 +1,137 @@
+//! Memory cgroups that tests make for the processes that they start.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A memory cgroup below this process's own, removed when dropped.
+pub struct Cgroup {
+    folder: PathBuf,
+    version: Version,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Version {
+    V1,
+    V2,
+}
+
+impl Cgroup {
+    /// `None`, and a loud note, where this process may make no memory cgroup.
+    pub fn new(name: &str) -> Option<Cgroup> {
+        let made = Cgroup::make(&format!("{name}-{}", std::process::id()));
+        if let Err(why) = &made {
+            eprintln!(
+                "\n*** NO MEMORY CGROUP CAN BE MADE HERE ({why}): what depends on one is not tested ***\n"
+            );
+        }
+        made.ok()
+    }
+
+    fn make(name: &str) -> Result<Cgroup, String> {
+        let groups = fs::read_to_string("/proc/self/cgroup").map_err(|e| e.to_string())?;
+        let v1 = groups.lines().find_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            let (controllers, group) = rest.split_once(':')?;
+            (controllers.split(',').any(|c| c == "memory")).then_some(group)
+        });
+        let (root, group, version) = match v1 {
+            Some(group) => ("/sys/fs/cgroup/memory", group, Version::V1),
+            None => {
+                let group = groups.lines().find_map(|line| line.strip_prefix("0::"));
+                ("/sys/fs/cgroup", group.ok_or("no group")?, Version::V2)
+            }
+        };
+        let folder = PathBuf::from(format!("{root}{group}")).join(name);
+        fs::create_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        let group = Cgroup { folder, version };
+        // Without the controller the group has no limit to set.
+        group.limit(u64::MAX >> 12)?;
+        Ok(group)
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<(), String> {
+        let path = self.folder.join(file);
+        fs::write(&path, value).map_err(|e| format!("{}: {e}", path.display()))
+    }
+
+    /// Limits memory, and takes swap away.
+    pub fn limit(&self, bytes: u64) -> Result<(), String> {
+        let bytes = bytes.to_string();
+        match self.version {
+            Version::V1 => {
+                self.write("memory.swappiness", "0")?;
+                self.write("memory.limit_in_bytes", &bytes)
+            }
+            Version::V2 => {
+                let _ = self.write("memory.swap.max", "0");
+                self.write("memory.max", &bytes)
+            }
+        }
+    }
+
+    /// Bytes that the group was charged at most; `None` where the system does
+    /// not count.
+    pub fn peak_bytes(&self) -> Option<u64> {
+        let file = match self.version {
+            Version::V1 => "memory.max_usage_in_bytes",
+            Version::V2 => "memory.peak",
+        };
+        let text = fs::read_to_string(self.folder.join(file)).ok()?;
+        text.trim().parse().ok()
+    }
+
+    /// Page cache that the group is charged for.
+    pub fn cache_bytes(&self) -> u64 {
+        let field = match self.version {
+            Version::V1 => "cache ",
+            Version::V2 => "file ",
+        };
+        let stat = fs::read_to_string(self.folder.join("memory.stat")).unwrap_or_default();
+        let line = stat.lines().find_map(|line| line.strip_prefix(field));
+        line.and_then(|n| n.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// The command, run within the group.
+    pub fn run(&self, command: &Command) -> Command {
+        let mut inside = Command::new("sh");
+        let procs = self.folder.join("cgroup.procs");
+        inside
+            .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
+            .arg(procs)
+            .arg(command.get_program())
+            .args(command.get_args());
+        if let Some(folder) = command.get_current_dir() {
+            inside.current_dir(folder);
+        }
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => inside.env(name, value),
+                None => inside.env_remove(name),
+            };
+        }
+        inside.stdin(std::process::Stdio::null());
+        inside
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // A group that still has processes stays; the system removes none.
+        let _ = fs::remove_dir(&self.folder);
+    }
+}
+
+/// Takes the files of a folder out of the page cache, so that whoever reads
+/// them next is charged for them.
+pub fn forget(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            forget(&path);
+        } else if let Ok(file) = fs::File::open(&path) {
+            file.sync_all().unwrap();
+            omex_runtime::os::file::forget(&file).unwrap();
+        }
+    }
+}
