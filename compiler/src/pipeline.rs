@@ -287,10 +287,23 @@ impl Fitting<'_> {
                 return Ok(drafting.map_err(|e| vec![e])?.unwrap_or((plan, layout)));
             }
         }
+        let smallest = smallest.expect("one chunk is tried at least");
+        let paged_bytes = if paged {
+            None
+        } else {
+            let columns = Columns {
+                body: smallest.columns_max,
+                head: 1,
+            };
+            let (unpaged, _) = assembled(columns, false).map_err(|e| vec![e])?;
+            let paged = self.page(&unpaged, level).unwrap_or_else(|least| *least);
+            Some(paged.memory.needed_bytes())
+        };
         Err(vec![over_budget(&Overrun {
             task: self.inputs.task,
-            plan: &smallest.expect("one chunk is tried at least"),
+            plan: &smallest,
             limit: self.limit.expect("only a limit refuses a plan"),
+            paged_bytes,
         })])
     }
 
@@ -340,7 +353,8 @@ impl Fitting<'_> {
     }
 
     fn fits(&self, plan: &Plan) -> bool {
-        self.limit.is_none_or(|l| plan.memory.needed_bytes() <= l.bytes)
+        self.limit
+            .is_none_or(|l| plan.memory.needed_bytes() <= l.bytes)
     }
 
     /// Seconds of one longest generation of each node.

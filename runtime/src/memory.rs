@@ -120,7 +120,7 @@ pub fn mapped_bytes(plan: &Plan) -> u64 {
 /// The decoded plan, and what the executor derives from it.
 fn metadata_bytes(plan: &Plan) -> u64 {
     let pages = plan.weights.pages.len() as u64;
-    let loading = match plan.weights.source {
+    let loading = match &plan.weights.source {
         WeightSource::Mapped => 0,
         // A slice, its lock and its order while pages are read.
         WeightSource::Read { .. } => pages * 32,

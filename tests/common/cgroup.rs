@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A memory cgroup below this process's own, removed when dropped.
-pub struct Cgroup {
+pub(crate) struct Cgroup {
     folder: PathBuf,
     version: Version,
 }
@@ -18,7 +18,7 @@ enum Version {
 
 impl Cgroup {
     /// `None`, and a loud note, where this process may make no memory cgroup.
-    pub fn new(name: &str) -> Option<Cgroup> {
+    pub(crate) fn new(name: &str) -> Option<Cgroup> {
         let made = Cgroup::make(&format!("{name}-{}", std::process::id()));
         if let Err(why) = &made {
             eprintln!(
@@ -56,7 +56,7 @@ impl Cgroup {
     }
 
     /// Limits memory, and takes swap away.
-    pub fn limit(&self, bytes: u64) -> Result<(), String> {
+    pub(crate) fn limit(&self, bytes: u64) -> Result<(), String> {
         let bytes = bytes.to_string();
         match self.version {
             Version::V1 => {
@@ -72,7 +72,7 @@ impl Cgroup {
 
     /// Bytes that the group was charged at most; `None` where the system does
     /// not count.
-    pub fn peak_bytes(&self) -> Option<u64> {
+    pub(crate) fn peak_bytes(&self) -> Option<u64> {
         let file = match self.version {
             Version::V1 => "memory.max_usage_in_bytes",
             Version::V2 => "memory.peak",
@@ -82,7 +82,7 @@ impl Cgroup {
     }
 
     /// Page cache that the group is charged for.
-    pub fn cache_bytes(&self) -> u64 {
+    pub(crate) fn cache_bytes(&self) -> u64 {
         let field = match self.version {
             Version::V1 => "cache ",
             Version::V2 => "file ",
@@ -93,7 +93,7 @@ impl Cgroup {
     }
 
     /// The command, run within the group.
-    pub fn run(&self, command: &Command) -> Command {
+    pub(crate) fn run(&self, command: &Command) -> Command {
         let mut inside = Command::new("sh");
         let procs = self.folder.join("cgroup.procs");
         inside
@@ -124,7 +124,7 @@ impl Drop for Cgroup {
 
 /// Takes the files of a folder out of the page cache, so that whoever reads
 /// them next is charged for them.
-pub fn forget(folder: &Path) {
+pub(crate) fn forget(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {

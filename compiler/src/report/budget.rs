@@ -17,9 +17,11 @@ pub struct Overrun<'a> {
     pub task: &'a Task,
     pub plan: &'a Plan,
     pub limit: RamLimit,
+    /// What the task needs with its weights paged, where they are not.
+    pub paged_bytes: Option<u64>,
 }
 
-/// Changes that are proposed at most.
+/// Changes that are proposed at most, beside a larger budget.
 const CHANGES_MAX: usize = 3;
 
 /// Bits per weight of the formats that models come in, descending.
@@ -41,7 +43,12 @@ struct Change {
 }
 
 pub fn over_budget(overrun: &Overrun<'_>) -> Diagnostic {
-    let Overrun { task, plan, limit } = *overrun;
+    let Overrun {
+        task,
+        plan,
+        limit,
+        paged_bytes,
+    } = *overrun;
     let needed = plan.memory.needed_bytes();
     let mut diagnostic = Diagnostic::error(
         Code::BudgetExceeded,
@@ -61,6 +68,11 @@ pub fn over_budget(overrun: &Overrun<'_>) -> Diagnostic {
     diagnostic = diagnostic.note(too_much(plan, limit.bytes));
     let context = context_within(overrun, plan.memory.needed_bytes());
     let mut changes: Vec<Change> = context.into_iter().collect();
+    let paged = paged_bytes.filter(|&bytes| bytes <= limit.bytes);
+    changes.extend(paged.map(|needed_bytes| Change {
+        what: "paging the weights (--weights paged)".to_owned(),
+        needed_bytes,
+    }));
     // Weights that are paged are in nobody's way.
     if let WeightSource::Read { .. } = plan.weights.source {
         changes.extend(coarser_weights(overrun));
@@ -68,7 +80,7 @@ pub fn over_budget(overrun: &Overrun<'_>) -> Diagnostic {
             changes.extend(coarser_and_shorter(overrun));
         }
     }
-    for change in changes.into_iter().take(CHANGES_MAX - 1) {
+    for change in changes.into_iter().take(CHANGES_MAX) {
         let needed = mib(change.needed_bytes);
         diagnostic = diagnostic.help(format!("{} would need {needed}", change.what));
     }

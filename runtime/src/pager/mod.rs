@@ -42,10 +42,12 @@ pub(crate) const IO_STACK_USED_BYTES: usize = 32 << 10;
 /// Bytes of the heap that the pager of a plan takes.
 pub(crate) fn pager_bytes(plan: &Plan, paged: &PagePlan) -> u64 {
     let of = |count: usize, bytes: usize| (count * bytes) as u64;
-    of(paged.reads.len(), size_of::<Read>() + size_of::<AtomicU64>())
-        + of(plan.phases.len(), size_of::<Range<usize>>() + 1)
+    of(
+        paged.reads.len(),
+        size_of::<Read>() + size_of::<AtomicU64>(),
+    ) + of(plan.phases.len(), size_of::<Range<usize>>() + 1)
         + of(plan.weights.pages.len(), size_of::<PageState>())
-        + of(paged.reads.len(), 1 + size_of::<BufferId>())
+        + of(paged.reads.len(), 1 + size_of::<omex_plan::BufferId>())
 }
 
 /// Reads of a packed model into the arena.
