@@ -1,5 +1,6 @@
 //! Generated code equals the scalar reference bit for bit, for every back end at
-//! every ISA level that this CPU can execute.
+//! every ISA level that this CPU can execute, and in emulation at all levels of
+//! the wide back end.
 
 mod support;
 
@@ -17,20 +18,9 @@ fn targets() -> Vec<(BackEnd, Isa)> {
     if host.arch != Arch::X86_64 {
         return vec![(BackEnd::Cranelift, host)];
     }
-    let sse: &[Feature] = &[Ssse3, Sse41];
-    let avx2: &[Feature] = &[Ssse3, Sse41, Sse42, Avx, Avx2, F16c];
-    let levels = [
-        sse.to_vec(),
-        avx2.to_vec(),
-        [avx2, &[AvxVnni]].concat(),
-        [avx2, &[Avx512F, Avx512Vl, Avx512Vnni]].concat(),
-        [avx2, &[Avx512F, Avx512Bw]].concat(),
-        [avx2, &[Avx512F, Avx512Bw, Avx512Vl, Avx512Vnni]].concat(),
-    ];
-    let levels = levels
-        .into_iter()
-        .map(|features| Isa::new(Arch::X86_64, features))
-        .filter(|isa| isa.features.without(host.features).is_empty());
+    let sse = Isa::new(Arch::X86_64, [Ssse3, Sse41]);
+    let levels = [sse].into_iter().chain(wide_levels());
+    let levels = levels.filter(|isa| isa.features.without(host.features).is_empty());
     levels
         .flat_map(|isa| {
             let wide = BackEnd::for_isa(&isa) == BackEnd::Wide;
@@ -38,6 +28,20 @@ fn targets() -> Vec<(BackEnd, Isa)> {
             [(BackEnd::Cranelift, isa)].into_iter().chain(wide)
         })
         .collect()
+}
+
+/// The levels of the wide back end.
+fn wide_levels() -> [Isa; 5] {
+    use Feature::*;
+    let avx2: &[Feature] = &[Ssse3, Sse41, Sse42, Avx, Avx2, F16c];
+    let more: [&[Feature]; 5] = [
+        &[],
+        &[AvxVnni],
+        &[Avx512F, Avx512Vl, Avx512Vnni],
+        &[Avx512F, Avx512Bw],
+        &[Avx512F, Avx512Bw, Avx512Vl, Avx512Vnni],
+    ];
+    more.map(|more| Isa::new(Arch::X86_64, avx2.iter().chain(more).copied()))
 }
 
 struct Case {
@@ -124,13 +128,7 @@ impl Case {
         )
     }
 
-    fn check(
-        &self,
-        (back_end, isa): (BackEnd, Isa),
-        blob: &CodeBlob,
-        inputs: &Inputs,
-        expected: &[f32],
-    ) {
+    fn check(&self, target: (BackEnd, Isa), blob: &CodeBlob, inputs: &Inputs, expected: &[f32]) {
         let got = Executable::new(blob).matmul(
             &self.spec(),
             self.columns,
@@ -139,6 +137,10 @@ impl Case {
             &inputs.bias,
             &inputs.residual,
         );
+        self.compare(target, &got, expected);
+    }
+
+    fn compare(&self, (back_end, isa): (BackEnd, Isa), got: &[f32], expected: &[f32]) {
         for (at, (got, expected)) in got.iter().zip(expected).enumerate() {
             let (c, r) = (
                 at as u32 / pad_to_panel(self.rows),
@@ -342,6 +344,47 @@ fn every_row_and_column_count() {
                 for (blob, target) in &blobs {
                     case.check(*target, blob, &inputs, &expected);
                 }
+            }
+        }
+    }
+}
+
+/// Instructions that this CPU may lack: usual and extreme data, one column, all
+/// tile sizes, several rounds of columns and a partial chunk.
+#[test]
+fn all_wide_levels_in_emulation() {
+    for isa in wide_levels() {
+        for format in WeightFormat::ALL {
+            for (k, columns, data) in [
+                (512, 1, Data::Usual),
+                (256, 22, Data::Extreme),
+                (format.k_multiple().max(32) * 9, 1, Data::Extreme),
+                (format.k_multiple().max(32), 109, Data::Usual),
+            ] {
+                let case = Case {
+                    format,
+                    rows: 17,
+                    k,
+                    columns,
+                    bias: true,
+                    residual: columns > 1,
+                    data,
+                    seed: 11 + k as u64 + columns as u64,
+                };
+                let inputs = case.inputs();
+                let expected = case.expected(&inputs);
+                let blob = BackEnd::Wide.compile(&case.spec(), &isa).unwrap();
+                let got = support::emulate::matmul(
+                    &blob.code,
+                    expected.len(),
+                    2,
+                    columns as u64,
+                    &inputs.weights,
+                    &inputs.activations,
+                    &inputs.bias,
+                    &inputs.residual,
+                );
+                case.compare((BackEnd::Wide, isa), &got, &expected);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The wide back end: x86-64 at 256 bits (AVX2 and later) and 512 bits (AVX-512),
-//! encoded with iced-x86.
+//! encoded with iced-x86. The tests compute all levels in emulation, and those that
+//! the CPU at hand has on it.
 //!
 //! - `level`: the instruction sets that code differs for,
 //! - `asm`: instructions, registers and constants,

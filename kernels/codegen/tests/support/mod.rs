@@ -1,6 +1,7 @@
 //! Executable blobs and random weights for the tests of generated code.
 #![allow(dead_code, reason = "every test binary uses a part")]
 
+pub(crate) mod emulate;
 pub(crate) mod exec;
 
 use omex_kernels::WeightFormat;
