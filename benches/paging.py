@@ -162,7 +162,7 @@ class Omex:
         drop_caches()
         group = Cgroup(limit_bytes)
         command = [self.bin / "omex", "run", plan, "-p", "Once upon a time there was"]
-        command += ["--events", "jsonl", "-t", str(self.args.threads)]
+        command += ["--events", "jsonl", "--no-speculation", "-t", str(self.args.threads)]
         process = subprocess.Popen(
             command,
             env=self.env,
@@ -189,7 +189,7 @@ def llama(args, model, limit_bytes):
     drop_caches()
     group = Cgroup(limit_bytes)
     command = [pathlib.Path(args.llama) / "llama-bench", "-m", model, "-p", "0", "-n", "4"]
-    command += ["-r", "1", "-t", str(args.threads), "-mmp", "1", "--no-warmup", "-o", "json"]
+    command += ["-r", "1", "-t", str(args.threads), "-lm", "mmap", "--no-warmup", "-o", "json"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, preexec_fn=group.enter, timeout=args.timeout
