@@ -12,11 +12,20 @@ const COLUMNS: [u32; 10] = [512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
 /// Threads that every plan admits, so that results can be compared on any machine.
 const THREADS_MIN: u32 = 3;
 /// Positions of a KV ring are a multiple of this.
-const RING_MULTIPLE: u32 = 16;
+const RING_MULTIPLE: u32 = omex_kernels::spec::KV_GROUP;
 
-/// Positions of the KV rings for a context.
-pub fn ring(context: u32) -> u32 {
-    context.next_multiple_of(RING_MULTIPLE)
+/// Positions of the KV ring of a layer for a context and passes of at most
+/// `columns` tokens, which are stored before the first of them is attended: all
+/// of them, or what the window of the first and the others need.
+pub fn ring(context: u32, window: Option<u32>, columns: u32) -> u32 {
+    let all = context.next_multiple_of(RING_MULTIPLE);
+    let Some(window) = window else {
+        return all;
+    };
+    // A window below a group of slots would let a pass meet itself.
+    let needed = u64::from(window.max(RING_MULTIPLE)) + u64::from(columns) - 1;
+    let ring = needed.next_multiple_of(u64::from(RING_MULTIPLE));
+    u32::try_from(ring).map_or(all, |ring| ring.min(all))
 }
 
 /// The number of threads that a plan admits.
@@ -175,5 +184,26 @@ pub fn span(limit: &RamLimit) -> Option<crate::diagnostic::Span> {
     match limit.origin {
         RamOrigin::ContextMemoryLimit(span) | RamOrigin::MemoryProfile(span) => Some(span),
         RamOrigin::Flag | RamOrigin::Target => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ring;
+    use omex_kernels::spec::kv_groups;
+
+    #[test]
+    fn rings_hold_a_window_and_a_pass() {
+        assert_eq!(ring(100, None, 7), 112);
+        assert_eq!(ring(100, Some(512), 64), 112);
+        assert_eq!(ring(4096, Some(512), 1), 512);
+        assert_eq!(ring(4096, Some(512), 2), 528);
+        assert_eq!(ring(4096, Some(u32::MAX), 512), 4096);
+        for window in 1..40 {
+            for columns in 1..70 {
+                let ring = ring(1 << 20, Some(window), columns);
+                assert!(ring >= window + columns - 1 && ring / 16 >= kv_groups(columns));
+            }
+        }
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! Pure: no file, environment, clock or terminal. Equal inputs give equal bytes.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use omex_kernels::KernelSpec;
+use omex_kernels::spec::KvFormat;
 use omex_plan::memory::MemoryKind;
 use omex_plan::prompt::PromptTemplate;
 use omex_plan::{Model, Plan, Target};
@@ -19,10 +21,10 @@ use crate::emit::identity::{Identity, result_id};
 use crate::emit::memory::memory_contract;
 use crate::emit::program::program;
 use crate::emit::{PackedModel, Parts, assemble, kernels};
-use crate::import::llama::ModelConfig;
+use crate::import::family::ModelConfig;
 use crate::ir::{Graph, Stage, verify};
 use crate::paging;
-use crate::passes::build::build;
+use crate::passes::build::{Cache, build};
 use crate::passes::fuse::fuse;
 use crate::passes::lifetimes::lifetimes;
 use crate::passes::normalize::normalize;
@@ -74,6 +76,8 @@ pub struct Options {
     pub weights: Option<WeightsFrom>,
     /// How pages are read where not all stay.
     pub paging: Paging,
+    /// How keys and values are kept.
+    pub kv: KvFormat,
 }
 
 /// Where weights come from.
@@ -135,18 +139,6 @@ pub fn compile(inputs: &Inputs<'_>, options: &Options) -> Result<Compiled, Vec<D
     let context = context.map_err(|e| vec![e])?;
     let (limit, warning) = choices::budget(inputs.task, &options.limits);
 
-    let built = checked(Stage::Built, build(inputs.model, choices::ring(context)));
-    let normalized = checked(Stage::Normalized, normalize(built.clone()));
-    let fused = checked(Stage::Fused, fuse(normalized.clone()));
-    let selected = checked(Stage::Selected, select(fused.clone())?);
-    let schedule = schedule(&selected);
-
-    let specs = kernels(&selected, &schedule);
-    let code = CodeSection::new(&specs, inputs.code_of);
-    let sections = Sections {
-        code_bytes: code.bytes.len() as u64,
-        tokenizer_bytes: inputs.tokenizer.len() as u64,
-    };
     let model = Model {
         name: inputs.model_name.to_owned(),
         architecture: inputs.model.architecture.clone(),
@@ -158,27 +150,50 @@ pub fn compile(inputs: &Inputs<'_>, options: &Options) -> Result<Compiled, Vec<D
     let result_id = result_id(&Identity {
         packed_digest: inputs.packed.digest,
         tokenizer: inputs.tokenizer,
+        kv: options.kv,
         context,
         end_tokens: inputs.end_tokens,
         program: &program,
     });
+    // Rings that slide depend on the chunk, code does not.
+    let made = RefCell::new(BTreeMap::new());
+    let code_of = |spec: &KernelSpec| -> Option<Vec<u8>> {
+        let mut made = made.borrow_mut();
+        let code = made.entry(*spec).or_insert_with(|| (inputs.code_of)(spec));
+        code.clone()
+    };
+    let lowered = |columns: u32| {
+        let cache = Cache {
+            context,
+            columns,
+            format: options.kv,
+        };
+        lower(inputs.model, cache, &code_of)
+    };
+    let sections = Sections {
+        code_bytes: lowered(1)?.code.bytes.len() as u64,
+        tokenizer_bytes: inputs.tokenizer.len() as u64,
+    };
     let assembled = |columns: Columns, read_weights: bool| {
-        let storage = lifetimes(&selected, &schedule, columns.body, columns.head);
+        let lowered = lowered(columns.body)?;
+        let selected = lowered.selected();
+        let storage = lifetimes(selected, &lowered.schedule, columns.body, columns.head);
         let (mut plan, layout) = assemble(&Parts {
             target: inputs.target,
             model: &model,
             packed: inputs.packed,
             read_weights,
-            graph: &selected,
-            schedule: &schedule,
+            graph: selected,
+            schedule: &lowered.schedule,
             storage: &storage,
-            code: &code,
+            code: &lowered.code,
             columns_max: columns.body,
             head_columns_max: columns.head,
             threads_max: choices::threads_max(inputs.cores, options.threads_max),
             program: &program,
             result_id,
-        })?;
+        })
+        .map_err(|e| vec![e])?;
         plan.memory = memory_contract(&plan, sections);
         Ok((plan, layout))
     };
@@ -191,20 +206,58 @@ pub fn compile(inputs: &Inputs<'_>, options: &Options) -> Result<Compiled, Vec<D
     };
     let (plan, layout) = fitting.plan(context, &assembled)?;
     let warnings = warning.into_iter().chain(paging::slow_plan(&plan));
+    let Lowered {
+        graphs,
+        schedule,
+        code,
+    } = lowered(plan.columns_max)?;
     Ok(Compiled {
         warnings: warnings.collect(),
         plan,
         code: code.bytes,
         stages: Stages {
-            graphs: vec![
-                (Stage::Built, built),
-                (Stage::Normalized, normalized),
-                (Stage::Fused, fused),
-                (Stage::Selected, selected),
-            ],
+            graphs,
             schedule,
             layout,
         },
+    })
+}
+
+/// A model as kernels in their order, before anything has a place.
+struct Lowered {
+    /// The graph after each pass.
+    graphs: Vec<(Stage, Graph)>,
+    schedule: Schedule,
+    code: CodeSection,
+}
+
+impl Lowered {
+    fn selected(&self) -> &Graph {
+        let (_, graph) = self.graphs.last().expect("passes leave graphs");
+        graph
+    }
+}
+
+fn lower(
+    model: &ModelConfig,
+    cache: Cache,
+    code_of: &dyn Fn(&KernelSpec) -> Option<Vec<u8>>,
+) -> Result<Lowered, Vec<Diagnostic>> {
+    let built = checked(Stage::Built, build(model, cache));
+    let normalized = checked(Stage::Normalized, normalize(built.clone()));
+    let fused = checked(Stage::Fused, fuse(normalized.clone()));
+    let selected = checked(Stage::Selected, select(fused.clone())?);
+    let schedule = schedule(&selected);
+    let code = CodeSection::new(&kernels(&selected, &schedule), code_of);
+    Ok(Lowered {
+        graphs: vec![
+            (Stage::Built, built),
+            (Stage::Normalized, normalized),
+            (Stage::Fused, fused),
+            (Stage::Selected, selected),
+        ],
+        schedule,
+        code,
     })
 }
 
@@ -226,7 +279,7 @@ struct Columns {
 }
 
 /// Makes the plan without page plan for a chunk; its weights are read or mapped.
-type Assembled<'a> = dyn Fn(Columns, bool) -> Result<(Plan, Layout), Diagnostic> + 'a;
+type Assembled<'a> = dyn Fn(Columns, bool) -> Result<(Plan, Layout), Vec<Diagnostic>> + 'a;
 
 impl Fitting<'_> {
     fn plan(
@@ -257,7 +310,7 @@ impl Fitting<'_> {
                     body: columns,
                     head: 1,
                 };
-                let (plan, layout) = assembled(columns, read_weights).map_err(|e| vec![e])?;
+                let (plan, layout) = assembled(columns, read_weights)?;
                 if self.fits(&plan) {
                     return Ok((plan, layout));
                 }
@@ -271,7 +324,7 @@ impl Fitting<'_> {
                     body: columns,
                     head: 1,
                 };
-                let (unpaged, layout) = assembled(columns, false).map_err(|e| vec![e])?;
+                let (unpaged, layout) = assembled(columns, false)?;
                 match self.page(&unpaged, level) {
                     Ok(plan) => {
                         let seconds = self.run_s(&plan);
@@ -283,8 +336,8 @@ impl Fitting<'_> {
                 }
             }
             if let Some((_, plan, layout)) = best {
-                let drafting = self.drafting(&plan, level, assembled);
-                return Ok(drafting.map_err(|e| vec![e])?.unwrap_or((plan, layout)));
+                let drafting = self.drafting(&plan, level, assembled)?;
+                return Ok(drafting.unwrap_or((plan, layout)));
             }
         }
         let smallest = smallest.expect("one chunk is tried at least");
@@ -295,7 +348,7 @@ impl Fitting<'_> {
                 body: smallest.columns_max,
                 head: 1,
             };
-            let (unpaged, _) = assembled(columns, false).map_err(|e| vec![e])?;
+            let (unpaged, _) = assembled(columns, false)?;
             let paged = self.page(&unpaged, level).unwrap_or_else(|least| *least);
             Some(paged.memory.needed_bytes())
         };
@@ -314,7 +367,7 @@ impl Fitting<'_> {
         plan: &Plan,
         level: MemoryLevel,
         assembled: &Assembled<'_>,
-    ) -> Result<Option<(Plan, Layout)>, Diagnostic> {
+    ) -> Result<Option<(Plan, Layout)>, Vec<Diagnostic>> {
         let cost = paging::Cost::of(plan).expect("the plan is paged");
         let drafts = cost.drafts().min(plan.columns_max - 1);
         if drafts == 0 || level == MemoryLevel::Low {

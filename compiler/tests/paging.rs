@@ -24,6 +24,7 @@ const LLAMA_1B: Shape = Shape {
     other_format: WeightFormat::Q8_0,
     tied: true,
     biases: false,
+    extras: false,
 };
 
 fn limit(bytes: u64) -> Options {

@@ -2,18 +2,19 @@
 
 mod common;
 
-use common::{MIXED, SMOL, compile_shape, container, task};
+use common::{MIXED, SLIDING, SMOL, compile_shape, container, task};
 use omex_compiler::emit::text::{parse_plan, plan_text};
 use omex_compiler::ir::text::parse;
 use omex_compiler::ir::{Stage, verify};
 use omex_compiler::pipeline::{Options, WeightsFrom};
+use omex_kernels::spec::KvFormat;
 use omex_kernels::{KernelSpec, WeightFormat};
 use omex_plan::file::encode_metadata;
 use omex_plan::{BufferKind, WeightSource, check};
 
 #[test]
 fn plans_pass_the_checks() {
-    for shape in [SMOL, MIXED] {
+    for shape in [SMOL, MIXED, SLIDING] {
         for (format, other) in [
             (shape.format, shape.other_format),
             (WeightFormat::F16, WeightFormat::Q8_0),
@@ -73,7 +74,7 @@ fn phases_are_as_few_as_the_longest_path() {
 
 #[test]
 fn graphs_parse_back_at_every_stage() {
-    for shape in [SMOL, MIXED] {
+    for shape in [SMOL, MIXED, SLIDING] {
         let compiled = compile_shape(&shape, &task(&container("")), &Options::default()).unwrap();
         assert_eq!(compiled.stages.graphs.len(), Stage::ALL.len());
         for (stage, graph) in &compiled.stages.graphs {
@@ -116,6 +117,11 @@ fn equal_inputs_give_equal_bytes_and_ids_ignore_what_changes_no_bit() {
         ..Options::default()
     });
     assert_ne!(other.plan.result_id, id);
+    let int8 = compiled(&Options {
+        kv: KvFormat::Q8,
+        ..Options::default()
+    });
+    assert_ne!(int8.plan.result_id, id);
     let sampled = container(r#""sampling": {"temperature": 0.5, "seed": 1},"#);
     let sampled = compile_shape(&SMOL, &task(&sampled), &Options::default()).unwrap();
     assert_ne!(sampled.plan.result_id, id);
@@ -169,4 +175,42 @@ fn plan_texts() {
         let compiled = common::compile_shape_for(&MIXED, &task(text), &target, &options);
         insta::assert_snapshot!(format!("plan_{name}"), plan_text(&compiled.unwrap().plan));
     }
+}
+
+#[test]
+fn rings_of_sliding_layers_hold_a_window_and_a_chunk() {
+    let rings = |columns| {
+        let options = Options {
+            columns_max: Some(columns),
+            context: Some(1024),
+            ..Options::default()
+        };
+        let compiled = compile_shape(&SLIDING, &task(&container("")), &options).unwrap();
+        let plan = compiled.plan;
+        let buffers = plan.buffers.iter();
+        let rings = buffers.filter(|b| b.kind == BufferKind::KvRing);
+        let positions: Vec<u64> = rings.map(|b| b.bytes / (64 * 2)).collect();
+        (positions, plan.result_id)
+    };
+    let (short, id) = rings(7);
+    assert_eq!(short, [80, 80, 1024, 1024, 80, 80, 1024, 1024]);
+    let (long, same_id) = rings(512);
+    assert_eq!(long[..4], [576, 576, 1024, 1024]);
+    assert_eq!(id, same_id);
+}
+
+/// A layer with norms behind its parts and of its heads: they cost no barrier.
+#[test]
+fn norms_behind_parts_of_a_layer_join_the_next_norm() {
+    let compiled = compile_shape(&SLIDING, &task(&container("")), &Options::default()).unwrap();
+    let plan = &compiled.plan;
+    // Before the layers the embedding and the first norm; per layer the
+    // projections, store, attention, output, both norms, gate and up, gate
+    // function, down, both norms. Behind them norm, head and cap.
+    assert_eq!(plan.body_phases, 2 + 9 * 4);
+    assert_eq!(plan.phases.len(), 2 + 9 * 4 + 3);
+    let tables = plan.kernels.iter();
+    let tables = tables.filter(|k| matches!(k.spec(), KernelSpec::RopeTable { .. }));
+    assert_eq!(tables.count(), 1, "both rotations have one kernel");
+    assert_eq!(plan.constants.len(), 64, "and frequencies of their own");
 }

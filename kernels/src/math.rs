@@ -239,11 +239,17 @@ pub const fn cos_sin(x: f64) -> (f32, f32) {
 /// error below 1e-14, far under the f32 resolution of any angle.
 pub const fn inverse_frequency(base: f64, i: u32, width: u32) -> f64 {
     let exponent = -((2 * i) as f64 / width as f64);
+    pow_f64(base, exponent)
+}
+
+/// `base^exponent` in f64 by a fixed sequence, for a positive normal base and a
+/// result that is normal.
+pub const fn pow_f64(base: f64, exponent: f64) -> f64 {
     exp_f64(exponent * ln_f64(base))
 }
 
 /// ln x for a positive normal x: exponent times ln 2 plus the atanh series.
-const fn ln_f64(x: f64) -> f64 {
+pub const fn ln_f64(x: f64) -> f64 {
     let bits = x.to_bits();
     let mut e = ((bits >> 52) & 0x7ff) as i64 - 1023;
     let mut m = f64::from_bits((bits & 0x000f_ffff_ffff_ffff) | 0x3ff0_0000_0000_0000);

@@ -105,8 +105,9 @@ pub enum NormKind {
 }
 
 /// How keys and values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum KvFormat {
+    #[default]
     F16,
     /// Blocks of 32 int8 codes of one position with an f32 scale.
     Q8,

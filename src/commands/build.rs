@@ -11,14 +11,15 @@ use omex_compiler::container::{self, RamLimit, RamOrigin, Task, ValidateOptions}
 use omex_compiler::diagnostic::{Code, Diagnostic, quoted};
 use omex_compiler::emit::PackedModel;
 use omex_compiler::import::MappedFile;
+use omex_compiler::import::family::ModelConfig;
 use omex_compiler::import::gguf::Gguf;
-use omex_compiler::import::llama::ModelConfig;
 use omex_compiler::import::pack::{self, Progress as Packing, Source};
 use omex_compiler::pipeline::{self, Compiled, Inputs, Options, Paging, WeightsFrom};
 use omex_compiler::prompt;
 use omex_compiler::registry::ResolvedModel;
 use omex_compiler::tokenizer::{self, Vocabulary};
 use omex_grammar::quantity;
+use omex_kernels::spec::KvFormat;
 use omex_plan::file::{self, Arch, Image};
 use omex_plan::prompt::PromptTemplate;
 use omex_runtime::TrustStore;
@@ -60,6 +61,10 @@ pub struct CompileArgs {
     /// Bytes of the slots that pages come and go in, at most
     #[arg(long, value_parser = ram, hide = true)]
     page_slots: Option<u64>,
+    /// How keys and values are kept: it changes results, so nothing chooses
+    /// another than f16 but this
+    #[arg(long, value_enum, default_value_t = Kv::F16)]
+    kv: Kv,
     /// Threads to build with
     #[arg(short, long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     jobs: Option<u32>,
@@ -126,6 +131,22 @@ impl CompileArgs {
             read_bytes_max: self.page_read.unwrap_or(default.read_bytes_max),
             slots_bytes_max: self.page_slots.unwrap_or(default.slots_bytes_max),
             ..default
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Kv {
+    F16,
+    /// Blocks of 32 int8 with a scale
+    Q8,
+}
+
+impl From<Kv> for KvFormat {
+    fn from(kv: Kv) -> KvFormat {
+        match kv {
+            Kv::F16 => KvFormat::F16,
+            Kv::Q8 => KvFormat::Q8,
         }
     }
 }
@@ -286,6 +307,7 @@ impl<'a> Request<'a> {
             args.threads_max,
             args.weights,
             (args.page_read, args.page_slots),
+            args.kv,
             bundle,
         );
         let mut hasher = blake3::Hasher::new();
@@ -373,6 +395,7 @@ impl<'a> Request<'a> {
             limits,
             weights: args.weights.map(WeightsArg::into),
             paging: args.paging(),
+            kv: args.kv.into(),
         };
         let compiled = pipeline::compile(&inputs, &options)?;
         output.diagnostics(&compiled.warnings);
@@ -418,10 +441,7 @@ fn prompts(
 
 fn packed(
     source: &Source<'_>,
-    order: &[(
-        omex_compiler::import::gguf::TensorId,
-        omex_plan::packed::PackedLayout,
-    )],
+    order: &[pack::Part],
     cache: &Path,
     jobs: Option<u32>,
 ) -> Result<pack::PackedModel, Failure> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use omex_compiler::container::{ModelFacts, Task};
 use omex_compiler::diagnostic::{Code, Diagnostic, Source, quoted};
-use omex_compiler::import::llama::ModelConfig;
+use omex_compiler::import::family::ModelConfig;
 use omex_compiler::registry::{Places, REGISTRY_FILE, Registry, ResolvedModel, Resolver};
 use omex_grammar::reference::ModelReference;
 use omex_kernels::format::Descriptor;

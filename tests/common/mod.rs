@@ -7,15 +7,26 @@ use std::process::{Command, Output, Stdio};
 
 /// SmolLM2-135M-Instruct Q4_1, which `examples/fetch_model.sh` provides.
 pub(crate) fn smollm2() -> PathBuf {
-    let path = match std::env::var_os("OMEX_TEST_MODEL_SMOLLM2") {
+    let name = "SmolLM2-135M-Instruct.Q4_1.gguf";
+    model("OMEX_TEST_MODEL_SMOLLM2", name, "examples/fetch_model.sh")
+}
+
+/// Gemma 3 270M Q4_K_M, which `examples/fetch_model.sh gemma3` provides.
+pub(crate) fn gemma3() -> PathBuf {
+    let name = "gemma-3-270m-q4_k_m.gguf";
+    model(
+        "OMEX_TEST_MODEL_GEMMA3",
+        name,
+        "examples/fetch_model.sh gemma3",
+    )
+}
+
+fn model(variable: &str, name: &str, fetch: &str) -> PathBuf {
+    let path = match std::env::var_os(variable) {
         Some(path) => PathBuf::from(path),
-        None => root().join("target/models/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        None => root().join("target/models").join(name),
     };
-    assert!(
-        path.is_file(),
-        "{} is missing: run examples/fetch_model.sh",
-        path.display()
-    );
+    assert!(path.is_file(), "{} is missing: run {fetch}", path.display());
     path
 }
 

@@ -4,7 +4,7 @@
 //! computed: target, budget, chunk, threads, weight source.
 
 use omex_kernels::NUMERICS_VERSION;
-use omex_kernels::spec::ATTENTION_SPLIT;
+use omex_kernels::spec::{ATTENTION_SPLIT, KvFormat};
 use omex_plan::packed::Digest;
 use omex_plan::prompt::{PromptTemplate, Trim};
 use omex_plan::task::{NodeKind, Program, Sampling};
@@ -15,6 +15,8 @@ pub struct Identity<'a> {
     pub packed_digest: Digest,
     /// The tokenizer section.
     pub tokenizer: &'a [u8],
+    /// How keys and values are kept.
+    pub kv: KvFormat,
     /// Positions that the KV cache holds: a generation ends there.
     pub context: u32,
     pub end_tokens: &'a [u32],
@@ -26,7 +28,10 @@ pub fn result_id(identity: &Identity<'_>) -> Digest {
     fields.u32(NUMERICS_VERSION);
     fields.bytes(&identity.packed_digest);
     fields.bytes(blake3::hash(identity.tokenizer).as_bytes());
-    fields.bytes(b"kv f16");
+    fields.bytes(match identity.kv {
+        KvFormat::F16 => b"kv f16",
+        KvFormat::Q8 => b"kv q8",
+    });
     fields.u32(ATTENTION_SPLIT);
     fields.u32(identity.context);
     fields.tokens(identity.end_tokens);

@@ -2,8 +2,8 @@
 //! to the packed weights.
 //!
 //! - [`gguf`] reads (and writes) the container format,
-//! - [`llama`] maps metadata and tensor names of the llama family to a typed
-//!   [`llama::ModelConfig`],
+//! - [`family`] maps metadata and tensor names of each model family to a typed
+//!   [`family::ModelConfig`],
 //! - [`pack`] repacks the weights into the packed model of the cache.
 //!
 //! Everything here takes files as hostile: no count is believed before it has
@@ -11,9 +11,9 @@
 //! [`ImportError`] that names the file, the byte and what was expected.
 
 mod error;
+pub mod family;
 pub mod ggml_type;
 pub mod gguf;
-pub mod llama;
 mod map;
 pub mod pack;
 pub mod synth;

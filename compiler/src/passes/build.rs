@@ -1,21 +1,31 @@
-//! Builds the graph of a llama-family model: one column of logits from the
-//! tokens of a pass.
+//! Builds the graph of a model: one column of logits from the tokens of a pass.
 //!
 //! Requires: a checked [`ModelConfig`].
-//! Ensures: a graph of stage `Built`; tensors bear their names in the model file.
+//! Ensures: a graph of stage `Built`; tensors bear their names in the packed model.
 //! Breaks: nothing.
 
-use omex_kernels::spec::{Activation, F32, KvFormat, NormKind, Rope, TableLayout};
+use omex_kernels::spec::{self, Activation, F32, GateFunction, KvFormat, NormKind, TableLayout};
 
-use crate::import::llama::{Layer, Linear, Matrix, ModelConfig, Output, Vector};
-use crate::ir::{Frequencies, Graph, Op, Site, ValueId};
+use crate::choices;
+use crate::import::family::{Layer, Linear, Matrix, ModelConfig, Output, Rope, Vector};
+use crate::ir::{Graph, Op, Site, ValueId};
 
-/// `ring` is the number of positions of every KV ring, a multiple of 16.
-pub fn build(config: &ModelConfig, ring: u32) -> Graph {
+/// The key-value cache of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// Positions that are kept.
+    pub context: u32,
+    /// Tokens of the largest pass.
+    pub columns: u32,
+    pub format: KvFormat,
+}
+
+pub fn build(config: &ModelConfig, cache: Cache) -> Graph {
     let mut builder = Builder {
         graph: Graph::new(),
         config,
-        ring,
+        cache,
+        rope_tables: Vec::new(),
         layer: None,
     };
     let logits = builder.model();
@@ -26,24 +36,21 @@ pub fn build(config: &ModelConfig, ring: u32) -> Graph {
 struct Builder<'a> {
     graph: Graph,
     config: &'a ModelConfig,
-    ring: u32,
+    cache: Cache,
+    /// The table of every rotation so far.
+    rope_tables: Vec<(&'a Rope, ValueId)>,
     /// The layer that is being built.
     layer: Option<u32>,
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
     fn add(&mut self, op: Op, operands: &[ValueId], name: &str) -> ValueId {
         self.graph.add(op, operands, Site::new(self.layer, name))
     }
 
-    /// The name of a tensor of the current layer, or of the model.
-    fn tensor(&self, name: &str, suffix: &str) -> String {
-        format!("{}.{suffix}", Site::new(self.layer, name))
-    }
-
-    fn matrix(&mut self, matrix: Matrix, layout: TableLayout, name: &str) -> ValueId {
+    fn matrix(&mut self, matrix: &Matrix, layout: TableLayout, name: &str) -> ValueId {
         let op = Op::Matrix {
-            tensor: self.tensor(name, "weight"),
+            tensor: matrix.name.clone(),
             format: matrix.format,
             layout,
             rows: matrix.rows,
@@ -52,19 +59,23 @@ impl Builder<'_> {
         self.add(op, &[], name)
     }
 
-    fn vector(&mut self, vector: Vector, name: &str, suffix: &str) -> ValueId {
+    fn vector(&mut self, vector: &Vector, name: &str) -> ValueId {
         let op = Op::Vector {
-            tensor: self.tensor(name, suffix),
+            tensor: vector.name.clone(),
             len: vector.len,
         };
         self.add(op, &[], name)
     }
 
-    fn norm(&mut self, x: ValueId, weight: Vector, name: &str) -> ValueId {
-        let weight = self.vector(weight, name, "weight");
+    fn eps(&self) -> F32 {
+        F32::new(self.config.hyperparameters.rms_epsilon)
+    }
+
+    fn norm(&mut self, x: ValueId, weight: &Vector, name: &str) -> ValueId {
+        let weight = self.vector(weight, name);
         let op = Op::Norm {
             kind: NormKind::Rms,
-            eps: F32::new(self.config.hyperparameters.rms_epsilon),
+            eps: self.eps(),
             bias: false,
             residual: false,
             output: Activation::F32,
@@ -72,27 +83,87 @@ impl Builder<'_> {
         self.add(op, &[x, weight], name)
     }
 
-    fn linear(&mut self, x: ValueId, linear: Linear, name: &str) -> ValueId {
-        let weight = self.matrix(linear.weight, TableLayout::Panels, name);
+    /// The stream plus what a part of a layer adds to it, normalized first
+    /// where the family does that.
+    fn residual(
+        &mut self,
+        stream: ValueId,
+        part: ValueId,
+        post_norm: &Option<Vector>,
+        [norm_name, name]: [&str; 2],
+    ) -> ValueId {
+        let part = match post_norm {
+            Some(weight) => self.norm(part, weight, norm_name),
+            None => part,
+        };
+        self.add(Op::Add, &[stream, part], name)
+    }
+
+    fn linear(&mut self, x: ValueId, linear: &Linear, name: &str) -> ValueId {
+        let weight = self.matrix(&linear.weight, TableLayout::Panels, name);
         let op = Op::Matmul {
             bias: false,
             residual: false,
         };
         let out = self.add(op, &[weight, x], name);
-        match linear.bias {
+        match &linear.bias {
             None => out,
             Some(bias) => {
-                let bias = self.vector(bias, name, "bias");
+                let bias = self.vector(bias, name);
                 self.add(Op::AddBias, &[out, bias], name)
             }
         }
     }
 
-    fn rope(&self) -> Rope {
-        let rope = &self.config.hyperparameters.rope;
-        Rope {
-            pairs: rope.dimension_count / 2,
-            pairing: rope.pairing,
+    /// The table of a rotation, one for all layers that share it.
+    fn rope_table(&mut self, rope: &'a Rope) -> ValueId {
+        if let Some((_, table)) = self.rope_tables.iter().find(|(r, _)| *r == rope) {
+            return *table;
+        }
+        let layer = self.layer.take();
+        let frequencies = Op::Frequencies(rope.frequencies(self.cache.context));
+        let frequencies = self.add(frequencies, &[], "rope");
+        let scale = F32::new(rope.scale);
+        let table = self.add(Op::RopeTable { scale }, &[frequencies], "rope");
+        self.layer = layer;
+        self.rope_tables.push((rope, table));
+        table
+    }
+
+    /// A projection's heads, normalized and rotated where the model does that.
+    fn heads(
+        &mut self,
+        x: ValueId,
+        norm: &Option<Vector>,
+        rope: Option<&'a Rope>,
+        name: &str,
+    ) -> ValueId {
+        let head_dim = self.config.hyperparameters.head_len;
+        let normed = match norm {
+            None => x,
+            Some(weight) => {
+                let name = format!("{name}_norm");
+                let weight = self.vector(weight, &name);
+                let op = Op::HeadNorm {
+                    eps: self.eps(),
+                    head_dim,
+                };
+                self.add(op, &[x, weight], &name)
+            }
+        };
+        match rope {
+            None => normed,
+            Some(rope) => {
+                let table = self.rope_table(rope);
+                let op = Op::Rope {
+                    rope: spec::Rope {
+                        pairs: rope.pairs(),
+                        pairing: rope.pairing,
+                    },
+                    head_dim,
+                };
+                self.add(op, &[normed, table], &format!("{name}_rope"))
+            }
         }
     }
 
@@ -105,30 +176,18 @@ impl Builder<'_> {
             Output::Tied => TableLayout::Panels,
             Output::Untied(_) => TableLayout::Rows,
         };
-        let table = self.matrix(config.weights.token_embedding, layout, "token_embd");
-        let scale = F32::new(1.0);
+        let table = self.matrix(&config.weights.token_embedding, layout, "token_embd");
+        let scale = F32::new(h.embedding_scale);
         let mut x = self.add(Op::Embed { scale }, &[tokens, table], "token_embd");
-
-        let factors = h.rope.factors.iter().flatten();
-        let frequencies = Op::Frequencies(Frequencies {
-            base: F32::new(h.rope.base),
-            divisor: F32::new(h.rope.position_divisor),
-            width: h.rope.dimension_count,
-            factors: factors.map(|&f| F32::new(f)).collect(),
-        });
-        let frequencies = self.add(frequencies, &[], "rope");
-        let scale = F32::new(1.0);
-        let rope_table = self.add(Op::RopeTable { scale }, &[frequencies], "rope");
-
         for (i, layer) in (0..).zip(&config.weights.layers) {
             self.layer = Some(i);
-            x = self.layer(x, rope_table, layer);
+            x = self.layer(x, i, layer);
         }
         self.layer = None;
 
         let x = self.add(Op::SelectColumn, &[x], "output");
-        let x = self.norm(x, config.weights.output_norm, "output_norm");
-        match config.weights.output {
+        let x = self.norm(x, &config.weights.output_norm, "output_norm");
+        let logits = match &config.weights.output {
             Output::Untied(output) => self.linear(x, output, "output"),
             Output::Tied => {
                 let op = Op::Matmul {
@@ -137,49 +196,66 @@ impl Builder<'_> {
                 };
                 self.add(op, &[table, x], "output")
             }
+        };
+        match h.output_softcap {
+            None => logits,
+            Some(cap) => {
+                let cap = F32::new(cap);
+                self.add(Op::Softcap { cap }, &[logits], "output_softcap")
+            }
         }
     }
 
-    fn layer(&mut self, x: ValueId, rope_table: ValueId, layer: &Layer) -> ValueId {
+    fn layer(&mut self, x: ValueId, index: u32, layer: &'a Layer) -> ValueId {
         let h = &self.config.hyperparameters;
-        let rope = Op::Rope {
-            rope: self.rope(),
-            head_dim: h.head_len,
-        };
-        let norm = self.norm(x, layer.attention_norm, "attn_norm");
-        let q = self.linear(norm, layer.query, "attn_q");
-        let k = self.linear(norm, layer.key, "attn_k");
-        let v = self.linear(norm, layer.value, "attn_v");
-        let q = self.add(rope.clone(), &[q, rope_table], "attn_q_rope");
-        let k = self.add(rope, &[k, rope_table], "attn_k_rope");
+        let seen = h.attention(index);
+        let norm = self.norm(x, &layer.attention_norm, "attn_norm");
+        let q = self.linear(norm, &layer.query, "attn_q");
+        let k = self.linear(norm, &layer.key, "attn_k");
+        let v = self.linear(norm, &layer.value, "attn_v");
+        let q = self.heads(q, &layer.query_norm, seen.rope, "attn_q");
+        let k = self.heads(k, &layer.key_norm, seen.rope, "attn_k");
+        let Cache {
+            context,
+            columns,
+            format,
+        } = self.cache;
+        // A window that is never left is none.
+        let window = seen.window.filter(|&window| window < context);
         let kv = Op::KvStore {
             kv_heads: h.kv_head_count,
             head_dim: h.head_len,
-            ring: self.ring,
-            format: KvFormat::F16,
+            ring: choices::ring(context, window, columns),
+            format,
             norm: None,
             rope: None,
         };
         let kv = self.add(kv, &[k, v], "kv");
         let attention = Op::Attention {
             heads: h.head_count,
-            window: 0,
-            scale: F32::new(1.0 / omex_kernels::math::sqrt(h.head_len as f32)),
-            softcap: None,
+            window: window.unwrap_or(0),
+            scale: F32::new(h.attention_scale),
+            softcap: h.attention_softcap.map(F32::new),
             norm: None,
             rope: None,
             output: Activation::F32,
         };
         let attention = self.add(attention, &[q, kv], "attn");
-        let out = self.linear(attention, layer.attention_output, "attn_output");
-        let x = self.add(Op::Add, &[x, out], "attn_residual");
+        let out = self.linear(attention, &layer.attention_output, "attn_output");
+        let names = ["attn_post_norm", "attn_residual"];
+        let x = self.residual(x, out, &layer.attention_post_norm, names);
 
-        let norm = self.norm(x, layer.feed_forward_norm, "ffn_norm");
-        let gate = self.linear(norm, layer.gate, "ffn_gate");
-        let up = self.linear(norm, layer.up, "ffn_up");
-        let gate = self.add(Op::Silu, &[gate], "ffn_silu");
+        let norm = self.norm(x, &layer.feed_forward_norm, "ffn_norm");
+        let gate = self.linear(norm, &layer.gate, "ffn_gate");
+        let up = self.linear(norm, &layer.up, "ffn_up");
+        let (function, name) = match h.gate {
+            GateFunction::Silu => (Op::Silu, "ffn_silu"),
+            GateFunction::GeluTanh => (Op::GeluTanh, "ffn_gelu"),
+        };
+        let gate = self.add(function, &[gate], name);
         let gated = self.add(Op::Mul, &[gate, up], "ffn_gated");
-        let down = self.linear(gated, layer.down, "ffn_down");
-        self.add(Op::Add, &[x, down], "ffn_residual")
+        let down = self.linear(gated, &layer.down, "ffn_down");
+        let names = ["ffn_post_norm", "ffn_residual"];
+        self.residual(x, down, &layer.feed_forward_post_norm, names)
     }
 }

@@ -1,7 +1,8 @@
 //! The refusal of a plan that does not fit its budget: what it needs, which
 //! buffers alone are too much, and what would fit.
 
-use omex_kernels::WeightFormat;
+use omex_kernels::spec::ring_bytes;
+use omex_kernels::{KernelSpec, WeightFormat};
 use omex_plan::memory::MemoryKind;
 use omex_plan::packed::{PackedLayout, Tensor};
 use omex_plan::{BufferKind, Plan, WeightSource};
@@ -145,11 +146,29 @@ fn too_much(plan: &Plan, limit_bytes: u64) -> String {
 }
 
 /// The longest context that fits when the task otherwise needs `needed` bytes:
-/// the KV rings grow with it, everything else stays.
+/// the KV rings of its length grow with it, everything else stays.
 fn context_within(overrun: &Overrun<'_>, needed: u64) -> Option<Change> {
     let plan = overrun.plan;
-    let kv = plan.memory.bytes_of(MemoryKind::KvCache);
-    let ring = u64::from(choices::ring(plan.model.context));
+    let whole = choices::ring(plan.model.context, None, plan.columns_max);
+    let of_step = |step: &omex_plan::Step| {
+        let &KernelSpec::KvStore {
+            kv_heads,
+            head_dim,
+            ring,
+            format,
+            ..
+        } = plan.kernels[step.kernel.index()].spec()
+        else {
+            return 0;
+        };
+        if ring == whole {
+            2 * ring_bytes(format, kv_heads, head_dim, ring)
+        } else {
+            0
+        }
+    };
+    let kv: u64 = plan.steps.iter().map(of_step).sum();
+    let ring = u64::from(whole);
     let per_position = kv.div_ceil(ring).max(1);
     let rest = needed.checked_sub(kv)?;
     let fits = overrun.limit.bytes.checked_sub(rest)? / per_position / 16 * 16;

@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use omex_compiler::container::{Task, ValidateOptions, validate};
 use omex_compiler::diagnostic::Diagnostic;
 use omex_compiler::emit::PackedModel;
-use omex_compiler::import::gguf::TensorId;
-use omex_compiler::import::llama::{
-    Hyperparameters, Layer, Linear, Matrix, ModelConfig, Output, Rope, Vector, Weights,
+use omex_compiler::import::family::{
+    Hyperparameters, Layer, Linear, Matrix, ModelConfig, Output, Rope, Sliding, SlidingLayers,
+    Vector, Weights,
 };
+use omex_compiler::import::gguf::TensorId;
 use omex_compiler::pipeline::{Compiled, Inputs, Options, compile};
 use omex_kernels::WeightFormat;
-use omex_kernels::spec::RopePairing;
+use omex_kernels::spec::{GateFunction, RopePairing};
 use omex_plan::packed::{
     Digest, FormatCode, PAGE_ALIGN, PAGE_BYTES_MAX, PackedIndex, PackedLayout, Page, Piece, Tensor,
 };
@@ -33,6 +34,8 @@ pub(crate) struct Shape {
     pub(crate) other_format: WeightFormat,
     pub(crate) tied: bool,
     pub(crate) biases: bool,
+    /// Norms of heads and behind the parts of a layer, caps, windows, GELU.
+    pub(crate) extras: bool,
 }
 
 /// SmolLM2-135M's shape.
@@ -47,6 +50,7 @@ pub(crate) const SMOL: Shape = Shape {
     other_format: WeightFormat::Q4_1,
     tied: true,
     biases: false,
+    extras: false,
 };
 
 /// Two layers with everything that may be in one: biases, formats that differ,
@@ -62,6 +66,22 @@ pub(crate) const MIXED: Shape = Shape {
     other_format: WeightFormat::F16,
     tied: false,
     biases: true,
+    extras: false,
+};
+
+/// Every second layer slides, in a context of several windows.
+pub(crate) const SLIDING: Shape = Shape {
+    layers: 4,
+    heads: 4,
+    kv_heads: 1,
+    head_len: 64,
+    feed_forward: 256,
+    vocabulary: 1000,
+    format: WeightFormat::Q5_0,
+    other_format: WeightFormat::Q4K,
+    tied: true,
+    biases: false,
+    extras: true,
 };
 
 impl Shape {
@@ -71,33 +91,50 @@ impl Shape {
 
     pub(crate) fn config(&self) -> ModelConfig {
         let embedding = self.embedding();
-        let vector = |len| Vector {
+        let vector = |name: &str, len| Vector {
+            name: name.to_owned(),
             tensor: TensorId(0),
             format: WeightFormat::F32,
+            first: 0,
             len,
         };
-        let linear = |rows, columns, format| Linear {
+        let linear = |name: &str, rows, columns, format| Linear {
             weight: Matrix {
+                name: format!("{name}.weight"),
                 tensor: TensorId(0),
                 format,
+                first_row: 0,
                 rows,
                 columns,
             },
-            bias: self.biases.then(|| vector(rows)),
+            bias: self.biases.then(|| vector(&format!("{name}.bias"), rows)),
         };
         let (format, other) = (self.format, self.other_format);
         let kv = self.kv_heads * self.head_len;
-        let layer = Layer {
-            attention_norm: vector(embedding),
-            query: linear(embedding, embedding, format),
-            key: linear(kv, embedding, format),
-            value: linear(kv, embedding, other),
-            attention_output: linear(embedding, embedding, format),
-            feed_forward_norm: vector(embedding),
-            gate: linear(self.feed_forward, embedding, format),
-            up: linear(self.feed_forward, embedding, format),
-            down: linear(embedding, self.feed_forward, other),
+        let layer = |i: u32| {
+            let linear = |name: &str, rows, columns, format| {
+                linear(&format!("blk.{i}.{name}"), rows, columns, format)
+            };
+            let vector = |name: &str, len| vector(&format!("blk.{i}.{name}.weight"), len);
+            Layer {
+                attention_norm: vector("attn_norm", embedding),
+                query: linear("attn_q", embedding, embedding, format),
+                key: linear("attn_k", kv, embedding, format),
+                value: linear("attn_v", kv, embedding, other),
+                query_norm: self.extras.then(|| vector("attn_q_norm", self.head_len)),
+                key_norm: self.extras.then(|| vector("attn_k_norm", self.head_len)),
+                attention_output: linear("attn_output", embedding, embedding, format),
+                attention_post_norm: self
+                    .extras
+                    .then(|| vector("post_attention_norm", embedding)),
+                feed_forward_norm: vector("ffn_norm", embedding),
+                gate: linear("ffn_gate", self.feed_forward, embedding, format),
+                up: linear("ffn_up", self.feed_forward, embedding, format),
+                down: linear("ffn_down", embedding, self.feed_forward, other),
+                feed_forward_post_norm: self.extras.then(|| vector("post_ffw_norm", embedding)),
+            }
         };
+        let rope = |base| Rope::plain(self.head_len, RopePairing::Adjacent, base);
         ModelConfig {
             architecture: "llama".to_owned(),
             name: Some("Made up".to_owned()),
@@ -111,22 +148,37 @@ impl Shape {
                 context_len: 8192,
                 vocab_len: self.vocabulary,
                 rms_epsilon: 1e-5,
-                rope: Rope {
-                    dimension_count: self.head_len,
-                    pairing: RopePairing::Adjacent,
-                    base: 100_000.0,
-                    position_divisor: 1.0,
-                    factors: None,
+                embedding_scale: 1.0,
+                attention_scale: 1.0 / omex_kernels::math::sqrt(self.head_len as f32),
+                attention_softcap: self.extras.then_some(50.0),
+                output_softcap: self.extras.then_some(30.0),
+                gate: if self.extras {
+                    GateFunction::GeluTanh
+                } else {
+                    GateFunction::Silu
                 },
+                rope: rope(100_000.0),
+                no_rope_step: None,
+                sliding: self.extras.then(|| Sliding {
+                    window: 64,
+                    layers: SlidingLayers::ButEvery(2),
+                    rope: Some(rope(10_000.0)),
+                }),
             },
             weights: Weights {
-                token_embedding: linear(self.vocabulary, embedding, WeightFormat::Q8_0).weight,
-                layers: vec![layer; self.layers as usize],
-                output_norm: vector(embedding),
+                token_embedding: linear(
+                    "token_embd",
+                    self.vocabulary,
+                    embedding,
+                    WeightFormat::Q8_0,
+                )
+                .weight,
+                layers: (0..self.layers).map(layer).collect(),
+                output_norm: vector("output_norm.weight", embedding),
                 output: if self.tied {
                     Output::Tied
                 } else {
-                    Output::Untied(linear(self.vocabulary, embedding, format))
+                    Output::Untied(linear("output", self.vocabulary, embedding, format))
                 },
             },
         }
@@ -136,31 +188,25 @@ impl Shape {
     pub(crate) fn packed_index(&self) -> PackedIndex {
         let config = self.config();
         let mut packer = Packer::default();
-        let table = config.weights.token_embedding;
-        let layout = if self.tied {
-            PackedLayout::Panels
-        } else {
-            PackedLayout::Rows
-        };
-        if !self.tied {
-            packer.matrix("token_embd.weight", table, layout);
+        let weights = &config.weights;
+        let mut formats = BTreeMap::new();
+        let mut matrix = |m: &Matrix| formats.insert(m.name.clone(), (m.format, m.columns));
+        matrix(&weights.token_embedding);
+        for l in &weights.layers {
+            let linears = [&l.query, &l.key, &l.value, &l.attention_output];
+            for linear in linears.into_iter().chain([&l.gate, &l.up, &l.down]) {
+                matrix(&linear.weight);
+            }
         }
-        for (i, layer) in config.weights.layers.iter().enumerate() {
-            let name = |part: &str| format!("blk.{i}.{part}");
-            packer.vector(&name("attn_norm.weight"), layer.attention_norm.len);
-            packer.linear(&name("attn_q"), layer.query);
-            packer.linear(&name("attn_k"), layer.key);
-            packer.linear(&name("attn_v"), layer.value);
-            packer.linear(&name("attn_output"), layer.attention_output);
-            packer.vector(&name("ffn_norm.weight"), layer.feed_forward_norm.len);
-            packer.linear(&name("ffn_gate"), layer.gate);
-            packer.linear(&name("ffn_up"), layer.up);
-            packer.linear(&name("ffn_down"), layer.down);
+        if let Output::Untied(output) = &weights.output {
+            matrix(&output.weight);
         }
-        packer.vector("output_norm.weight", config.weights.output_norm.len);
-        match config.weights.output {
-            Output::Tied => packer.matrix("token_embd.weight", table, layout),
-            Output::Untied(output) => packer.linear("output", output),
+        for part in weights.in_schedule_order() {
+            let (format, rows, k) = match formats.get(&part.name) {
+                Some(&(format, columns)) => (format, part.count, columns),
+                None => (WeightFormat::F32, 1, part.count),
+            };
+            packer.push(&part.name, format, part.layout, rows, k);
         }
         PackedIndex {
             source_digest: [7; 32],
@@ -178,25 +224,6 @@ struct Packer {
 }
 
 impl Packer {
-    fn linear(&mut self, name: &str, linear: Linear) {
-        self.matrix(
-            &format!("{name}.weight"),
-            linear.weight,
-            PackedLayout::Panels,
-        );
-        if let Some(bias) = linear.bias {
-            self.vector(&format!("{name}.bias"), bias.len);
-        }
-    }
-
-    fn matrix(&mut self, name: &str, m: Matrix, layout: PackedLayout) {
-        self.push(name, m.format, layout, m.rows, m.columns);
-    }
-
-    fn vector(&mut self, name: &str, len: u32) {
-        self.push(name, WeightFormat::F32, PackedLayout::Vector, 1, len);
-    }
-
     /// Pages of their own for every tensor, as many units in each as fit.
     fn push(&mut self, name: &str, format: WeightFormat, layout: PackedLayout, rows: u32, k: u32) {
         let mut tensor = Tensor {

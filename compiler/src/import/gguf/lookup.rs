@@ -125,6 +125,18 @@ impl<'a> Gguf<'a> {
         }))
     }
 
+    /// An array of bools.
+    pub fn get_array_bool(&self, key: &str) -> Result<Option<Vec<bool>>, ImportError> {
+        let array = self.get_array_of(key, "an array of bools", |ty| ty == ValueType::Bool)?;
+        Ok(array.map(|array| {
+            let bools = array.iter().map(|(_, value)| match value {
+                Value::Bool(v) => v,
+                other => unreachable!("an array of bools holds {other:?}"),
+            });
+            bools.collect()
+        }))
+    }
+
     /// Turns a missing key into an error.
     ///
     /// `gguf.required("llama.block_count", Gguf::get_u32)?`

@@ -103,6 +103,16 @@ impl HeaderWriter {
         self
     }
 
+    pub fn array_bool(
+        &mut self,
+        key: &str,
+        values: impl ExactSizeIterator<Item = bool>,
+    ) -> &mut Self {
+        self.array(key, ValueType::Bool, values.len());
+        self.metadata.extend(values.map(u8::from));
+        self
+    }
+
     /// A scalar of any type, as its little-endian bytes.
     pub fn scalar(&mut self, key: &str, ty: ValueType, bytes: &[u8]) -> &mut Self {
         self.key(key, ty);

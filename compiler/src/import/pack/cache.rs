@@ -6,18 +6,17 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use omex_plan::packed::{
-    Digest, PACKED_HEADER_BYTES, PACKED_MAGIC, PACKED_VERSION, PackedIndex, PackedLayout,
-    packed_header,
+    Digest, PACKED_HEADER_BYTES, PACKED_MAGIC, PACKED_VERSION, PackedIndex, packed_header,
 };
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use super::Part;
 use super::layout::{FileLayout, lay_out};
 use super::write::{Output, write_pages};
 use super::{PackedModel, Progress, Source, source_name};
 use crate::diagnostic::Code;
 use crate::import::ImportError;
-use crate::import::gguf::TensorId;
 
 /// Largest index that is read: far above any real model's.
 const INDEX_BYTES_MAX: u64 = 256 << 20;
@@ -43,7 +42,7 @@ pub fn file_name(digest: &Digest) -> String {
 /// little free space, or a failed system call; nothing is left behind.
 pub fn pack_into_cache(
     source: &Source<'_>,
-    order: &[(TensorId, PackedLayout)],
+    order: &[Part],
     cache_dir: &Path,
     threads: usize,
     progress: &(dyn Fn(Progress) + Sync),

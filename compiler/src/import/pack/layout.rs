@@ -7,9 +7,10 @@ use omex_plan::packed::{
     Piece, Tensor,
 };
 
+use super::Part;
 use crate::diagnostic::{Code, quoted};
 use crate::import::ImportError;
-use crate::import::gguf::{self, Gguf, TensorId};
+use crate::import::gguf::{self, Gguf};
 
 /// Pieces begin at multiples of this in their page: the step of all kernels.
 const PIECE_ALIGN: u64 = 64;
@@ -29,15 +30,15 @@ pub(super) struct FileLayout {
 /// pieces of a page do not overlap and lie in it in the order of the tensors.
 pub(super) fn lay_out(
     gguf: &Gguf<'_>,
-    order: &[(TensorId, PackedLayout)],
+    order: &[Part],
     source_name: &str,
 ) -> Result<FileLayout, ImportError> {
     let mut pages = Pages::default();
     let mut tensors = Vec::with_capacity(order.len());
-    for &(id, layout) in order {
-        let mut tensor = describe(gguf.tensor_at(id), layout)?;
+    for part in order {
+        let mut tensor = describe(gguf.tensor_at(part.tensor), part)?;
         let (units, unit_bytes) = tensor.unit().ok_or_else(|| {
-            let source = gguf.tensor_at(id);
+            let source = gguf.tensor_at(part.tensor);
             ImportError::new(
                 Code::ModelUnsupported,
                 format!(
@@ -67,7 +68,7 @@ pub(super) fn lay_out(
 }
 
 /// The tensor without its pieces.
-fn describe(source: &gguf::Tensor<'_>, layout: PackedLayout) -> Result<Tensor, ImportError> {
+fn describe(source: &gguf::Tensor<'_>, part: &Part) -> Result<Tensor, ImportError> {
     let unsupported = |what: String| {
         ImportError::new(
             Code::ModelUnsupported,
@@ -80,16 +81,18 @@ fn describe(source: &gguf::Tensor<'_>, layout: PackedLayout) -> Result<Tensor, I
     let extent = |n: u64| {
         u32::try_from(n).map_err(|_| unsupported(format!("has the shape {:?}", source.dims())))
     };
-    let (format, rows) = match layout {
-        PackedLayout::Vector => (WeightFormat::F32, 1),
-        PackedLayout::Rows | PackedLayout::Panels => (format, extent(source.rows())?),
+    let (format, rows, k) = match part.layout {
+        PackedLayout::Vector => (WeightFormat::F32, 1, part.count),
+        PackedLayout::Rows | PackedLayout::Panels => {
+            (format, part.count, extent(source.row_elements())?)
+        }
     };
     Ok(Tensor {
-        name: source.name.to_owned(),
+        name: part.name.clone(),
         format: FormatCode::new(format),
-        layout,
+        layout: part.layout,
         rows,
-        k: extent(source.row_elements())?,
+        k,
         pieces: Vec::new(),
     })
 }

@@ -28,6 +28,19 @@ pub struct Source<'a> {
     pub gguf: &'a Gguf<'a>,
 }
 
+/// A tensor to pack, or a part of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// In the packed model.
+    pub name: String,
+    pub tensor: TensorId,
+    pub layout: PackedLayout,
+    /// The first row, or the first element of a vector.
+    pub first: u32,
+    /// Rows, or elements of a vector.
+    pub count: u32,
+}
+
 /// What packing is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -63,10 +76,7 @@ pub struct PackedSize {
 /// # Errors
 ///
 /// A tensor whose type or shape is not supported.
-pub fn packed_size(
-    gguf: &Gguf<'_>,
-    order: &[(TensorId, PackedLayout)],
-) -> Result<PackedSize, ImportError> {
+pub fn packed_size(gguf: &Gguf<'_>, order: &[Part]) -> Result<PackedSize, ImportError> {
     let layout = layout::lay_out(gguf, order, "")?;
     let tensors = layout.index.tensors.iter();
     Ok(PackedSize {

@@ -11,7 +11,7 @@ use omex_plan::packed::{PACKED_HEADER_BYTES, PAGE_ALIGN};
 
 use super::*;
 use crate::diagnostic::Code;
-use crate::import::llama::ModelConfig;
+use crate::import::family::ModelConfig;
 use crate::import::synth::{Family, Mix, Shape, write_model};
 
 /// A directory of its own for each test, removed afterwards.

@@ -13,10 +13,10 @@ use omex_kernels::{PANEL_ROWS, panel};
 use omex_plan::packed::{Digest, PackedLayout, Piece, Tensor};
 
 use super::layout::FileLayout;
-use super::{Progress, Source};
+use super::{Part, Progress, Source};
 use crate::diagnostic::{Code, quoted};
 use crate::import::ImportError;
-use crate::import::gguf::{self, TensorId};
+use crate::import::gguf;
 
 /// Where the pages go, and how a failure to write there is told.
 pub(super) struct Output<'a> {
@@ -31,7 +31,7 @@ pub(super) struct Output<'a> {
 /// any, is that of the first faulty page, whatever the number of threads.
 pub(super) fn write_pages(
     source: &Source<'_>,
-    order: &[(TensorId, PackedLayout)],
+    order: &[Part],
     layout: &FileLayout,
     output: &Output<'_>,
     threads: usize,
@@ -103,7 +103,7 @@ struct Buffers {
 
 fn pack_page(
     source: &Source<'_>,
-    order: &[(TensorId, PackedLayout)],
+    order: &[Part],
     layout: &FileLayout,
     pieces: &[(usize, Piece)],
     bytes: u64,
@@ -113,7 +113,7 @@ fn pack_page(
     buffers.page.resize(bytes as usize, 0);
     for (t, piece) in pieces {
         let tensor = &layout.index.tensors[*t];
-        let from = source.gguf.tensor_at(order[*t].0);
+        let part = &order[*t];
         let (_, unit_bytes) = tensor.unit().expect("the layout checked the shape");
         let start = piece.offset as usize;
         let end = start + (u64::from(piece.units) * unit_bytes) as usize;
@@ -121,7 +121,7 @@ fn pack_page(
         let out = &mut buffers.page[start..end];
         pack_piece(
             source,
-            from,
+            part,
             tensor,
             piece,
             out,
@@ -134,13 +134,14 @@ fn pack_page(
 
 fn pack_piece(
     source: &Source<'_>,
-    from: &gguf::Tensor<'_>,
+    part: &Part,
     tensor: &Tensor,
     piece: &Piece,
     out: &mut [u8],
     unit_bytes: usize,
     rows: &mut Vec<u8>,
 ) -> Result<(), ImportError> {
+    let from = source.gguf.tensor_at(part.tensor);
     // What is packed has the format of the file, except for vectors.
     let format =
         WeightFormat::from_ggml_type(from.ggml_type.id()).expect("the layout checked the format");
@@ -148,10 +149,16 @@ fn pack_piece(
         PackedLayout::Panels => u64::from(PANEL_ROWS),
         PackedLayout::Rows | PackedLayout::Vector => 1,
     };
-    let row_bytes = from.row_bytes();
+    // A vector is one row of the part's elements.
+    let (row_bytes, skip_bytes) = match tensor.layout {
+        PackedLayout::Panels | PackedLayout::Rows => {
+            (from.row_bytes(), u64::from(part.first) * from.row_bytes())
+        }
+        PackedLayout::Vector => (format.row_bytes(part.count), format.row_bytes(part.first)),
+    };
     let first_row = u64::from(piece.first_unit) * rows_per_unit;
     let end_row = (first_row + u64::from(piece.units) * rows_per_unit).min(u64::from(tensor.rows));
-    let start = from.range.start + first_row * row_bytes;
+    let start = from.range.start + skip_bytes + first_row * row_bytes;
     rows.resize(((end_row - first_row) * row_bytes) as usize, 0);
     source.read_exact_at(rows, start)?;
     let not_finite = |at: u64| not_finite(from, format, start + at);

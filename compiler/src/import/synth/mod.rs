@@ -227,7 +227,7 @@ fn write_tensor(out: &mut impl Write, tensor: &Draft, seed: u64) -> io::Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::import::llama::{ModelConfig, Output};
+    use crate::import::family::{ModelConfig, Output};
 
     pub(crate) fn tiny() -> Shape {
         Shape {

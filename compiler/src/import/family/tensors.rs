@@ -1,5 +1,5 @@
-//! The tensors of a llama-family model: each found by its name, of the shape
-//! that the hyperparameters imply, in a supported format; no other is there.
+//! The tensors of a model: each found by its name, of the shape that the
+//! hyperparameters imply, in a supported format; no other is there.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +7,8 @@ use omex_kernels::WeightFormat;
 use omex_kernels::block::float_at;
 use omex_kernels::format::Descriptor;
 
+use super::families::Family;
+use super::rope::Factors;
 use super::{Hyperparameters, Layer, Linear, Matrix, Output, Vector, Weights};
 use crate::diagnostic::{Code, quoted};
 use crate::import::ImportError;
@@ -15,6 +17,7 @@ use crate::import::gguf::{Gguf, Tensor, TensorId};
 /// Finds and checks all tensors; sets `vocab_len` and the RoPE factors.
 pub(super) fn read(
     gguf: &Gguf<'_>,
+    family: &Family,
     hyperparameters: &mut Hyperparameters,
 ) -> Result<Weights, ImportError> {
     if gguf.tensors().is_empty() {
@@ -25,44 +28,18 @@ pub(super) fn read(
     }
     let mut finder = Finder::new(gguf);
     hyperparameters.vocab_len = vocab_len(gguf, &finder)?;
-    hyperparameters.rope.factors =
-        rope_factors(&mut finder, hyperparameters.rope.dimension_count / 2)?;
+    rope_factors(&mut finder, hyperparameters)?;
     let h = &*hyperparameters;
-    let attention_len = product(
-        h.head_count,
-        h.head_len,
-        "attention.head_count x key_length",
-    )?;
-    let kv_len = product(
-        h.kv_head_count,
-        h.head_len,
-        "attention.head_count_kv x key_length",
-    )?;
 
     let token_embedding = finder.matrix("token_embd.weight", h.vocab_len, h.embedding_len)?;
     // The number of layers is a claim of the metadata until their tensors are
     // there, so nothing is reserved for it.
     let mut layers = Vec::new();
     for i in 0..h.layer_count {
-        let name = |part: &str| format!("blk.{i}.{part}");
-        layers.push(Layer {
-            attention_norm: finder.vector(&name("attn_norm.weight"), h.embedding_len)?,
-            query: finder.linear(&name("attn_q"), attention_len, h.embedding_len)?,
-            key: finder.linear(&name("attn_k"), kv_len, h.embedding_len)?,
-            value: finder.linear(&name("attn_v"), kv_len, h.embedding_len)?,
-            attention_output: finder.linear(
-                &name("attn_output"),
-                h.embedding_len,
-                attention_len,
-            )?,
-            feed_forward_norm: finder.vector(&name("ffn_norm.weight"), h.embedding_len)?,
-            gate: finder.linear(&name("ffn_gate"), h.feed_forward_len, h.embedding_len)?,
-            up: finder.linear(&name("ffn_up"), h.feed_forward_len, h.embedding_len)?,
-            down: finder.linear(&name("ffn_down"), h.embedding_len, h.feed_forward_len)?,
-        });
+        layers.push(layer(&mut finder, family, h, i)?);
     }
     let output_norm = finder.vector("output_norm.weight", h.embedding_len)?;
-    let output = if gguf.tensor("output.weight").is_some() {
+    let output = if finder.has("output.weight") {
         Output::Untied(finder.linear("output", h.vocab_len, h.embedding_len)?)
     } else {
         Output::Tied
@@ -73,6 +50,67 @@ pub(super) fn read(
         layers,
         output_norm,
         output,
+    })
+}
+
+fn layer(
+    finder: &mut Finder<'_, '_>,
+    family: &Family,
+    h: &Hyperparameters,
+    i: u32,
+) -> Result<Layer, ImportError> {
+    let attention_len = product(
+        h.head_count,
+        h.head_len,
+        "attention.head_count x key_length",
+    )?;
+    let kv_len = product(
+        h.kv_head_count,
+        h.head_len,
+        "attention.head_count_kv x key_length",
+    )?;
+    let (stream, width) = (h.embedding_len, h.feed_forward_len);
+    let name = |part: &str| format!("blk.{i}.{part}");
+    let attention_norm = finder.vector(&name("attn_norm.weight"), stream)?;
+    let parts = [
+        (name("attn_q"), attention_len),
+        (name("attn_k"), kv_len),
+        (name("attn_v"), kv_len),
+    ];
+    let [query, key, value] = if finder.has(&name("attn_qkv.weight")) {
+        finder.parts(&name("attn_qkv"), parts, stream)?
+    } else {
+        finder.separate(parts, stream)?
+    };
+    let parts = [(name("ffn_gate"), width), (name("ffn_up"), width)];
+    let mut optional = |wanted: bool, part: &str, len: u32| {
+        wanted.then(|| finder.vector(&name(part), len)).transpose()
+    };
+    let query_norm = optional(family.head_norms, "attn_q_norm.weight", h.head_len)?;
+    let key_norm = optional(family.head_norms, "attn_k_norm.weight", h.head_len)?;
+    let attention_post_norm = optional(family.post_norms, "post_attention_norm.weight", stream)?;
+    let feed_forward_post_norm = optional(family.post_norms, "post_ffw_norm.weight", stream)?;
+    let attention_output = finder.linear(&name("attn_output"), stream, attention_len)?;
+    let feed_forward_norm = finder.vector(&name("ffn_norm.weight"), stream)?;
+    let [gate, up] = if family.fused_gate {
+        finder.parts(&name("ffn_up"), parts, stream)?
+    } else {
+        finder.separate(parts, stream)?
+    };
+    Ok(Layer {
+        attention_norm,
+        query,
+        key,
+        value,
+        query_norm,
+        key_norm,
+        attention_output,
+        attention_post_norm,
+        feed_forward_norm,
+        gate,
+        up,
+        down: finder.linear(&name("ffn_down"), stream, width)?,
+        feed_forward_post_norm,
     })
 }
 
@@ -113,17 +151,31 @@ fn vocab_len(gguf: &Gguf<'_>, finder: &Finder<'_, '_>) -> Result<u32, ImportErro
         })
 }
 
-fn rope_factors(finder: &mut Finder<'_, '_>, pairs: u32) -> Result<Option<Vec<f32>>, ImportError> {
-    const NAME: &str = "rope_freqs.weight";
-    if finder.gguf.tensor(NAME).is_none() {
-        return Ok(None);
+/// Reads the tensors that hold RoPE's factors.
+fn rope_factors(finder: &mut Finder<'_, '_>, h: &mut Hyperparameters) -> Result<(), ImportError> {
+    const FIXED: &str = "rope_freqs.weight";
+    let pairs = h.rope.pairs();
+    let has_fixed = finder.has(FIXED);
+    let mut read = |name: &str| -> Result<Vec<f32>, ImportError> {
+        let vector = finder.vector(name, pairs)?;
+        let factors = vector.read(finder.gguf)?;
+        match factors.iter().position(|f| *f <= 0.0) {
+            None => Ok(factors),
+            Some(i) => Err(element_fault(finder.gguf, &vector, i, "not above 0")),
+        }
+    };
+    match &mut h.rope.factors {
+        Factors::ByContext { short, long, .. } => {
+            *short = read("rope_factors_short.weight")?;
+            *long = read("rope_factors_long.weight")?;
+        }
+        factors @ Factors::None if has_fixed => {
+            *factors = Factors::Fixed(read(FIXED)?);
+        }
+        // A tensor beside YaRN's factors is refused as unknown.
+        Factors::None | Factors::Fixed(_) => {}
     }
-    let vector = finder.vector(NAME, pairs)?;
-    let factors = vector.read(finder.gguf)?;
-    match factors.iter().position(|f| *f <= 0.0) {
-        None => Ok(Some(factors)),
-        Some(i) => Err(element_fault(finder.gguf, &vector, i, "not above 0")),
-    }
+    Ok(())
 }
 
 impl Vector {
@@ -134,7 +186,8 @@ impl Vector {
     /// The first element that is NaN or infinite.
     pub fn read(&self, gguf: &Gguf<'_>) -> Result<Vec<f32>, ImportError> {
         let bytes = gguf.data(gguf.tensor_at(self.tensor));
-        let elements: Vec<f32> = (0..self.len as usize)
+        let elements: Vec<f32> = (self.first as usize..)
+            .take(self.len as usize)
             .map(|i| float_at(self.format, bytes, i))
             .collect();
         match elements.iter().position(|v| !v.is_finite()) {
@@ -146,6 +199,7 @@ impl Vector {
 
 fn element_fault(gguf: &Gguf<'_>, vector: &Vector, i: usize, what: &str) -> ImportError {
     let tensor = gguf.tensor_at(vector.tensor);
+    let i = vector.first as usize + i;
     let value = float_at(vector.format, gguf.data(tensor), i);
     ImportError::new(
         Code::ModelTensor,
@@ -173,6 +227,10 @@ impl<'g, 'a> Finder<'g, 'a> {
             ids: names.zip((0..).map(TensorId)).collect(),
             used: vec![false; gguf.tensors().len()],
         }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.ids.contains_key(name)
     }
 
     fn find(&self, name: &str) -> Result<(TensorId, &'g Tensor<'a>), ImportError> {
@@ -227,8 +285,10 @@ impl<'g, 'a> Finder<'g, 'a> {
             .at(tensor.offset_bytes));
         }
         Ok(Matrix {
+            name: name.to_owned(),
             tensor: id,
             format,
+            first_row: 0,
             rows,
             columns,
         })
@@ -238,8 +298,10 @@ impl<'g, 'a> Finder<'g, 'a> {
         let (id, tensor, format) = self.tensor(name, &[len])?;
         match format.descriptor() {
             Descriptor::Float { .. } => Ok(Vector {
+                name: name.to_owned(),
                 tensor: id,
                 format,
+                first: 0,
                 len,
             }),
             Descriptor::Quantized(_) => Err(unsupported_type(tensor, "F32, F16, BF16")),
@@ -249,12 +311,64 @@ impl<'g, 'a> Finder<'g, 'a> {
     fn linear(&mut self, name: &str, rows: u32, columns: u32) -> Result<Linear, ImportError> {
         let weight = self.matrix(&format!("{name}.weight"), rows, columns)?;
         let bias_name = format!("{name}.bias");
-        let bias = if self.ids.contains_key(bias_name.as_str()) {
+        let bias = if self.has(&bias_name) {
             Some(self.vector(&bias_name, rows)?)
         } else {
             None
         };
         Ok(Linear { weight, bias })
+    }
+
+    /// Matrices of `columns` inputs, each with its number of rows, in tensors
+    /// of their own.
+    fn separate<const N: usize>(
+        &mut self,
+        parts: [(String, u32); N],
+        columns: u32,
+    ) -> Result<[Linear; N], ImportError> {
+        let linears: Result<Vec<_>, _> = parts
+            .iter()
+            .map(|(name, rows)| self.linear(name, *rows, columns))
+            .collect();
+        Ok(linears?.try_into().expect("as many as parts"))
+    }
+
+    /// The same, stacked in one tensor.
+    fn parts<const N: usize>(
+        &mut self,
+        name: &str,
+        parts: [(String, u32); N],
+        columns: u32,
+    ) -> Result<[Linear; N], ImportError> {
+        let sum = parts
+            .iter()
+            .try_fold(0u32, |sum, (_, rows)| sum.checked_add(*rows));
+        let rows = sum.ok_or_else(|| {
+            ImportError::new(
+                Code::ModelMetadata,
+                format!("`{name}` would have more than 2^32 rows"),
+            )
+        })?;
+        let whole = self.linear(name, rows, columns)?;
+        let mut first = 0;
+        Ok(parts.map(|(name, rows)| {
+            let part = Linear {
+                weight: Matrix {
+                    name: format!("{name}.weight"),
+                    first_row: first,
+                    rows,
+                    ..whole.weight.clone()
+                },
+                bias: whole.bias.as_ref().map(|bias| Vector {
+                    name: format!("{name}.bias"),
+                    first,
+                    len: rows,
+                    ..bias.clone()
+                }),
+            };
+            first += rows;
+            part
+        }))
     }
 
     /// Refuses tensors that were not asked for: a model that has them computes

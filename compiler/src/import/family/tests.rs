@@ -1,3 +1,5 @@
+use omex_kernels::spec::RopePairing;
+
 use super::*;
 use crate::diagnostic::Code::{self, *};
 use crate::import::ggml_type::GgmlType;
@@ -7,29 +9,33 @@ type SetKey = Box<dyn Fn(&mut HeaderWriter)>;
 
 /// A model file to be: two layers, 4 heads of 8, 2 key-value heads, 96 tokens.
 struct Draft {
-    keys: Vec<(&'static str, SetKey)>,
+    keys: Vec<(String, SetKey)>,
     tensors: Vec<(String, GgmlType, Vec<u64>)>,
 }
 
 impl Draft {
     fn new() -> Self {
+        Draft::of("llama")
+    }
+
+    fn of(family: &'static str) -> Self {
         let mut draft = Self {
             keys: Vec::new(),
             tensors: Vec::new(),
         };
-        draft.set_str("general.architecture", "llama");
+        draft.set_str("general.architecture", family);
         draft.set_str("general.name", "Tiny");
         for (key, value) in [
-            ("llama.block_count", 2),
-            ("llama.context_length", 128),
-            ("llama.embedding_length", 32),
-            ("llama.feed_forward_length", 64),
-            ("llama.attention.head_count", 4),
-            ("llama.attention.head_count_kv", 2),
+            ("block_count", 2),
+            ("context_length", 128),
+            ("embedding_length", 32),
+            ("feed_forward_length", 64),
+            ("attention.head_count", 4),
+            ("attention.head_count_kv", 2),
         ] {
-            draft.set_u32(key, value);
+            draft.set_u32(&format!("{family}.{key}"), value);
         }
-        draft.set_f32("llama.attention.layer_norm_rms_epsilon", 1e-5);
+        draft.set_f32(&format!("{family}.attention.layer_norm_rms_epsilon"), 1e-5);
         draft.set("tokenizer.ggml.tokens", |w| {
             w.array_str("tokenizer.ggml.tokens", ["x"; 96].iter());
         });
@@ -54,26 +60,29 @@ impl Draft {
         draft
     }
 
-    fn set(&mut self, key: &'static str, set: impl Fn(&mut HeaderWriter) + 'static) {
+    fn set(&mut self, key: &str, set: impl Fn(&mut HeaderWriter) + 'static) {
         self.keys.retain(|(k, _)| *k != key);
-        self.keys.push((key, Box::new(set)));
+        self.keys.push((key.to_owned(), Box::new(set)));
     }
 
-    fn set_u32(&mut self, key: &'static str, value: u32) {
+    fn set_u32(&mut self, key: &str, value: u32) {
+        let name = key.to_owned();
         self.set(key, move |w| {
-            w.u32(key, value);
+            w.u32(&name, value);
         });
     }
 
-    fn set_f32(&mut self, key: &'static str, value: f32) {
+    fn set_f32(&mut self, key: &str, value: f32) {
+        let name = key.to_owned();
         self.set(key, move |w| {
-            w.f32(key, value);
+            w.f32(&name, value);
         });
     }
 
-    fn set_str(&mut self, key: &'static str, value: &'static str) {
+    fn set_str(&mut self, key: &str, value: &'static str) {
+        let name = key.to_owned();
         self.set(key, move |w| {
-            w.str(key, value);
+            w.str(&name, value);
         });
     }
 
@@ -131,13 +140,14 @@ fn a_complete_model_is_read() {
             context_len: 128,
             vocab_len: 96,
             rms_epsilon: 1e-5,
-            rope: Rope {
-                dimension_count: 8,
-                pairing: RopePairing::Adjacent,
-                base: 10_000.0,
-                position_divisor: 1.0,
-                factors: None,
-            },
+            embedding_scale: 1.0,
+            attention_scale: 1.0 / omex_kernels::math::sqrt(8.0),
+            attention_softcap: None,
+            output_softcap: None,
+            gate: GateFunction::Silu,
+            rope: Rope::plain(8, RopePairing::Adjacent, 10_000.0),
+            no_rope_step: None,
+            sliding: None,
         }
     );
     let gguf = Gguf::parse(&bytes).unwrap();
@@ -184,19 +194,24 @@ fn optional_parts_are_read() {
         (output.weight.rows, output.weight.format),
         (96, WeightFormat::BF16)
     );
-    assert_eq!(config.weights.layers[0].query.bias.unwrap().len, 32);
+    assert_eq!(
+        config.weights.layers[0].query.bias.as_ref().unwrap().len,
+        32
+    );
     assert_eq!(config.weights.layers[1].query.bias, None);
     let gguf = Gguf::parse(&bytes).unwrap();
     let bias = config.weights.layers[1]
         .down
         .bias
+        .as_ref()
         .unwrap()
         .read(&gguf)
         .unwrap();
     assert_eq!(bias, [2.125; 32]);
     let rope = config.hyperparameters.rope;
     assert_eq!((rope.base, rope.position_divisor), (5e5, 4.0));
-    assert_eq!(rope.factors, Some(vec![f32::from_bits(0x4040_4040); 4]));
+    let factors = vec![f32::from_bits(0x4040_4040); 4];
+    assert_eq!(rope.factors, Factors::Fixed(factors));
 }
 
 #[test]
@@ -352,9 +367,51 @@ fn faulty_models_are_named() {
             "10 elements of a head of 8",
         ),
         (
-            |d| d.set_str("llama.rope.scaling.type", "yarn"),
+            |d| d.set_str("llama.rope.scaling.type", "dynamic"),
             ModelUnsupported,
-            "type `yarn` is not supported",
+            "type `dynamic` is not supported",
+        ),
+        (
+            |d| d.set_str("llama.rope.scaling.type", "longrope"),
+            ModelTensor,
+            "`rope_factors_short.weight` is missing",
+        ),
+        (
+            |d| {
+                d.set_str("llama.rope.scaling.type", "yarn");
+                d.add("rope_freqs.weight", GgmlType::F32, &[4]);
+            },
+            ModelUnsupported,
+            "tensor `rope_freqs.weight` is no part",
+        ),
+        (
+            |d| {
+                d.set_str("llama.rope.scaling.type", "yarn");
+                d.set_f32("llama.rope.scaling.factor", 4.0);
+                d.set_f32("llama.rope.scaling.attn_factor", f32::MAX);
+            },
+            ModelMetadata,
+            "overflows",
+        ),
+        (
+            |d| d.set_f32("llama.rope.scaling.alpha", 1e38),
+            ModelMetadata,
+            "llama.rope.scaling.alpha: 1e38 gives the base inf",
+        ),
+        (
+            |d| d.set_u32("llama.attention.sliding_window_pattern", 2),
+            ModelUnsupported,
+            "llama.attention.sliding_window_pattern: 2 is not supported",
+        ),
+        (
+            |d| d.set_f32("llama.final_logit_softcapping", 30.0),
+            ModelUnsupported,
+            "llama.final_logit_softcapping: 30",
+        ),
+        (
+            |d| d.set_f32("llama.rope.freq_base_swa", 1e4),
+            ModelUnsupported,
+            "llama.rope.freq_base_swa",
         ),
         (
             |d| d.set_u32("llama.expert_count", 8),
@@ -362,9 +419,9 @@ fn faulty_models_are_named() {
             "llama.expert_count: 8 is not supported",
         ),
         (
-            |d| d.set_f32("llama.attention.scale", 0.5),
-            ModelUnsupported,
-            "llama.attention.scale: 0.5",
+            |d| d.set_f32("llama.attention.scale", -0.5),
+            ModelMetadata,
+            "llama.attention.scale: -0.5",
         ),
         (
             |d| d.remove("token_embd.weight"),
@@ -458,7 +515,7 @@ fn vectors_that_are_not_finite_are_refused() {
     let gguf = Gguf::parse(&bytes).unwrap();
     let config = ModelConfig::from_gguf(&gguf).unwrap();
     assert!(config.weights.output_norm.read(&gguf).is_ok());
-    let bias = config.weights.layers[1].down.bias.unwrap();
+    let bias = config.weights.layers[1].down.bias.as_ref().unwrap();
     let error = bias.read(&gguf).unwrap_err();
     assert!(
         error
@@ -482,4 +539,144 @@ fn neutral_keys_are_accepted() {
     draft.set_str("llama.rope.scaling.type", "none");
     draft.set_str("general.type", "model");
     read(&draft.bytes(0)).unwrap();
+}
+
+/// Every scaling that metadata states, against figures computed by
+/// transformers 5.23 for a head of 8, base 10,000 and 64 original positions.
+#[test]
+fn rope_scalings_come_from_metadata() {
+    let rope_of = |set: fn(&mut Draft)| {
+        let mut draft = Draft::new();
+        set(&mut draft);
+        read(&draft.bytes(0x40)).unwrap().hyperparameters.rope
+    };
+    let close = |rope: &Rope, context: u32, wanted: [f64; 4]| {
+        let values = rope.frequencies(context).values();
+        for (value, wanted) in values.iter().zip(wanted) {
+            assert!(
+                (value / wanted - 1.0).abs() < 1e-6,
+                "{values:?}, not {wanted:?}"
+            );
+        }
+    };
+    let plain = [1.0, 0.1, 0.01, 0.001];
+    close(&rope_of(|_| {}), 128, plain);
+
+    let linear = rope_of(|d| d.set_f32("llama.rope.scaling.factor", 4.0));
+    close(&linear, 128, plain.map(|f| f / 4.0));
+    assert_eq!(linear.scale, 1.0);
+
+    let yarn = rope_of(|d| {
+        d.set_str("llama.rope.scaling.type", "yarn");
+        d.set_f32("llama.rope.scaling.factor", 4.0);
+        d.set_u32("llama.rope.scaling.original_context_length", 64);
+    });
+    close(&yarn, 128, [1.0, 0.0625, 0.0025, 0.00025]);
+    assert_eq!(yarn.scale, 1.138_629_4);
+
+    // base * 2^(8 / 6)
+    let ntk = rope_of(|d| d.set_f32("llama.rope.scaling.alpha", 2.0));
+    assert!((ntk.base - 25_198.42).abs() < 0.01, "{}", ntk.base);
+
+    let long = rope_of(|d| {
+        d.set_str("llama.rope.scaling.type", "longrope");
+        d.set_u32("llama.rope.scaling.original_context_length", 64);
+        d.set_f32("llama.rope.scaling.attn_factor", 1.25);
+        d.add("rope_factors_short.weight", GgmlType::F32, &[4]);
+        d.add("rope_factors_long.weight", GgmlType::F16, &[4]);
+    });
+    let short_factor = f64::from(f32::from_bits(0x4040_4040));
+    close(&long, 64, plain.map(|f| f / short_factor));
+    // 0x4040 is 2.125 as f16.
+    close(&long, 65, plain.map(|f| f / 2.125));
+    assert_eq!(long.scale, 1.25);
+}
+
+#[test]
+fn sliding_layers_follow_the_family_and_the_metadata() {
+    let windows = |draft: &Draft| -> Vec<Option<u32>> {
+        let h = read(&draft.bytes(0x40)).unwrap().hyperparameters;
+        (0..2).map(|layer| h.attention(layer).window).collect()
+    };
+    let mut mistral = Draft::new();
+    mistral.set_u32("llama.attention.sliding_window", 24);
+    assert_eq!(windows(&mistral), [Some(24); 2]);
+
+    let mut gemma = Draft::of("gemma2");
+    for i in 0..2 {
+        for part in ["post_attention_norm", "post_ffw_norm"] {
+            gemma.add(&format!("blk.{i}.{part}.weight"), GgmlType::F32, &[32]);
+        }
+    }
+    assert_eq!(windows(&gemma), [Some(4096), None]);
+    let h = read(&gemma.bytes(0x40)).unwrap().hyperparameters;
+    assert_eq!(
+        (h.attention_softcap, h.output_softcap),
+        (Some(50.0), Some(30.0))
+    );
+    assert_eq!(h.embedding_scale, omex_kernels::math::sqrt(32.0));
+    gemma.set("gemma2.attention.sliding_window_pattern", |w| {
+        w.array_bool(
+            "gemma2.attention.sliding_window_pattern",
+            [false, true].into_iter(),
+        );
+    });
+    gemma.set_u32("gemma2.attention.sliding_window", 24);
+    gemma.set_f32("gemma2.attn_logit_softcapping", 0.0);
+    assert_eq!(windows(&gemma), [None, Some(24)]);
+    let h = read(&gemma.bytes(0x40)).unwrap().hyperparameters;
+    assert_eq!(h.attention_softcap, None);
+    gemma.set("gemma2.attention.sliding_window_pattern", |w| {
+        w.array_bool(
+            "gemma2.attention.sliding_window_pattern",
+            [false].into_iter(),
+        );
+    });
+    let error = read(&gemma.bytes(0x40)).unwrap_err().to_string();
+    assert!(error.contains("1 values for 2 layers"), "{error}");
+}
+
+#[test]
+fn stacked_tensors_are_taken_apart() {
+    let mut draft = Draft::of("phi3");
+    for i in 0..2 {
+        for part in ["attn_q", "attn_k", "attn_v", "ffn_gate"] {
+            draft.remove(&format!("blk.{i}.{part}.weight"));
+        }
+        draft.add(
+            &format!("blk.{i}.attn_qkv.weight"),
+            GgmlType::Q8_0,
+            &[32, 64],
+        );
+        draft.add(&format!("blk.{i}.attn_qkv.bias"), GgmlType::F32, &[64]);
+        draft.replace(&format!("blk.{i}.ffn_up.weight"), GgmlType::F16, &[32, 128]);
+    }
+    let config = read(&draft.bytes(0x40)).unwrap();
+    let layer = &config.weights.layers[1];
+    let place = |m: &Matrix| (m.name.clone(), m.first_row, m.rows);
+    assert_eq!(
+        place(&layer.query.weight),
+        ("blk.1.attn_q.weight".to_owned(), 0, 32)
+    );
+    assert_eq!(
+        place(&layer.key.weight),
+        ("blk.1.attn_k.weight".to_owned(), 32, 16)
+    );
+    assert_eq!(
+        place(&layer.value.weight),
+        ("blk.1.attn_v.weight".to_owned(), 48, 16)
+    );
+    assert_eq!(
+        place(&layer.gate.weight),
+        ("blk.1.ffn_gate.weight".to_owned(), 0, 64)
+    );
+    assert_eq!(
+        place(&layer.up.weight),
+        ("blk.1.ffn_up.weight".to_owned(), 64, 64)
+    );
+    let bias = layer.value.bias.as_ref().unwrap();
+    assert_eq!((bias.first, bias.len), (48, 16));
+    draft.replace("blk.1.ffn_up.weight", GgmlType::F16, &[32, 64]);
+    let error = read(&draft.bytes(0x40)).unwrap_err().to_string();
+    assert!(error.contains("the metadata implies [32, 128]"), "{error}");
 }
