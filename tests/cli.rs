@@ -209,7 +209,11 @@ fn damaged_plans_and_models_are_refused() {
 #[test]
 fn a_damaged_packed_model_is_found_at_its_first_use() {
     let scratch = Scratch::new("packed");
-    for (name, flags) in [("mapped", &[][..]), ("read", &["--ram", "400MiB"])] {
+    for (name, flags) in [
+        ("mapped", &[][..]),
+        ("read", &["--ram", "400MiB"]),
+        ("paged", &["--ram", "80MiB"]),
+    ] {
         let plan = scratch.build(&smollm2(), &format!("{name}.bin"), SMALL, flags);
         let folder = scratch.path("home/cache");
         let packed = std::fs::read_dir(&folder)
@@ -238,6 +242,39 @@ fn a_damaged_packed_model_is_found_at_its_first_use() {
         fails(&mut run, 6);
         std::fs::remove_file(&packed).unwrap();
     }
+}
+
+#[test]
+fn a_measured_profile_is_a_target() {
+    let scratch = Scratch::new("profile");
+    let file = scratch.path("machine.toml");
+    let mut profile = scratch.omex();
+    profile.args(["profile", "--name", "bench-7", "--storage-size", "16MiB"]);
+    ok(profile
+        .arg("--storage")
+        .arg(scratch.path("."))
+        .arg("-o")
+        .arg(&file));
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(
+        text.contains("storage_mb_per_s") && text.contains("in flight"),
+        "{text}"
+    );
+    let task = scratch.write("task.omex.json", container(&smollm2(), SMALL));
+    let plan = scratch.path("plan.bin");
+    let mut build = scratch.omexc();
+    build.arg("build").arg(task).arg("-o").arg(&plan);
+    ok(build
+        .args(["--any-path", "--ram", "80MiB", "--target"])
+        .arg(&file));
+    let mut report = scratch.omex();
+    let report = stdout(ok(report.args(["debug", "memory", "report"]).arg(&plan)));
+    assert!(report.contains("target bench-7"), "{report}");
+    assert!(report.contains("are read for every token"), "{report}");
+    fails(
+        scratch.omex().args(["profile", "--storage-size", "1MiB"]),
+        2,
+    );
 }
 
 #[test]

@@ -14,6 +14,8 @@ use common::{Scratch, fails, ok, report, smollm2, u64_of};
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 4096;
 const SOURCES: [(&str, &[&str]); 2] = [("mapped", &[]), ("read", &["--ram", "1GiB"])];
+/// Less than the weights and the rest take.
+const PAGED: (&str, &[&str]) = ("paged", &["--ram", "110MiB"]);
 
 /// What a run is asked for: a chat turn, a long prompt, sampling, windows.
 const RUNS: [&[&str]; 4] = [
@@ -84,7 +86,7 @@ fn plans_run_in_a_cgroup_of_exactly_their_charge_and_refuse_one_page_less() {
     };
     let scratch = Scratch::new("cgroup");
     let model = smollm2();
-    for (source, flags) in SOURCES {
+    for (source, flags) in SOURCES.into_iter().chain([PAGED]) {
         let plan = scratch.build(&model, &format!("{source}.bin"), &context_of(512), flags);
         let charge = predicted(&scratch, &plan, "charge_peak_bytes");
         let run = |flags: &[&str]| {
