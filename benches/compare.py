@@ -27,6 +27,19 @@ ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "target/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTEXT_TOKENS = 2048
 MIB = 1 << 20
+# A task that continues plain text, on the model that is named beside it.
+CONTAINER = {
+    "omex_version": "0.3",
+    "task_id": "compare",
+    "task_type": "chat",
+    "model_requirements": {"max_sequence_tokens": CONTEXT_TOKENS},
+    "task_flow": [
+        {"id": "tokenize", "type": "tokenize", "input": "text.txt", "output": "tokens"},
+        {"id": "forward", "type": "forward_pass", "input": "tokens", "output": "logits"},
+        {"id": "sample", "type": "greedy_sample", "logits": "logits", "max_tokens": 128, "output": "ids"},
+        {"id": "decode", "type": "decode", "input": "ids", "output": "text"},
+    ],
+}
 
 
 def run(command: list, folder: Path) -> tuple[str, int]:
@@ -78,11 +91,14 @@ def whole_runs(arguments: argparse.Namespace, folder: Path) -> list[tuple[str, i
     generate = 128
     threads = max(arguments.threads)
     text = folder / "text.txt"
-    text.write_text(" ".join(["the"] * (CONTEXT_TOKENS - generate)))
-    bench = [arguments.omex, "bench", "-m", arguments.model, "-t", threads, "-p", 0, "-n", 0]
-    bench += ["-pg", f"{CONTEXT_TOKENS - generate},{generate}", "-r", 1, "-o", "json"]
-    row = json.loads(run(bench, folder)[0])[-1]
-    rows = [("omex", row["rss_peak_predicted_bytes"], row["rss_peak_bytes"])]
+    # Fewer words than tokens fit, as some vocabularies make two tokens of the first.
+    text.write_text(" ".join(["the"] * (CONTEXT_TOKENS - generate - 8)))
+    container, plan = folder / "task.omex.json", folder / "plan.bin"
+    container.write_text(json.dumps(CONTAINER))
+    build = [arguments.omex.with_name("omexc"), "build", container, "-m", arguments.model, "--any-path"]
+    run([*build, "--target", "host", "-o", plan], folder)
+    report = json.loads(run([arguments.omex, "run", plan, "--raw", "-i", text, "-t", threads, "--json"], folder)[0])
+    rows = [("omex", report["rss_peak_predicted_bytes"], report["rss_peak_measured_bytes"])]
     completion = arguments.llama / "llama-completion"
     if completion.exists():
         llama = [completion, "-m", arguments.model, "-c", CONTEXT_TOKENS, "-f", text, "-n", generate]

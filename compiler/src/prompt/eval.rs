@@ -598,6 +598,9 @@ impl<'t> Machine<'t> {
                     }
                 }
             }
+            Value::Str(_) if python::STRING_METHODS.contains(&name) => {
+                return Err(failure(format!("`{name}` is not called")));
+            }
             Value::None
             | Value::Bool(_)
             | Value::Int(_)

@@ -3,7 +3,7 @@
 use super::arguments::Arguments;
 use super::format::percent;
 use super::json::to_json;
-use super::python::{self, capitalize, join, replace, strip, title};
+use super::python::{self, capitalize, join, replace, strip};
 use super::value::{Budget, Result, SLOT, Value, failure};
 
 /// What the evaluator does for filters that call filters and tests.
@@ -131,16 +131,19 @@ pub(super) fn filter(
             join(&items, separator.as_deref().unwrap_or(""), budget)?
         }
         "unique" => {
-            let mut found: Vec<Value> = Vec::new();
+            let case_sensitive = args.take("case_sensitive").is_some_and(|v| v.is_true());
+            let attribute = args.take("attribute");
+            let mut found: Vec<(Value, Value)> = Vec::new();
             'items: for item in value.iterate(budget)? {
-                for known in &found {
-                    if known.equals(&item, budget)? {
+                let key = sort_key(calls, &item, attribute.as_ref(), case_sensitive)?;
+                for (known, _) in &found {
+                    if known.equals(&key, budget)? {
                         continue 'items;
                     }
                 }
-                found.push(item);
+                found.push((key, item));
             }
-            Value::list(found, budget)?
+            Value::list(found.into_iter().map(|(_, item)| item).collect(), budget)?
         }
         "sort" => {
             let reverse = args.take("reverse").is_some_and(|v| v.is_true());
@@ -221,6 +224,9 @@ pub(super) fn filter(
                 Value::Float(x) if x.abs() < 9e18 => Value::Int(*x as i64),
                 Value::Str(text) => {
                     let text = text.trim();
+                    if text.contains('_') {
+                        return Err(failure("numbers with `_` are not supported"));
+                    }
                     match text.parse::<i64>() {
                         Ok(n) => Value::Int(n),
                         Err(_) => match text.parse::<f64>() {
@@ -260,6 +266,22 @@ pub(super) fn filter(
     };
     args.end(name)?;
     Ok(result)
+}
+
+/// Jinja's own `title`: a word ends at white space, `-` and opening brackets.
+fn title(text: &str) -> String {
+    let mut first = true;
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        let separates = omex_plan::prompt::is_space(c) || "-({[<".contains(c);
+        if first {
+            out.extend(c.to_uppercase());
+        } else {
+            out.extend(c.to_lowercase());
+        }
+        first = separates;
+    }
+    out
 }
 
 fn escape(text: &str, budget: &Budget) -> Result<Value> {
@@ -307,6 +329,26 @@ fn indent(text: &str, margin: &str, first: bool, blank: bool, budget: &Budget) -
     Ok(out.into())
 }
 
+/// What an item is ordered by, or told apart from others.
+fn sort_key(
+    calls: &dyn Calls,
+    item: &Value,
+    attribute: Option<&Value>,
+    case_sensitive: bool,
+) -> Result<Value> {
+    let key = match attribute {
+        None | Some(Value::None) => item.clone(),
+        Some(attribute) => calls.attribute(item, attribute)?,
+    };
+    match &key {
+        Value::Str(text) if !case_sensitive => {
+            calls.budget().pay(text.len() as u64)?;
+            Ok(text.to_lowercase().into())
+        }
+        _ => Ok(key),
+    }
+}
+
 fn sorted(
     calls: &dyn Calls,
     items: Vec<Value>,
@@ -317,14 +359,7 @@ fn sorted(
     let budget = calls.budget();
     let mut keyed: Vec<(Value, Value)> = Vec::with_capacity(items.len());
     for item in items {
-        let mut key = match &attribute {
-            None | Some(Value::None) => item.clone(),
-            Some(attribute) => calls.attribute(&item, attribute)?,
-        };
-        if let (false, Value::Str(text)) = (case_sensitive, &key) {
-            budget.pay(text.len() as u64)?;
-            key = text.to_lowercase().into();
-        }
+        let key = sort_key(calls, &item, attribute.as_ref(), case_sensitive)?;
         keyed.push((key, item));
     }
     let mut failed = None;
@@ -439,7 +474,14 @@ pub(super) fn test(
             let (lower, upper) = (text.to_lowercase(), text.to_uppercase());
             lower != upper && *text == *if name == "lower" { lower } else { upper }
         }
-        "sameas" | "eq" | "equalto" | "==" => value.equals(&args.need("other")?, budget)?,
+        "sameas" => match value {
+            Value::Str(_) | Value::Seq(_) | Value::Map(_) | Value::Float(_) => {
+                let what = value.type_name();
+                return Err(failure(format!("`sameas` is not supported for {what}")));
+            }
+            value => value.equals(&args.need("other")?, budget)?,
+        },
+        "eq" | "equalto" | "==" => value.equals(&args.need("other")?, budget)?,
         "ne" | "!=" => !value.equals(&args.need("other")?, budget)?,
         "lt" | "lessthan" | "<" => value.compare(&args.need("other")?, budget)?.is_lt(),
         "le" | "<=" => value.compare(&args.need("other")?, budget)?.is_le(),

@@ -29,8 +29,10 @@ pub(super) fn method(
         | Value::Macro(_)
         | Value::Function(_) => None,
     };
+    let no_method = || failure(format!("{} has no method `{name}`", value.type_name()));
+    let result = result.ok_or_else(no_method)?;
     args.end(name)?;
-    result.ok_or_else(|| failure(format!("{} has no method `{name}`", value.type_name())))
+    Ok(result)
 }
 
 /// `str.strip` and its like.
@@ -47,6 +49,57 @@ pub(super) fn strip<'a>(text: &'a str, chars: Option<&str>, left: bool, right: b
         text
     }
 }
+
+/// Methods of Python's strings, which a template may ask for without calling them.
+pub(super) const STRING_METHODS: [&str; 47] = [
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "encode",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "format_map",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "maketrans",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
+    "translate",
+    "upper",
+    "zfill",
+];
 
 fn string(
     text: &str,
@@ -202,7 +255,7 @@ pub(super) fn capitalize(text: &str) -> String {
 }
 
 /// `str.title`: a letter after a letter is lower case.
-pub(super) fn title(text: &str) -> String {
+fn title(text: &str) -> String {
     let mut after_letter = false;
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

@@ -332,6 +332,23 @@ fn python_is_reproduced() {
         ("'abc'[-1]", "c"),
         ("'abc'[1:]", "bc"),
         ("cycler is defined", "True"),
+        ("\"it's a (big) 3rd-day\" | title", "It's A (Big) 3rd-Day"),
+        ("['a', 'A', 'b'] | unique | list", "['a', 'b']"),
+        ("'abc' | center(8)", "  abc   "),
+        ("'ab' | center(7)", "   ab  "),
+        ("{'b': 1, 'a': 2} | dictsort", "[('a', 2), ('b', 1)]"),
+        (
+            "1e16 ~ ' ' ~ 1.5e-7 ~ ' ' ~ (0.1 + 0.2)",
+            "1e+16 1.5e-07 0.30000000000000004",
+        ),
+        ("'abcdef'[4:1:-1]", "edc"),
+        (
+            "'%05d|%-5s|%+d|%x|%.2f' % (42, 'ab', 3, 255, 3.14159)",
+            "00042|ab   |+3|ff|3.14",
+        ),
+        ("[\"a'b\", 'a\\nb']", "[\"a'b\", 'a\\nb']"),
+        ("[{'a': {'b': 1}}] | map(attribute='a.b') | list", "[1]"),
+        ("1 < 2 < 3", "True"),
     ] {
         let got = evaluate(&format!("{{{{ {expression} }}}}"), None);
         assert_eq!(got.as_deref(), Ok(expected), "{expression}");
