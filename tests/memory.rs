@@ -20,9 +20,9 @@ const PAGED: (&str, &[&str]) = ("paged", &["--ram", "110MiB"]);
 /// What a run is asked for: a chat turn, a long prompt, sampling, windows.
 const RUNS: [&[&str]; 4] = [
     &["-p", "Say something."],
-    &["-n", "8"],
+    &["--raw", "-p", "Once upon a time"],
     &["-p", "Say", "--temp", "0.9", "--repeat-penalty", "1.1"],
-    &["--raw", "--events", "jsonl", "-p", "Once upon a time"],
+    &["--events", "jsonl", "-p", "Say"],
 ];
 
 fn context_of(tokens: u32) -> String {
@@ -139,4 +139,56 @@ fn the_measured_charge_is_at_most_two_mib_below_the_predicted_one() {
             "{source}: predicted {charge}, charged {peak} and {elsewhere} elsewhere"
         );
     }
+}
+
+/// After load, memory that can be written is the arena, stacks, and what the
+/// program and its libraries name.
+#[test]
+fn a_run_maps_nothing_writable_but_arena_stacks_and_named_segments() {
+    use std::io::Read;
+    use std::process::Stdio;
+
+    let scratch = Scratch::new("maps");
+    let flags = ["--ram", "1GiB"];
+    let plan = scratch.build(&smollm2(), "plan.bin", &context_of(2048), &flags);
+    let mut command = scratch.omex();
+    command
+        .args(["debug", "memory", "report", "--json"])
+        .arg(&plan);
+    let memory: serde_json::Value = serde_json::from_slice(&ok(&mut command).stdout).unwrap();
+    let arena = u64_of(&memory["arena"], "bytes").next_multiple_of(PAGE);
+
+    let mut command = scratch.omex();
+    command
+        .arg("run")
+        .arg(&plan)
+        .args(["-t", "2", "-n", "1500"]);
+    command.args(["-p", "Write a very long story."]);
+    let mut run = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // It generates once its first text is there.
+    let mut start = [0; 8];
+    run.stdout.as_mut().unwrap().read_exact(&mut start).unwrap();
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", run.id())).unwrap();
+    run.kill().unwrap();
+    run.wait().unwrap();
+
+    const STACK_BYTES: u64 = 256 << 10;
+    let mut arenas = 0;
+    for line in maps.lines() {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (start, end) = fields[0].split_once('-').unwrap();
+        let address = |text: &str| u64::from_str_radix(text, 16).unwrap();
+        let bytes = address(end) - address(start);
+        let named = fields.len() > 5;
+        if !fields[1].contains('w') || named {
+            continue;
+        }
+        arenas += u64::from(bytes == arena);
+        assert!(bytes == arena || bytes <= STACK_BYTES, "{line}\n{maps}");
+    }
+    assert_eq!(arenas, 1, "{maps}");
 }

@@ -4,14 +4,19 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use omex_compiler::diagnostic::{Code, Diagnostic};
 use omex_compiler::import::MappedFile;
-use omex_compiler::report::MemoryReport;
+use omex_compiler::report::{Measured, MemoryReport};
 use omex_plan::Plan;
 use omex_plan::file::PLAN_MAGIC;
+use omex_runtime::os::file::{AtomicFile, read_small};
 
 use super::build::{self, CompileArgs};
 use super::output::{Failure, Output};
 use super::plan_file::PlanFile;
+
+/// A report of a run is its text and tokens: far below this.
+const RUN_BYTES_MAX: u64 = 64 << 20;
 
 #[derive(Debug, Args)]
 pub struct ReportArgs {
@@ -22,12 +27,38 @@ pub struct ReportArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Draw the arena, addresses over time, to an SVG file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Write a page with the picture and the totals
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write a trace for Perfetto
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// The output of `omex run --json`, to be put beside the prediction
+    #[arg(long, value_name = "RUN")]
+    measured: Option<PathBuf>,
 }
 
 pub fn report(args: &ReportArgs, output: &Output) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
     let mut print = |plan: &Plan| -> Result<(), Failure> {
-        let report = MemoryReport::new(plan);
+        let mut report = MemoryReport::new(plan);
+        if let Some(path) = &args.measured {
+            report = report.with_measured(measured(path)?);
+        }
+        type Drawing = fn(&MemoryReport<'_>) -> String;
+        let drawings: [(&Option<PathBuf>, Drawing); 3] = [
+            (&args.svg, |report| report.svg()),
+            (&args.html, |report| report.html()),
+            (&args.trace, |report| report.trace().to_string()),
+        ];
+        for (path, draw) in drawings {
+            if let Some(path) = path {
+                write_whole(path, &draw(&report))?;
+            }
+        }
         if args.json {
             writeln!(stdout, "{}", report.json())?;
         } else {
@@ -44,6 +75,37 @@ pub fn report(args: &ReportArgs, output: &Output) -> Result<(), Failure> {
                 .plan,
         )
     }
+}
+
+fn measured(path: &Path) -> Result<Measured, Failure> {
+    let refuse =
+        |code, what: String| Diagnostic::error(code, what).in_file(path.to_string_lossy(), None);
+    let bytes = read_small(path, RUN_BYTES_MAX).map_err(|e| {
+        refuse(
+            Code::FileRead,
+            format!("the run's report cannot be read: {e}"),
+        )
+    })?;
+    let text = String::from_utf8_lossy(&bytes);
+    let measured = Measured::parse(&text);
+    Ok(
+        measured
+            .map_err(|e| refuse(Code::Usage, format!("no output of `omex run --json`: {e}")))?,
+    )
+}
+
+/// Writes a file under its name once it is whole.
+fn write_whole(path: &Path, text: &str) -> Result<(), Failure> {
+    let write = || -> std::io::Result<()> {
+        let mut file = AtomicFile::create(path)?;
+        file.write_all(text.as_bytes())?;
+        file.finish()
+    };
+    let refuse = |e: std::io::Error| {
+        Diagnostic::error(Code::FileWrite, format!("the file cannot be written: {e}"))
+            .in_file(path.to_string_lossy(), None)
+    };
+    Ok(write().map_err(refuse)?)
 }
 
 /// True for a plan; a container may come from standard input.

@@ -2,6 +2,7 @@
 //! bytes as possible (dynamic storage allocation).
 
 pub mod problem;
+mod search;
 pub mod solver;
 pub mod validator;
 

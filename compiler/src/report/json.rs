@@ -66,6 +66,7 @@ pub(super) fn json(report: &MemoryReport<'_>) -> Value {
             "peak_bytes": arena.peak_bytes,
             "alive_at_peak": alive,
         },
+        "measured": report.measured.as_ref().map(|m| m.json(plan.memory.rss_peak_bytes())),
         "barriers_per_token": report.barriers_per_token(),
         "steps_per_token": plan.steps.len(),
     })

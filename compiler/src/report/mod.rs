@@ -4,13 +4,18 @@
 pub mod budget;
 mod chart;
 mod json;
+mod measured;
+mod svg;
 mod text;
+mod trace;
 
 use omex_kernels::spec::Access;
 use omex_plan::memory::MemoryItem;
 use omex_plan::{Arg, Buffer, BufferId, BufferKind, Plan, Step};
 
 use crate::arena::{Item, Problem};
+
+pub use measured::Measured;
 
 /// Version of the JSON form.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -20,6 +25,7 @@ pub const SCHEMA_VERSION: u32 = 1;
 pub struct MemoryReport<'a> {
     plan: &'a Plan,
     arena: ArenaReport,
+    measured: Option<Measured>,
 }
 
 /// How full the arena is.
@@ -39,6 +45,15 @@ impl<'a> MemoryReport<'a> {
         MemoryReport {
             plan,
             arena: ArenaReport::new(plan),
+            measured: None,
+        }
+    }
+
+    /// Puts what a run measured beside the prediction.
+    pub fn with_measured(self, measured: Measured) -> MemoryReport<'a> {
+        MemoryReport {
+            measured: Some(measured),
+            ..self
         }
     }
 
@@ -49,6 +64,21 @@ impl<'a> MemoryReport<'a> {
 
     pub fn json(&self) -> serde_json::Value {
         json::json(self)
+    }
+
+    /// The arena as a picture.
+    pub fn svg(&self) -> String {
+        svg::svg(self)
+    }
+
+    /// A page with the picture and the items.
+    pub fn html(&self) -> String {
+        svg::html(self)
+    }
+
+    /// A trace for Perfetto.
+    pub fn trace(&self) -> serde_json::Value {
+        trace::trace(self)
     }
 
     fn items(&self) -> &[MemoryItem] {

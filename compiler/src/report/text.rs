@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use omex_plan::task::NodeKind;
 use omex_plan::{BufferKind, WeightSource};
 
 use super::chart::chart;
@@ -33,6 +34,9 @@ pub(super) fn text(report: &MemoryReport<'_>) -> String {
         plan.threads_max,
     );
     totals(&mut out, report);
+    if let Some(measured) = &report.measured {
+        out += &measured.text(plan.memory.rss_peak_bytes());
+    }
     paging(&mut out, report);
     arena(&mut out, report);
     peak(&mut out, report);
@@ -127,6 +131,22 @@ fn arena(out: &mut String, report: &MemoryReport<'_>) {
         plan.phases.len(),
         report.barriers_per_token()
     );
+    let nodes = plan
+        .program
+        .nodes
+        .iter()
+        .filter_map(|node| match node.kind {
+            NodeKind::Infer { .. } => Some(node.id.as_str()),
+            NodeKind::Parse { .. } | NodeKind::Merge { .. } => None,
+        });
+    let nodes: Vec<&str> = nodes.collect();
+    let _ = writeln!(out, "they run for: {}", nodes.join(", "));
+    // What the planner could not put lower.
+    let above = plan.buffers.iter().filter(|b| b.offset + b.bytes > bound);
+    let above: Vec<&str> = above.map(|b| b.name.as_str()).collect();
+    if !above.is_empty() {
+        let _ = writeln!(out, "above the bound: {}", above.join(", "));
+    }
 }
 
 fn peak(out: &mut String, report: &MemoryReport<'_>) {

@@ -380,7 +380,7 @@ impl Run<'_> {
             let window = &text.bytes()[..cut.bytes];
             match self.render(inference.node, window, inference.tokens_max) {
                 Ok(()) => {
-                    let source = text.path().to_string_lossy().into_owned();
+                    let source = text.path().to_string_lossy();
                     self.generate(inference, &source)?;
                     return Ok(cut);
                 }
