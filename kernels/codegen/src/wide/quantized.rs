@@ -26,7 +26,7 @@ const ACTIVATIONS_BYTES: u32 = 256 << 10;
 const COLUMNS_MIN: u32 = 24;
 const COLUMNS_MAX: u32 = 96;
 /// How far ahead of its use a single column fetches a panel.
-const PREFETCH_BYTES: u32 = 2048;
+const PREFETCH_BYTES: u32 = 4096;
 
 const COMMON_AT: u32 = LOCALS;
 const RECORDS_AT: u32 = COMMON_AT + COMMON;
