@@ -79,3 +79,28 @@ fn budgets_are_kept_or_refused_with_numbers() {
         refusal[0].render(&RenderOptions::default())
     );
 }
+
+/// What grows shows in review.
+#[test]
+fn budgets() {
+    use omex_plan::file::{Arch, encode};
+    use omex_runtime::memory::{GENERATOR_BYTES, RUNTIME_BYTES, START_BYTES};
+
+    let mut lines = vec![
+        format!("runtime, fixed: {RUNTIME_BYTES}"),
+        format!("code generator, fixed: {GENERATOR_BYTES}"),
+        format!("start: {START_BYTES}"),
+    ];
+    for (name, shape) in [("smol", SMOL), ("mixed", MIXED)] {
+        let compiled = compile_shape(&shape, &task(&container("")), &Options::default()).unwrap();
+        let plan = &compiled.plan;
+        let file = encode(plan, Arch::X86_64, &compiled.code, &[], None);
+        lines.push(format!(
+            "{name}: arena {}, code {}, plan without tokenizer {}",
+            plan.arena_bytes,
+            compiled.code.len(),
+            file.bytes.len()
+        ));
+    }
+    insta::assert_snapshot!("budgets", lines.join("\n"));
+}
