@@ -27,10 +27,12 @@ from engines import MODEL, LlamaCpp, Omex, Reference
 PROSE = ["numbers", "execmodel", "import", "typesseq", "debugger", "formatstrings"]
 SOURCES = ["textwrap", "heapq", "bisect", "shlex", "fractions", "statistics"]
 PASSAGE_TOKENS = 1024
+# Positions that are scored at once.
+ROWS = 64
 
 
-def passages(tokenize, positions_min: int) -> list[tuple[str, list[int]]]:
-    """Texts of at most PASSAGE_TOKENS tokens with their ids, prose and code in turn."""
+def passages(tokenize, positions_min: int, tokens_max: int) -> list[tuple[str, list[int]]]:
+    """Texts of at most `tokens_max` tokens with their ids, prose and code in turn."""
     topics = importlib.import_module("pydoc_data.topics").topics
     prose = "".join(topics[name] for name in PROSE)
     code = "".join(inspect.getsource(importlib.import_module(name)) for name in SOURCES)
@@ -41,7 +43,7 @@ def passages(tokenize, positions_min: int) -> list[tuple[str, list[int]]]:
         text, ids = "", []
         for line in streams[len(chosen) % 2]:
             longer = tokenize(text + line)
-            if len(longer) > PASSAGE_TOKENS:
+            if len(longer) > tokens_max:
                 break
             text, ids = text + line, longer
         if not ids:
@@ -68,15 +70,20 @@ class Score:
         self.nll: list[float] = []
 
     def add(self, reference: np.ndarray, logits: np.ndarray, ids: list[int]) -> None:
-        """Adds a passage; `reference` are log-probabilities of the same positions."""
+        """Adds a passage; `reference` are the reference's logits of the same positions."""
         if logits.shape != reference.shape:
             sys.exit(f"{self.name} gave logits of shape {logits.shape}, expected {reference.shape}")
         if not np.isfinite(logits).all():
             sys.exit(f"{self.name} gave logits that are not finite")
-        log_probabilities = log_softmax(logits)
-        self.kl += (np.exp(reference) * (reference - log_probabilities)).sum(axis=-1).tolist()
+        # Vocabularies of a quarter of a million tokens are scored in pieces.
+        for first in range(0, len(ids), ROWS):
+            rows = slice(first, first + ROWS)
+            expected = log_softmax(reference[rows])
+            log_probabilities = log_softmax(logits[rows])
+            self.kl += (np.exp(expected) * (expected - log_probabilities)).sum(axis=-1).tolist()
+            following = ids[1:][rows]
+            self.nll += (-log_probabilities[np.arange(len(following)), following]).tolist()
         self.top1 += (reference.argmax(axis=-1) == logits.argmax(axis=-1)).tolist()
-        self.nll += (-log_probabilities[np.arange(len(ids) - 1), ids[1:]]).tolist()
 
     def summary(self) -> dict:
         kl = np.array(self.kl)
@@ -134,6 +141,7 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, help="a plan of the same model (default: built here)")
     parser.add_argument("--omex", type=Path, default=None, help="the binary for --plan")
     parser.add_argument("--without-omex", action="store_true", help="measure llama.cpp alone")
+    parser.add_argument("--passage-tokens", type=int, default=PASSAGE_TOKENS, help="tokens of a passage, at most")
     parser.add_argument("--positions", type=int, default=4096, help="at least so many (default 4096)")
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-o", "--output", type=Path, help="write the report here as JSON")
@@ -160,25 +168,28 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, omex: Omex | None) -> dict:
-    llama = LlamaCpp(arguments.model, arguments.threads, PASSAGE_TOKENS)
-    flash = LlamaCpp(arguments.model, arguments.threads, PASSAGE_TOKENS, flash_attention=True)
+    llama = LlamaCpp(arguments.model, arguments.threads, arguments.passage_tokens)
+    flash = LlamaCpp(arguments.model, arguments.threads, arguments.passage_tokens, flash_attention=True)
     flash.name += ", flash attention"
     reference = Reference(arguments.model, arguments.threads)
-    chosen = passages(lambda text: llama.tokenize(text, special=False), arguments.positions)
+    chosen = passages(
+        lambda text: llama.tokenize(text, special=False), arguments.positions, arguments.passage_tokens
+    )
 
     itself = Score(reference.name)
     scores = {engine.name: Score(engine.name) for engine in filter(None, [omex, llama, flash])}
     for number, (text, ids) in enumerate(chosen, 1):
         print(f"passage {number} of {len(chosen)}: {len(ids)} tokens", file=sys.stderr)
         expected = reference.logits(ids)
-        log_probabilities = log_softmax(expected)
-        itself.add(log_probabilities, expected, ids)
+        itself.add(expected, expected, ids)
         for engine in (llama, flash):
-            scores[engine.name].add(log_probabilities, engine.logits(ids), ids)
+            scores[engine.name].add(expected, engine.logits(ids), ids)
         if omex:
-            if omex.tokenize(text) != ids:
+            own = omex.tokenize(text)
+            # A BOS belongs to the prompt, not to the text.
+            if ids not in (own, [ids[0], *own]):
                 sys.exit(f"omex and llama.cpp tokenize passage {number} differently")
-            scores[omex.name].add(log_probabilities, omex.logits(text, expected.shape[1]), ids)
+            scores[omex.name].add(expected, omex.logits(text, expected.shape[1]), ids)
 
     peers = [scores[engine.name] for engine in (llama, flash)]
     text = "".join(text for text, _ in chosen)
