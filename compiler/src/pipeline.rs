@@ -38,6 +38,8 @@ const WHOLE_COLUMNS_MIN: u32 = 32;
 const LOW_COLUMNS: u32 = 16;
 /// Attempts to fit a page plan with all that it adds.
 const PAGING_ROUNDS: u32 = 8;
+/// A page plan that leaves less of the budget is not improved.
+const BUDGET_UNUSED_BYTES: u64 = 1 << 20;
 
 /// What is compiled, for what.
 pub struct Inputs<'a> {
@@ -453,16 +455,38 @@ impl Fitting<'_> {
             Some(limit) => limit.bytes.saturating_sub(others),
             None => 2 * weights + sizes.slots_bytes_max,
         };
-        // What the page plan itself adds is only known once it is made.
+        // What the page plan itself adds, and what mapping would have, is only
+        // known once it is made.
+        let mut best: Option<Plan> = None;
         for _ in 0..PAGING_ROUNDS {
-            match (paged(weights_bytes_max), self.limit) {
-                (Ok(plan), Some(limit)) if !self.fits(&plan) => {
-                    let excess = plan.memory.needed_bytes() - limit.bytes;
-                    weights_bytes_max = weights_bytes_max.saturating_sub(excess);
+            let Ok(plan) = paged(weights_bytes_max) else {
+                break;
+            };
+            let Some(limit) = self.limit.filter(|_| !low) else {
+                if self.fits(&plan) {
+                    return Ok(plan);
                 }
-                (Ok(plan), _) => return Ok(plan),
-                (Err(_), _) => break,
+                break;
+            };
+            let needed = plan.memory.needed_bytes();
+            if needed > limit.bytes {
+                weights_bytes_max = weights_bytes_max.saturating_sub(needed - limit.bytes);
+                continue;
             }
+            let unused = limit.bytes - needed;
+            let better = best
+                .as_ref()
+                .is_none_or(|b| b.memory.needed_bytes() < needed);
+            if better {
+                best = Some(plan);
+            }
+            if unused < BUDGET_UNUSED_BYTES || !better {
+                break;
+            }
+            weights_bytes_max += unused;
+        }
+        if let Some(plan) = best {
+            return Ok(plan);
         }
         let least = match paged(0) {
             Ok(plan) => plan,
