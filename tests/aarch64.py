@@ -87,7 +87,7 @@ def main() -> None:
             runtimes = []
             for name, profile in (("omex", "release"), ("omex-small", "small")):
                 shutil.copy(arguments.cross / profile / "omex", place / name)
-                emulator = [arguments.qemu, "-cpu", cpu, "-L", "/usr/aarch64-linux-gnu"]
+                emulator = [arguments.qemu, "-cpu", cpu]
                 runtimes.append([*emulator, place / name])
             home = place / "home"
             home.mkdir()
