@@ -33,7 +33,8 @@ const METADATA_BYTES_MAX: u64 = 256 << 20;
 /// How to load a plan.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
-    /// Threads to compute with, at most the plan's `threads_max`; absent: that.
+    /// Threads to compute with, at most the plan's `threads_max`; absent:
+    /// that, or one per core.
     pub threads: Option<u32>,
     /// Folders that may hold the packed model, besides the plan's own.
     pub model_folders: Vec<PathBuf>,
@@ -146,7 +147,9 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
     let plan = checked.plan();
     file.require_machine(plan)?;
 
-    let threads = options.threads.unwrap_or(plan.threads_max);
+    // More threads than cores only wait for each other.
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let threads = options.threads.unwrap_or(plan.threads_max.min(cores));
     if !(1..=plan.threads_max).contains(&threads) {
         return Err(RunError::Usage(format!(
             "{threads} threads, but the plan has memory for 1 to {}",
