@@ -10,85 +10,15 @@
     reason = "loops over queries and groups, which are unrolled"
 )]
 
+use crate::lanes::{LANES, Lanes};
 use crate::math::{exp, finite_f16_to_f32, max, softcap};
 use crate::reference::{AttentionHead, KvHead, KvRing, NonFinite, sum_lanes};
-use crate::spec::{ATTENTION_SPLIT, KV_GROUP};
-use core::array::from_fn;
+use crate::spec::ATTENTION_SPLIT;
 use core::ops::Range;
 
-/// Lanes of a [`Lanes`].
-pub const LANES: usize = KV_GROUP as usize;
 const SPLIT: usize = ATTENTION_SPLIT as usize;
 /// Elements that share a scale in an int8 ring.
 const BLOCK: usize = 32;
-
-/// Sixteen f32 of some vector instruction set. Every operation is that of
-/// [`crate::math`] and of IEEE 754, lane by lane.
-pub trait Lanes: Copy {
-    fn splat(x: f32) -> Self;
-    fn load(x: &[f32; LANES]) -> Self;
-    fn store(self, to: &mut [f32; LANES]);
-    /// Finite halves, exactly.
-    fn from_f16(halves: &[u16; LANES]) -> Self;
-    fn from_i8(codes: &[i8; LANES]) -> Self;
-    fn add(self, other: Self) -> Self;
-    fn sub(self, other: Self) -> Self;
-    fn mul(self, other: Self) -> Self;
-    fn max(self, other: Self) -> Self;
-    fn exp(self) -> Self;
-}
-
-impl Lanes for [f32; LANES] {
-    #[inline(always)]
-    fn splat(x: f32) -> Self {
-        [x; LANES]
-    }
-
-    #[inline(always)]
-    fn load(x: &[f32; LANES]) -> Self {
-        *x
-    }
-
-    #[inline(always)]
-    fn store(self, to: &mut [f32; LANES]) {
-        *to = self;
-    }
-
-    #[inline(always)]
-    fn from_f16(halves: &[u16; LANES]) -> Self {
-        from_fn(|i| finite_f16_to_f32(halves[i]))
-    }
-
-    #[inline(always)]
-    fn from_i8(codes: &[i8; LANES]) -> Self {
-        from_fn(|i| codes[i] as f32)
-    }
-
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        from_fn(|i| self[i] + other[i])
-    }
-
-    #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        from_fn(|i| self[i] - other[i])
-    }
-
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        from_fn(|i| self[i] * other[i])
-    }
-
-    #[inline(always)]
-    fn max(self, other: Self) -> Self {
-        from_fn(|i| max(self[i], other[i]))
-    }
-
-    #[inline(always)]
-    fn exp(self) -> Self {
-        from_fn(|i| exp(self[i]))
-    }
-}
 
 /// What joins a split's weighted values to those before it.
 #[derive(Clone, Copy)]

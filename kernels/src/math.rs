@@ -141,10 +141,14 @@ pub const fn softcap(x: f32, cap: f32) -> f32 {
     cap * tanh(x / cap)
 }
 
+/// The square root of 2/pi, and the weight of the cube beside x.
+pub const GELU_SCALE: f32 = 0.797_884_6;
+pub const GELU_CUBE: f32 = 0.044_715;
+
 /// GELU in its tanh form (Hendrycks and Gimpel, arXiv 1606.08415).
 #[inline(always)]
 pub const fn gelu_tanh(x: f32) -> f32 {
-    let inner = 0.797_884_6 * (x + (0.044_715 * (x * x)) * x);
+    let inner = GELU_SCALE * (x + (GELU_CUBE * (x * x)) * x);
     (0.5 * x) * (1.0 + tanh(inner))
 }
 

@@ -1,6 +1,7 @@
 use super::NonFinite;
 use crate::block;
 use crate::format::WeightFormat;
+use crate::lanes::LANES;
 use crate::math::{ROUND_MAGIC, cos_sin, gelu_tanh, silu, softcap, sqrt};
 use crate::panel;
 use crate::spec::{GateFunction, Rope, RopePairing};
@@ -8,9 +9,6 @@ use crate::spec::{GateFunction, Rope, RopePairing};
 /// Blocks whose largest magnitude is below this quantize to zero: its
 /// reciprocal would overflow.
 const QUANTIZE_MIN: f32 = f32::from_bits((127 - 100) << 23); // 2^-100
-
-/// Virtual lanes of a float reduction.
-const LANES: usize = 16;
 
 /// Merges 16 partial sums by halving: lane i takes lane i + 8, then + 4, 2, 1.
 #[inline(always)]
@@ -45,6 +43,20 @@ pub struct Q8BlocksMut<'a> {
     pub scaled_sums: &'a mut [f32],
     /// 2 per block.
     pub sums: &'a mut [i32],
+}
+
+impl Q8BlocksMut<'_> {
+    /// Elements `first..first + count`, both multiples of 32.
+    #[inline(always)]
+    pub fn part(&mut self, first: usize, count: usize) -> Q8BlocksMut<'_> {
+        let (block, blocks) = (first / 32, count / 32);
+        Q8BlocksMut {
+            codes: &mut self.codes[first..][..count],
+            scales: &mut self.scales[block..][..blocks],
+            scaled_sums: &mut self.scaled_sums[block..][..blocks],
+            sums: &mut self.sums[2 * block..][..2 * blocks],
+        }
+    }
 }
 
 /// Quantizes `x` (a multiple of 32) to int8 blocks.
@@ -94,21 +106,24 @@ pub(super) fn quantize_codes(x: &[f32], codes: &mut [i32; 32]) -> Result<f32, No
         let bits = v.to_bits() & 0x7fff_ffff;
         top = if bits > top { bits } else { top };
     }
-    let amax = f32::from_bits(top);
-    let (d, inverse) = if amax < QUANTIZE_MIN {
-        (0.0, 0.0)
-    } else {
-        (amax / 127.0, 127.0 / amax)
-    };
+    let (d, inverse) = quantize_scale(top);
     for (code, &v) in codes.iter_mut().zip(x) {
         // The sum's low bits hold the rounded integer in two's complement.
         *code = ((v * inverse + ROUND_MAGIC).to_bits() as i32)
             .wrapping_sub(ROUND_MAGIC.to_bits() as i32);
     }
-    if top < 0x7f80_0000 {
-        Ok(d)
+    if d.is_finite() { Ok(d) } else { Err(NonFinite) }
+}
+
+/// The scale d of a block with the largest magnitude `top`, as bits, and the
+/// factor of its elements. d is finite when the elements are.
+#[inline(always)]
+pub(crate) fn quantize_scale(top: u32) -> (f32, f32) {
+    let amax = f32::from_bits(top);
+    if amax < QUANTIZE_MIN {
+        (0.0, 0.0)
     } else {
-        Err(NonFinite)
+        (amax / 127.0, 127.0 / amax)
     }
 }
 
@@ -138,6 +153,11 @@ pub fn rms_reciprocal(x: &[f32], eps: f32) -> Result<f32, NonFinite> {
 pub struct SumOfSquares([f32; LANES]);
 
 impl SumOfSquares {
+    /// The sums of the lanes so far.
+    pub(crate) fn lanes_mut(&mut self) -> &mut [f32; LANES] {
+        &mut self.0
+    }
+
     /// Adds the next elements; all parts but the last are whole lanes.
     #[inline(always)]
     pub fn add(&mut self, part: &[f32]) {

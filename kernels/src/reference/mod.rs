@@ -9,6 +9,7 @@ mod elementwise;
 mod matmul;
 
 pub use attention::{AttentionHead, HeadTransform, KvHead, KvRing, KvRingMut, attend, kv_store};
+pub(crate) use elementwise::quantize_scale;
 pub use elementwise::{
     Q8Blocks, Q8BlocksMut, SumOfSquares, add, embed_panels, embed_rows, gate, layer_moments,
     layer_scale, quantize, rms_norm, rms_reciprocal, rms_scale, rms_scale_in_place, rope_table,

@@ -15,7 +15,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use omex_kernels::KernelSpec;
 use omex_kernels::abi::MatmulArgs;
 use omex_kernels::activation::Q8Layout;
-use omex_kernels::attention::{self, LANES, Lanes};
+use omex_kernels::attention;
+use omex_kernels::elementwise;
+use omex_kernels::lanes::{LANES, Lanes};
+use omex_kernels::output::{self, Gated, Normalized, NormalizedTwice, Output};
 use omex_kernels::reference::{
     self, AttentionHead, HeadTransform, KvHead, KvRing, KvRingMut, NonFinite, Q8Blocks, Q8BlocksMut,
 };
@@ -355,7 +358,7 @@ impl Machine {
         let mut result = Ok(());
         for unit in units {
             // SAFETY: this function's contract; units write disjoint ranges.
-            let unit_result = unsafe { self.compute_unit(step, unit, pass) };
+            let unit_result = unsafe { self.compute_unit::<V>(step, unit, pass) };
             result = result.and(unit_result);
         }
         result
@@ -497,11 +500,8 @@ impl Machine {
             let at = column * stride(rings + 2);
             let (len, first) = (heads * head_dim, head * dim);
             // SAFETY: each unit writes its own head of its own column.
-            unsafe {
-                emit(out, at, output, len, first, dim, |from, part| {
-                    part.copy_from_slice(&values[from - first..][..part.len()]);
-                })?;
-            }
+            let out = unsafe { output_mut(out, at, output, len, first, dim) };
+            output::write::<V>(&*values, out)?;
         }
         Ok(())
     }
@@ -593,7 +593,12 @@ impl Machine {
         reason = "one reason holds for every arm and stands in front of the match"
     )]
     #[inline(always)]
-    unsafe fn compute_unit(&self, step: &Step, unit: u32, pass: Pass) -> Result<(), NonFinite> {
+    unsafe fn compute_unit<V: Lanes>(
+        &self,
+        step: &Step,
+        unit: u32,
+        pass: Pass,
+    ) -> Result<(), NonFinite> {
         let spec = self.plan().kernels[step.kernel.index()].spec();
         // Strides of selected columns: an operand of one column is its stride.
         let one = spec.operands(1);
@@ -661,78 +666,47 @@ impl Machine {
                     arg(at).slice::<f32>(column * stride(at), n)
                 });
                 let last = 2 + bias.is_some() as usize + residual.is_some() as usize;
-                let add = |range: Range<usize>, part: &mut [f32]| {
-                    if let Some(bias) = bias {
-                        reference::add(&bias[range.clone()], part);
-                    }
-                    if let Some(residual) = residual {
-                        reference::add(&residual[range], part);
-                    }
-                };
-                let (out, at) = (arg(last), column * stride(last));
-                match kind {
-                    NormKind::Rms => {
-                        let r = reference::rms_reciprocal(x, eps.get())?;
-                        emit(out, at, output, len, 0, n, |first, part| {
-                            let range = first..first + part.len();
-                            reference::rms_scale(
-                                &x[range.clone()],
-                                r,
-                                &weight[range.clone()],
-                                part,
-                            );
-                            add(range, part);
-                        })
-                    }
+                let out = output_mut(arg(last), column * stride(last), output, len, 0, n);
+                let (mean, r) = match kind {
+                    NormKind::Rms => (None, elementwise::rms_reciprocal::<V>(x, eps.get())?),
                     NormKind::Layer => {
                         let (mean, r) = reference::layer_moments(x, eps.get())?;
-                        emit(out, at, output, len, 0, n, |first, part| {
-                            let range = first..first + part.len();
-                            let (x, weight) = (&x[range.clone()], &weight[range.clone()]);
-                            reference::layer_scale(x, mean, r, weight, part);
-                            add(range, part);
-                        })
+                        (Some(mean), r)
                     }
-                }
+                };
+                let elements = Normalized {
+                    x,
+                    mean,
+                    r,
+                    weight,
+                    bias,
+                    residual,
+                };
+                output::write::<V>(elements, out)
             },
             KernelSpec::NormAddNorm { len, eps, output } => unsafe {
                 let n = len as usize;
                 let x = arg(0).slice::<f32>(column * stride(0), n);
-                let weight = arg(1).slice::<f32>(0, n);
-                let residual = arg(2).slice::<f32>(column * stride(2), n);
-                let next_weight = arg(3).slice::<f32>(0, n);
-                let r = reference::rms_reciprocal(x, eps.get())?;
-                // The sum is computed twice, which spares a buffer.
-                let sum = |range: Range<usize>, part: &mut [f32]| {
-                    reference::rms_scale(&x[range.clone()], r, &weight[range.clone()], part);
-                    reference::add(&residual[range], part);
+                let inner = Normalized {
+                    x,
+                    mean: None,
+                    r: elementwise::rms_reciprocal::<V>(x, eps.get())?,
+                    weight: arg(1).slice::<f32>(0, n),
+                    bias: None,
+                    residual: Some(arg(2).slice::<f32>(column * stride(2), n)),
                 };
-                let mut squares = reference::SumOfSquares::default();
-                let mut part = [0.0f32; 256];
-                for first in (0..n).step_by(part.len()) {
-                    let count = (n - first).min(part.len());
-                    sum(first..first + count, &mut part[..count]);
-                    squares.add(&part[..count]);
-                }
-                let next_r = squares.reciprocal(n, eps.get())?;
-                emit(
-                    arg(4),
-                    column * stride(4),
-                    output,
-                    len,
-                    0,
-                    n,
-                    |first, part| {
-                        let range = first..first + part.len();
-                        sum(range.clone(), part);
-                        reference::rms_scale_in_place(part, next_r, &next_weight[range]);
-                    },
-                )
+                let elements = NormalizedTwice {
+                    r: inner.rms_reciprocal::<V>(eps.get())?,
+                    inner,
+                    weight: arg(3).slice::<f32>(0, n),
+                };
+                let out = output_mut(arg(4), column * stride(4), output, len, 0, n);
+                output::write::<V>(elements, out)
             },
             KernelSpec::Quantize { len } => unsafe {
                 let x = arg(0).slice::<f32>(column * stride(0), len as usize);
                 let out = q8_mut(arg(1), column * stride(1), len, 0, len as usize);
-                reference::quantize(x, out)
+                elementwise::quantize::<V>(x, out)
             },
             KernelSpec::Matmul { .. } => unreachable!("matmuls are cut into panel tiles"),
             KernelSpec::KvStore {
@@ -779,8 +753,14 @@ impl Machine {
                     };
                     let k = arg(0).slice::<f32>(at(0), dim);
                     let v = arg(1).slice::<f32>(at(1), dim);
-                    let stored =
-                        reference::kv_store(k, v, transform, position, &mut keys, &mut values);
+                    let stored = elementwise::kv_store::<V>(
+                        k,
+                        v,
+                        transform,
+                        position,
+                        &mut keys,
+                        &mut values,
+                    );
                     result = result.and(stored);
                 }
                 result
@@ -793,7 +773,7 @@ impl Machine {
                 let count = (len as usize - first).min(GATE_UNIT as usize);
                 let x = arg(0).slice::<f32>(column * stride(0) + first * 4, count);
                 let out = arg(1).slice_mut::<f32>(column * stride(1) + first * 4, count);
-                reference::softcap_all(x, cap.get(), out)
+                elementwise::softcap_all::<V>(x, cap.get(), out)
             },
             KernelSpec::Gate {
                 function,
@@ -806,11 +786,8 @@ impl Machine {
                 let count = (len as usize - first).min(GATE_UNIT as usize);
                 let gate = arg(0).slice::<f32>(column * stride(0) + first * 4, count);
                 let up = arg(1).slice::<f32>(column * stride(1) + first * 4, count);
-                let (out, at) = (arg(2), column * stride(2));
-                emit(out, at, output, len, first, count, |from, part| {
-                    let range = from - first..from - first + part.len();
-                    reference::gate(function, &gate[range.clone()], &up[range], part);
-                })
+                let out = output_mut(arg(2), column * stride(2), output, len, first, count);
+                output::write::<V>(Gated { function, gate, up }, out)
             },
         }
     }
@@ -834,43 +811,25 @@ impl Queries {
     }
 }
 
-/// Writes elements `first..first + count` of the column of `len` elements at
-/// byte `at`, quantized when that is what `output` says. `fill` computes a run
-/// of elements from its first one's index on.
+/// Elements `first..first + count` of the column of `len` elements at byte `at`,
+/// in the form that `kind` says.
 ///
 /// # Safety
-/// These elements are the caller's alone.
+/// As for [`Bytes::slice_mut`].
 #[inline(always)]
-unsafe fn emit(
+unsafe fn output_mut<'a>(
     out: Bytes,
     at: usize,
-    output: Activation,
+    kind: Activation,
     len: u32,
     first: usize,
     count: usize,
-    fill: impl Fn(usize, &mut [f32]),
-) -> Result<(), NonFinite> {
-    match output {
-        Activation::F32 => {
-            // SAFETY: this function's contract.
-            fill(first, unsafe { out.slice_mut(at + first * 4, count) });
-            Ok(())
-        }
-        Activation::Q8 => {
-            let mut part = [0.0f32; 256];
-            let mut done = 0;
-            let mut result = Ok(());
-            while done < count {
-                let size = (count - done).min(part.len());
-                let part = &mut part[..size];
-                fill(first + done, part);
-                // SAFETY: this function's contract; blocks of 32 do not share
-                // scales or sums.
-                let blocks = unsafe { q8_mut(out, at, len, first + done, size) };
-                result = result.and(reference::quantize(part, blocks));
-                done += size;
-            }
-            result
+) -> Output<'a> {
+    // SAFETY: this function's contract.
+    unsafe {
+        match kind {
+            Activation::F32 => Output::F32(out.slice_mut(at + first * 4, count)),
+            Activation::Q8 => Output::Q8(q8_mut(out, at, len, first, count)),
         }
     }
 }

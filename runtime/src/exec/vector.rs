@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use omex_kernels::attention::{LANES, Lanes};
+use omex_kernels::lanes::{LANES, Lanes};
 use omex_kernels::math::{EXP_MAX, EXP_MIN, EXP_POLY, LN2_HIGH, LN2_LOW, LOG2_E, ROUND_MAGIC};
 
 /// Operations may only be executed on CPUs with AVX2 and F16C, which whoever names
@@ -74,6 +74,61 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn to_f16(self, halves: &mut [u16; LANES]) {
+        const NEAREST_EVEN: i32 = _MM_FROUND_TO_NEAREST_INT;
+        let at = halves.as_mut_ptr().cast::<__m128i>();
+        // SAFETY: the type's contract; both halves lie in the array.
+        unsafe {
+            _mm_storeu_si128(at, _mm256_cvtps_ph::<NEAREST_EVEN>(self.0[0]));
+            _mm_storeu_si128(at.add(1), _mm256_cvtps_ph::<NEAREST_EVEN>(self.0[1]));
+        }
+    }
+
+    #[inline(always)]
+    fn to_i8(self, codes: &mut [i8; LANES]) -> i32 {
+        // SAFETY: the type's contract; 16 bytes lie in the array.
+        unsafe {
+            let magic = _mm256_set1_ps(ROUND_MAGIC);
+            // The sum's low bits hold the rounded integer in two's complement.
+            let [a, b] = self.0.map(|x| {
+                let shifted = _mm256_castps_si256(_mm256_add_ps(x, magic));
+                _mm256_sub_epi32(shifted, _mm256_castps_si256(magic))
+            });
+            // Packing works on halves of the registers: quarters a0 b0 a1 b1.
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
+            let (low, high) = (
+                _mm256_castsi256_si128(words),
+                _mm256_extracti128_si256::<1>(words),
+            );
+            _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm_packs_epi16(low, high));
+            let sums = _mm_madd_epi16(_mm_add_epi16(low, high), _mm_set1_epi16(1));
+            let sums = _mm_add_epi32(sums, _mm_shuffle_epi32::<0b01_00_11_10>(sums));
+            let sums = _mm_add_epi32(sums, _mm_shuffle_epi32::<0b10_11_00_01>(sums));
+            _mm_cvtsi128_si32(sums)
+        }
+    }
+
+    #[inline(always)]
+    fn magnitude_bits_max(self, other: Self) -> u32 {
+        // SAFETY: the type's contract.
+        unsafe {
+            let mask = _mm256_set1_epi32(0x7fff_ffff);
+            let bits = |x: __m256| _mm256_and_si256(_mm256_castps_si256(x), mask);
+            let [a, b] = self.0.map(bits);
+            let [c, d] = other.0.map(bits);
+            let top = _mm256_max_epi32(_mm256_max_epi32(a, b), _mm256_max_epi32(c, d));
+            let (low, high) = (
+                _mm256_castsi256_si128(top),
+                _mm256_extracti128_si256::<1>(top),
+            );
+            let top = _mm_max_epi32(low, high);
+            let top = _mm_max_epi32(top, _mm_shuffle_epi32::<0b01_00_11_10>(top));
+            let top = _mm_max_epi32(top, _mm_shuffle_epi32::<0b10_11_00_01>(top));
+            _mm_cvtsi128_si32(top) as u32
+        }
+    }
+
+    #[inline(always)]
     fn add(self, other: Self) -> Self {
         // SAFETY: the type's contract.
         self.zip(other, |a, b| unsafe { _mm256_add_ps(a, b) })
@@ -89,6 +144,12 @@ impl Lanes for Avx2 {
     fn mul(self, other: Self) -> Self {
         // SAFETY: the type's contract.
         self.zip(other, |a, b| unsafe { _mm256_mul_ps(a, b) })
+    }
+
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        // SAFETY: the type's contract.
+        self.zip(other, |a, b| unsafe { _mm256_div_ps(a, b) })
     }
 
     #[inline(always)]
@@ -120,7 +181,8 @@ unsafe fn exp(x: __m256) -> __m256 {
         let r = _mm256_sub_ps(clamped, _mm256_mul_ps(n, set(LN2_HIGH)));
         let r = _mm256_sub_ps(r, _mm256_mul_ps(n, set(LN2_LOW)));
         let mut p = set(EXP_POLY[0]);
-        for c in EXP_POLY[1..].iter().copied().chain([1.0, 1.0]) {
+        let [_, a, b, c, d, e] = EXP_POLY;
+        for c in [a, b, c, d, e, 1.0, 1.0] {
             p = _mm256_add_ps(_mm256_mul_ps(p, r), set(c));
         }
         let exponent = _mm256_add_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(127));
@@ -163,9 +225,20 @@ mod tests {
             put(a.add(b), x.add(y));
             put(a.sub(b), x.sub(y));
             put(a.mul(b), x.mul(y));
+            put(a.div(b), x.div(y));
             put(a.max(b), x.max(y));
             put(a.exp(), x.exp());
             put(Avx2::splat(x[3]), Lanes::splat(x[3]));
+            let (mut got, mut expected) = ([0; LANES], [0; LANES]);
+            a.to_f16(&mut got);
+            x.to_f16(&mut expected);
+            assert_eq!(got, expected, "halves of {x:?}");
+            assert_eq!(a.magnitude_bits_max(b), x.magnitude_bits_max(y), "{x:?}");
+            let codes = x.map(|x| x.clamp(-127.49, 127.49));
+            let (mut got, mut expected) = ([0; LANES], [0; LANES]);
+            let sum = Avx2::load(&codes).to_i8(&mut got);
+            assert_eq!(sum, codes.to_i8(&mut expected), "sum of {codes:?}");
+            assert_eq!(got, expected, "codes of {codes:?}");
             let halves: [u16; LANES] = std::array::from_fn(|_| {
                 let half = (next() >> 16) as u16;
                 if half & 0x7c00 == 0x7c00 {
