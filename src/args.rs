@@ -111,6 +111,12 @@ pub const RUN_FLAGS: &[Flag] = &[
         "no-speculation",
         "Verify no drafts, even where waiting for pages would hide it",
     ),
+    value(
+        "parallel",
+        None,
+        "N",
+        "Windows that go through each layer together, up to the plan's limit",
+    ),
     switch("json", "Print one JSON object instead of the text"),
     value(
         "events",
@@ -147,6 +153,7 @@ pub struct RunArgs {
     pub signature: Option<PathBuf>,
     pub no_allowance: bool,
     pub no_speculation: bool,
+    pub parallel: Option<u32>,
     pub json: bool,
     pub events: bool,
     pub dump_logits: Option<PathBuf>,
@@ -214,6 +221,7 @@ impl RunArgs {
             "sig" => self.signature = Some(value.into()),
             "no-allowance" => self.no_allowance = true,
             "no-speculation" => self.no_speculation = true,
+            "parallel" => self.parallel = Some(at_least_one(long, value)?),
             "json" => self.json = true,
             "events" if value == "jsonl" => self.events = true,
             "events" => {

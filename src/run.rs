@@ -55,6 +55,7 @@ fn run(args: &RunArgs) -> Result<(), RunError> {
         },
         prefill_chunk: args.ubatch_size,
         no_speculation: args.no_speculation,
+        parallel: args.parallel,
         dump_logits: args.dump_logits.clone(),
         output_folder: PathBuf::new(),
         waiting_folder: PathBuf::new(),

@@ -1,6 +1,7 @@
 //! The sizes that a plan is built for: context, prefill chunk, threads, budget.
 
-use omex_plan::task::{NodeKind, Program};
+use omex_plan::task::{Node, NodeKind, Program};
+use omex_plan::{NodeId, SEQUENCES_MAX};
 
 use crate::container::{RamLimit, RamOrigin, Task};
 use crate::diagnostic::{Code, Diagnostic};
@@ -9,6 +10,9 @@ use crate::diagnostic::{Code, Diagnostic};
 const CONTEXT_DEFAULT: u32 = 4096;
 /// Prefill chunks that are tried where none is asked for, largest first.
 const COLUMNS: [u32; 10] = [512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
+/// Windows at a time that are tried where none are asked for, most first: with
+/// more of them, passes cost about as much more as they compute more.
+const SEQUENCES: [u32; 4] = [8, 4, 2, 1];
 /// Threads that every plan admits, so that results can be compared on any machine.
 const THREADS_MIN: u32 = 3;
 /// Positions of a KV ring are a multiple of this.
@@ -53,6 +57,22 @@ pub fn paged_columns(context: u32, asked: Option<u32>) -> Vec<u32> {
         columns.splice(0..0, longer);
     }
     columns
+}
+
+/// Numbers of windows to try that go through each layer together, the most
+/// first. Only texts that are cut have many.
+pub fn sequences(program: &Program, asked: Option<u32>) -> Vec<u32> {
+    let is_cut = |id: &NodeId| {
+        let kind = &program.nodes[id.index()].kind;
+        matches!(kind, NodeKind::Parse { window, .. } if window.size < u32::MAX)
+    };
+    let infers = |node: &&Node| matches!(node.kind, NodeKind::Infer { .. });
+    let mut inferring = program.nodes.iter().filter(infers);
+    match asked {
+        Some(sequences) => vec![sequences.clamp(1, SEQUENCES_MAX)],
+        None if inferring.any(|node| node.depends_on.iter().any(is_cut)) => SEQUENCES.to_vec(),
+        None => vec![1],
+    }
 }
 
 /// Prompt tokens and generated tokens of the longest generation of each node.

@@ -71,6 +71,8 @@ pub struct Options {
     pub context: Option<u32>,
     /// Prefill chunk.
     pub columns_max: Option<u32>,
+    /// Windows that go through each layer together.
+    pub sequences_max: Option<u32>,
     pub threads_max: Option<u32>,
     /// Limits of the flag and of the target.
     pub limits: Vec<RamLimit>,
@@ -179,7 +181,13 @@ pub fn compile(inputs: &Inputs<'_>, options: &Options) -> Result<Compiled, Vec<D
     let assembled = |columns: Columns, read_weights: bool| {
         let lowered = lowered(columns.body)?;
         let selected = lowered.selected();
-        let storage = lifetimes(selected, &lowered.schedule, columns.body, columns.head);
+        let storage = lifetimes(
+            selected,
+            &lowered.schedule,
+            columns.body,
+            columns.head,
+            columns.sequences,
+        );
         let (mut plan, layout) = assemble(&Parts {
             target: inputs.target,
             model: &model,
@@ -191,6 +199,7 @@ pub fn compile(inputs: &Inputs<'_>, options: &Options) -> Result<Compiled, Vec<D
             code: &lowered.code,
             columns_max: columns.body,
             head_columns_max: columns.head,
+            sequences_max: columns.sequences,
             threads_max: choices::threads_max(inputs.cores, options.threads_max),
             program: &program,
             result_id,
@@ -205,6 +214,7 @@ pub fn compile(inputs: &Inputs<'_>, options: &Options) -> Result<Compiled, Vec<D
         sections,
         limit,
         runs: choices::runs(&program, context),
+        sequences: choices::sequences(&program, options.sequences_max),
     };
     let (plan, layout) = fitting.plan(context, &assembled)?;
     let warnings = warning.into_iter().chain(paging::slow_plan(&plan));
@@ -271,13 +281,28 @@ struct Fitting<'a> {
     limit: Option<RamLimit>,
     /// Prompt and generated tokens of each node's longest generation.
     runs: Vec<(u64, u64)>,
+    /// Windows at a time to try, most first.
+    sequences: Vec<u32>,
 }
 
-/// Columns that the body and the head compute at once, at most.
+/// Columns that the body and the head compute at once, at most, and the
+/// sequences that they may belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Columns {
     body: u32,
     head: u32,
+    sequences: u32,
+}
+
+impl Columns {
+    /// One column of the head for each sequence, and so many of the body.
+    fn new(body: u32, sequences: u32) -> Columns {
+        Columns {
+            body: body.max(sequences),
+            head: sequences,
+            sequences,
+        }
+    }
 }
 
 /// Makes the plan without page plan for a chunk; its weights are read or mapped.
@@ -308,33 +333,36 @@ impl Fitting<'_> {
                 if columns < least && asked.is_none() {
                     break;
                 }
-                let columns = Columns {
-                    body: columns,
-                    head: 1,
-                };
-                let (plan, layout) = assembled(columns, read_weights)?;
-                if self.fits(&plan) {
-                    return Ok((plan, layout));
+                for &sequences in self.sequences_of(level) {
+                    let columns = Columns::new(columns, sequences);
+                    let (plan, layout) = assembled(columns, read_weights)?;
+                    if self.fits(&plan) && self.is_worth_its_rings(&plan) {
+                        return Ok((plan, layout));
+                    }
+                    smallest = Some(plan);
                 }
-                smallest = Some(plan);
             }
         }
         if paged {
             let mut best: Option<(f64, Plan, Layout)> = None;
-            for columns in self.paged_columns(context, level) {
-                let columns = Columns {
-                    body: columns,
-                    head: 1,
-                };
-                let (unpaged, layout) = assembled(columns, false)?;
-                match self.page(&unpaged, level) {
-                    Ok(plan) => {
-                        let seconds = self.run_s(&plan);
-                        if best.as_ref().is_none_or(|(least, ..)| seconds < *least) {
-                            best = Some((seconds, plan, layout));
+            // One sequence shows which chunk pays; more of them are tried with that.
+            let mut chunks = self.paged_columns(context, level);
+            for &sequences in self.sequences_of(level).iter().rev() {
+                for &columns in &chunks {
+                    let columns = Columns::new(columns, sequences);
+                    let (unpaged, layout) = assembled(columns, false)?;
+                    match self.page(&unpaged, level) {
+                        Ok(plan) => {
+                            let seconds = self.run_s(&plan);
+                            if best.as_ref().is_none_or(|(least, ..)| seconds < *least) {
+                                best = Some((seconds, plan, layout));
+                            }
                         }
+                        Err(plan) => smallest = Some(*plan),
                     }
-                    Err(plan) => smallest = Some(*plan),
+                }
+                if let Some((_, plan, _)) = &best {
+                    chunks = vec![plan.columns_max];
                 }
             }
             if let Some((_, plan, layout)) = best {
@@ -346,10 +374,7 @@ impl Fitting<'_> {
         let paged_bytes = if paged {
             None
         } else {
-            let columns = Columns {
-                body: smallest.columns_max,
-                head: 1,
-            };
+            let columns = Columns::new(smallest.columns_max, 1);
             let (unpaged, _) = assembled(columns, false)?;
             let paged = self.page(&unpaged, level).unwrap_or_else(|least| *least);
             Some(paged.memory.needed_bytes())
@@ -371,13 +396,15 @@ impl Fitting<'_> {
         assembled: &Assembled<'_>,
     ) -> Result<Option<(Plan, Layout)>, Vec<Diagnostic>> {
         let cost = paging::Cost::of(plan).expect("the plan is paged");
-        let drafts = cost.drafts().min(plan.columns_max - 1);
+        let drafts = cost.drafts(plan.sequences_max);
+        let drafts = drafts.min(plan.columns_max - plan.head_columns_max);
         if drafts == 0 || level == MemoryLevel::Low {
             return Ok(None);
         }
         let columns = Columns {
             body: plan.columns_max,
-            head: 1 + drafts,
+            head: plan.head_columns_max + drafts,
+            sequences: plan.sequences_max,
         };
         let (unpaged, layout) = assembled(columns, false)?;
         Ok(self.page(&unpaged, level).ok().map(|plan| (plan, layout)))
@@ -398,6 +425,15 @@ impl Fitting<'_> {
         }
     }
 
+    /// Windows at a time to try; one where the smallest working set is asked for.
+    fn sequences_of(&self, level: MemoryLevel) -> &[u32] {
+        let last = self.sequences.len() - 1;
+        match level {
+            MemoryLevel::Low => &self.sequences[last..],
+            MemoryLevel::Adaptive | MemoryLevel::High => &self.sequences,
+        }
+    }
+
     fn paged_columns(&self, context: u32, level: MemoryLevel) -> Vec<u32> {
         let asked = self.options.columns_max;
         let columns = choices::paged_columns(context, asked);
@@ -412,11 +448,21 @@ impl Fitting<'_> {
             .is_none_or(|l| plan.memory.needed_bytes() <= l.bytes)
     }
 
+    /// Whether several sequences, where nobody asked for them, leave most of the
+    /// memory to the weights.
+    fn is_worth_its_rings(&self, plan: &Plan) -> bool {
+        let rings = plan.memory.bytes_of(MemoryKind::KvCache);
+        let weights = &plan.weights.pages;
+        let weights: u64 = weights.iter().map(|page| page.bytes).sum();
+        plan.sequences_max == 1 || self.options.sequences_max.is_some() || 2 * rings <= weights
+    }
+
     /// Seconds of one longest generation of each node.
     fn run_s(&self, plan: &Plan) -> f64 {
         let cost = paging::Cost::of(plan).expect("the plan is paged");
         let runs = self.runs.iter();
-        runs.map(|&(prompt, tokens)| cost.run_s(prompt, tokens))
+        let sequences = plan.sequences_max;
+        runs.map(|&(prompt, tokens)| cost.run_s(prompt, tokens, sequences))
             .sum()
     }
 

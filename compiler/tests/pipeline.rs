@@ -69,7 +69,9 @@ fn phases_are_as_few_as_the_longest_path() {
     assert_eq!(residuals.count(), 1, "the residual stream has one slot");
     let rings = plan.buffers.iter().filter(|b| b.kind == BufferKind::KvRing);
     let ring = u64::from(plan.model.context.next_multiple_of(16));
-    assert_eq!(rings.map(|b| b.bytes).sum::<u64>(), 30 * 2 * 192 * ring * 2);
+    let sequences = u64::from(plan.sequences_max);
+    let rings: u64 = rings.map(|b| b.bytes).sum();
+    assert_eq!(rings, sequences * 30 * 2 * 192 * ring * 2);
 }
 
 #[test]
@@ -182,6 +184,7 @@ fn rings_of_sliding_layers_hold_a_window_and_a_chunk() {
     let rings = |columns| {
         let options = Options {
             columns_max: Some(columns),
+            sequences_max: Some(1),
             context: Some(1024),
             ..Options::default()
         };

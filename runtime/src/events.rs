@@ -40,10 +40,12 @@ pub enum Event<'a> {
     },
     /// So many of the prompt's tokens have been evaluated.
     Prefill {
+        window: u64,
         evaluated: u32,
         prompt_tokens: u32,
     },
-    /// A token was generated, the end token included.
+    /// A token was generated, the end token included. Windows may be evaluated
+    /// together, but what they generate is told window by window.
     Token {
         id: u32,
     },
@@ -126,9 +128,11 @@ impl<W: Write> Sink for JsonLines<W> {
                 .string("source", source)
                 .integer("prompt_tokens", prompt_tokens.into()),
             Event::Prefill {
+                window,
                 evaluated,
                 prompt_tokens,
             } => named("prefill")
+                .integer("window", window)
                 .integer("evaluated", evaluated.into())
                 .integer("prompt_tokens", prompt_tokens.into()),
             Event::Token { id } => named("token").integer("id", id.into()),

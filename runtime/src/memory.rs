@@ -9,9 +9,7 @@ use omex_plan::{Plan, WeightSource};
 use crate::exec::tiles_bytes_max;
 use crate::pager::{IO_STACK_USED_BYTES, pager_bytes};
 use crate::pool::WORKER_STACK_USED_BYTES;
-use crate::program::{
-    LOGITS_BUFFER_BYTES, STOP_BUFFER_BYTES, WHOLE, WRITE_BUFFER_BYTES, text_bytes,
-};
+use crate::program::{LOGITS_BUFFER_BYTES, WHOLE, WRITE_BUFFER_BYTES, lane_bytes, text_bytes};
 use crate::sample::sampler_bytes;
 
 /// The process before it loads anything, and what it touches of its own code,
@@ -35,6 +33,12 @@ const WORKER_OWN_BYTES: u64 = 16 << 10;
 const THREAD_CHARGE_BYTES: u64 = 48 << 10;
 /// The process's other kernel objects: its address space and its open files.
 const PROCESS_CHARGE_BYTES: u64 = 256 << 10;
+/// Files in use, the program first, that a process which fills its cgroup with
+/// pages of weights keeps in the page cache: with less, the system reclaims what
+/// runs, and finds nothing to reclaim in the end. Measured: at most so much, and
+/// this share of what is full.
+const PAGED_CACHE_BYTES: u64 = 4 << 20;
+const PAGED_CACHE_SHARE: u64 = 128;
 /// Of a mapped file's bytes, the share that the page cache's index takes.
 const CACHE_INDEX_SHARE: u64 = 128;
 /// A page-table page maps 512 pages.
@@ -99,9 +103,13 @@ pub fn own_items(plan: &Plan, sections: Sections, plan_bytes: u64) -> Vec<Memory
     items.push((MemoryKind::Generator, GENERATOR_BYTES));
     let index = mapped_bytes(plan) / CACHE_INDEX_SHARE;
     let threads = (1 + workers + io_threads) * THREAD_CHARGE_BYTES;
+    let cached = match io_threads {
+        0 => 0,
+        _ => PAGED_CACHE_BYTES.min(rest / PAGED_CACHE_SHARE),
+    };
     items.push((
         MemoryKind::Kernel,
-        page(tables + index + PROCESS_CHARGE_BYTES + threads),
+        page(tables + index + cached + PROCESS_CHARGE_BYTES + threads),
     ));
     let items = items.into_iter().filter(|(_, bytes)| *bytes > 0);
     items
@@ -133,10 +141,11 @@ fn metadata_bytes(plan: &Plan) -> u64 {
 fn session_bytes(plan: &Plan) -> u64 {
     let context = plan.model.context;
     text_bytes_max(&plan.program, context)
-        + u64::from(context) * 4
+        + u64::from(plan.sequences_max) * lane_bytes(context)
         + sampler_bytes(plan.model.vocabulary)
         + streams(&plan.program) * WRITE_BUFFER_BYTES as u64
-        + (STOP_BUFFER_BYTES + LOGITS_BUFFER_BYTES) as u64
+        + u64::from(plan.columns_max) * 4
+        + LOGITS_BUFFER_BYTES as u64
 }
 
 /// The largest buffer that a node's texts are read to.

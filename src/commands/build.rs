@@ -52,6 +52,10 @@ pub struct CompileArgs {
     /// Threads that the plan has memory for
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads_max: Option<u32>,
+    /// Windows of one node that go through each layer together; by the budget
+    /// without it
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    parallel: Option<u32>,
     /// Where weights come from; by the budget without it
     #[arg(long, value_enum)]
     weights: Option<WeightsArg>,
@@ -391,6 +395,7 @@ impl<'a> Request<'a> {
         let options = Options {
             context: args.ctx_size,
             columns_max: args.ubatch_size,
+            sequences_max: args.parallel,
             threads_max: args.threads_max,
             limits,
             weights: args.weights.map(WeightsArg::into),
@@ -547,6 +552,7 @@ fn report(
             "target": plan.target.name,
             "context": plan.model.context,
             "columns_max": plan.columns_max,
+            "sequences_max": plan.sequences_max,
             "threads_max": plan.threads_max,
             "arena_bytes": plan.arena_bytes,
             "rss_peak_bytes": plan.memory.rss_peak_bytes(),

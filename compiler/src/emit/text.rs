@@ -222,6 +222,7 @@ pub fn plan_text(plan: &Plan) -> String {
             ("arena_bytes", plan.arena_bytes.literal()),
             ("columns_max", plan.columns_max.literal()),
             ("head_columns_max", plan.head_columns_max.literal()),
+            ("sequences_max", plan.sequences_max.literal()),
             ("threads_max", plan.threads_max.literal()),
             ("body_phases", plan.body_phases.literal()),
             ("tokens_buffer", plan.tokens_buffer.literal()),
@@ -348,6 +349,7 @@ pub fn parse_plan(text: &str) -> Result<Plan, TextError> {
         logits_buffer: BufferId(0),
         columns_max: 0,
         head_columns_max: 0,
+        sequences_max: 0,
         threads_max: 0,
         program: Program {
             task_id: String::new(),
@@ -391,6 +393,7 @@ fn read_record(plan: &mut Plan, record: &Record) -> Result<(), String> {
             plan.arena_bytes = fields.take("arena_bytes")?;
             plan.columns_max = fields.take("columns_max")?;
             plan.head_columns_max = fields.take("head_columns_max")?;
+            plan.sequences_max = fields.take("sequences_max")?;
             plan.threads_max = fields.take("threads_max")?;
             plan.body_phases = fields.take("body_phases")?;
             plan.tokens_buffer = fields.take("tokens_buffer")?;

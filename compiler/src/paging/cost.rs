@@ -6,6 +6,9 @@ use crate::diagnostic::{Code, Diagnostic};
 
 /// Most drafted tokens of a pass.
 const DRAFTS_MAX: u32 = 15;
+/// What a further column of a pass takes to compute, as a share of the first
+/// one's, which waits for weights to come from memory.
+const COLUMN_SHARE: f64 = 0.25;
 /// Tokens that take longer are worth a warning.
 const SLOW_TOKEN_S: f64 = 2.0;
 
@@ -58,13 +61,19 @@ impl Cost {
         })
     }
 
-    /// Tokens that a pass can verify beside its own while it waits for reads:
-    /// each is taken to compute for as long as a pass of one token, which is
-    /// more than it does.
-    pub fn drafts(&self) -> u32 {
-        let spare = self.reading_s / self.computing_s.max(f64::MIN_POSITIVE);
+    /// Seconds of a pass over one token each of `columns` sequences.
+    fn pass_s(&self, columns: u32) -> f64 {
+        let further = f64::from(columns - 1) * COLUMN_SHARE;
+        self.reading_s.max(self.computing_s * (1.0 + further))
+    }
+
+    /// Tokens that a pass can verify beside one of each of `sequences` while it
+    /// waits for reads.
+    pub fn drafts(&self, sequences: u32) -> u32 {
+        let first = self.computing_s.max(f64::MIN_POSITIVE);
+        let spare = (self.reading_s / first - 1.0) / COLUMN_SHARE + 1.0;
         // Between 0 and the most that runtimes draft.
-        spare.floor().min(f64::from(DRAFTS_MAX)) as u32
+        (spare.floor() - f64::from(sequences)).clamp(0.0, f64::from(DRAFTS_MAX)) as u32
     }
 
     /// Passes over the model that a prompt of `tokens` tokens costs.
@@ -72,10 +81,12 @@ impl Cost {
         tokens.div_ceil(self.chunk_tokens.into()).max(1)
     }
 
-    /// Seconds for a prompt and what is generated behind it.
-    pub fn run_s(&self, prompt_tokens: u64, tokens: u64) -> f64 {
-        let chunks = self.prompt_reads(prompt_tokens);
-        (chunks - 1) as f64 * self.chunk_s + (1 + tokens) as f64 * self.token_s
+    /// Seconds for a prompt and what is generated behind it, of each of
+    /// `sequences` that take their passes together.
+    pub fn run_s(&self, prompt_tokens: u64, tokens: u64, sequences: u32) -> f64 {
+        let chunks = self.prompt_reads(prompt_tokens * u64::from(sequences));
+        let prompts_s = (chunks - 1) as f64 * self.chunk_s;
+        (prompts_s + (1 + tokens) as f64 * self.pass_s(sequences)) / f64::from(sequences)
     }
 }
 

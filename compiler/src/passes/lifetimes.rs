@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use omex_kernels::KernelSpec;
-use omex_kernels::spec::{Access, OperandClass};
+use omex_kernels::spec::{Access, Operand, OperandClass};
 use omex_plan::BufferKind;
 
 use super::schedule::{PhaseId, Schedule};
@@ -61,17 +61,20 @@ impl Storage {
 }
 
 /// `columns_max` is the number of columns of the largest pass,
-/// `head_columns_max` of those that the head computes at once.
+/// `head_columns_max` of those that the head computes at once, `sequences_max` of
+/// sequences that have rings.
 pub fn lifetimes(
     graph: &Graph,
     schedule: &Schedule,
     columns_max: u32,
     head_columns_max: u32,
+    sequences_max: u32,
 ) -> Storage {
     let mut builder = Builder {
         graph,
         schedule,
         phases: schedule.phases.len() as u32,
+        sequences_max: sequences_max.into(),
         storage: Storage {
             slots: Vec::new(),
             places: BTreeMap::new(),
@@ -112,6 +115,7 @@ struct Builder<'a> {
     graph: &'a Graph,
     schedule: &'a Schedule,
     phases: u32,
+    sequences_max: u64,
     storage: Storage,
 }
 
@@ -141,11 +145,14 @@ impl Builder<'_> {
             .collect();
         let place = match written[..] {
             [keys, values] if keys.class == OperandClass::KvRing => {
-                let ring = |what: &str| format!("{name}.{what}");
-                let kind = BufferKind::KvRing;
+                let mut rings = |ring: &Operand| {
+                    let name = format!("{name}.{}", ring.name);
+                    let bytes = ring.bytes * self.sequences_max;
+                    self.persistent(name, BufferKind::KvRing, bytes)
+                };
                 Place::Rings {
-                    keys: self.persistent(ring(keys.name), kind, keys.bytes),
-                    values: self.persistent(ring(values.name), kind, values.bytes),
+                    keys: rings(keys),
+                    values: rings(values),
                 }
             }
             [_] if id == self.graph.result() => {

@@ -13,7 +13,7 @@ use omex_kernels::spec::{Access, KV_GROUP, Operand, OperandClass, kv_groups};
 use crate::ids::{BufferId, TensorId};
 use crate::packed::{PAGE_ALIGN, PackedLayout, Tensor};
 use crate::paging::DIRECT_ALIGN;
-use crate::plan::{Arg, Buffer, BufferKind, Plan, Step, WeightSource};
+use crate::plan::{Arg, Buffer, BufferKind, Plan, SEQUENCES_MAX, Step, WeightSource};
 use crate::task::{NodeKind, Sampling};
 
 /// Columns, threads and arena beyond these are refused before anything is
@@ -75,6 +75,9 @@ fn check_limits(plan: &Plan) -> Result<(), CheckError> {
     };
     range("columns_max", plan.columns_max, COLUMNS_MAX)?;
     range("head_columns_max", plan.head_columns_max, plan.columns_max)?;
+    // The logits of the sequences' newest tokens are computed together.
+    let sequences = plan.head_columns_max.min(SEQUENCES_MAX);
+    range("sequences_max", plan.sequences_max, sequences)?;
     range("threads_max", plan.threads_max, THREADS_MAX)?;
     let extent = omex_kernels::spec::EXTENT_MAX;
     range("the vocabulary", plan.model.vocabulary, extent)?;
@@ -430,6 +433,10 @@ fn check_step(
     } else {
         plan.columns_max
     };
+    ensure!(
+        !(in_head && matches!(spec, KernelSpec::Attention { .. })),
+        "step {name} attends in the head"
+    );
     let operands = spec.operands(columns);
     let per_column = spec.operands(1);
     let operands = operands.as_slice();
@@ -443,7 +450,11 @@ fn check_step(
     for (i, (&arg, operand)) in step.args.iter().zip(operands).enumerate() {
         match (operand.class, arg) {
             (OperandClass::Buffer | OperandClass::KvRing, Arg::Buffer(id)) => {
-                check_slot(plan, step, operand, id, operand.bytes, phase)?;
+                let bytes = match operand.class {
+                    OperandClass::KvRing => operand.bytes * u64::from(plan.sequences_max),
+                    OperandClass::Buffer | OperandClass::Weights => operand.bytes,
+                };
+                check_slot(plan, step, operand, id, bytes, phase)?;
                 let row = u64::from(omex_kernels::pad_to_panel(plan.model.vocabulary)) * 4;
                 ensure!(
                     id != plan.logits_buffer

@@ -24,4 +24,4 @@ pub use ids::*;
 pub use plan::*;
 
 /// Version of the plan format: the header, the metadata types and the spec words.
-pub const PLAN_VERSION: u32 = 2;
+pub const PLAN_VERSION: u32 = 3;

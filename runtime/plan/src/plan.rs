@@ -11,6 +11,9 @@ use crate::paging::PagePlan;
 use crate::task::Program;
 use crate::wire::{Decode, Encode, SpecWire};
 
+/// Sequences of a pass beyond these are refused.
+pub const SEQUENCES_MAX: u32 = 64;
+
 /// An executable plan. The raw sections (code, tokenizer tables) lie beside it
 /// in the file; see [`crate::file`].
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -37,6 +40,9 @@ pub struct Plan {
     /// Consecutive columns that the head computes at once, at most. More than
     /// one verifies drafts of tokens.
     pub head_columns_max: u32,
+    /// Sequences whose columns a pass may have, each with key-value rings of its
+    /// own: a ring's buffer holds those of all, one behind the other.
+    pub sequences_max: u32,
     pub threads_max: u32,
     pub program: Program,
     pub memory: MemoryContract,

@@ -198,6 +198,7 @@ fn tiny() -> Plan {
         logits_buffer: BufferId(7),
         columns_max: COLUMNS,
         head_columns_max: 1,
+        sequences_max: 1,
         threads_max: 2,
         program: Program {
             task_id: "t".into(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use omex_plan::{CheckedPlan, Phase, Plan};
 
 use super::machine::Machine;
-use super::step::Pass;
+use super::pass::{Pass, Span, columns};
 use super::tile::Tiles;
 use crate::error::RunError;
 use crate::pool::Pool;
@@ -17,10 +17,11 @@ pub struct Engine {
     machine: Machine,
     tiles: Tiles,
     pool: Pool,
-    /// The last pass, whose columns the head can select.
-    last: Option<Pass>,
-    /// The columns whose logits are there.
-    head: Option<Pass>,
+    /// The spans of the last pass, whose columns the head can select; none after
+    /// a pass that failed.
+    spans: Vec<Span>,
+    /// First column and number of the columns whose logits are there.
+    head: Option<(u32, u32)>,
     barriers: u64,
 }
 
@@ -33,9 +34,9 @@ impl Engine {
         );
         Engine {
             tiles: Tiles::new(machine.plan(), pool.threads()),
+            spans: Vec::with_capacity(machine.plan().sequences_max as usize),
             machine,
             pool,
-            last: None,
             head: None,
             barriers: 0,
         }
@@ -59,39 +60,72 @@ impl Engine {
         self.barriers
     }
 
-    /// Evaluates `tokens`, at most `columns_max`, at positions from `position`
-    /// on. All positions before must have been evaluated.
+    /// Evaluates `tokens`, at most `columns_max`, of sequence 0 at positions
+    /// from `position` on. All positions before must have been evaluated.
     ///
     /// Errors: an activation or score that is NaN or infinite.
     /// Panics: a token outside the vocabulary, or a position outside the
     /// context: the caller counts both.
     pub fn forward(&mut self, tokens: &[u32], position: u32) -> Result<(), RunError> {
-        self.evaluate(tokens, position, true)
+        self.forward_spans(tokens, &[Engine::alone(tokens, position)], true)
     }
 
     /// As [`Engine::forward`], for tokens whose logits are probably not asked
     /// for: no pages of the head are read ahead.
     pub fn forward_only(&mut self, tokens: &[u32], position: u32) -> Result<(), RunError> {
-        self.evaluate(tokens, position, false)
+        self.forward_spans(tokens, &[Engine::alone(tokens, position)], false)
     }
 
-    fn evaluate(
+    fn alone(tokens: &[u32], position: u32) -> Span {
+        Span {
+            sequence: 0,
+            position,
+            columns: tokens.len() as u32,
+        }
+    }
+
+    /// Evaluates the tokens of several sequences, at most `columns_max`, span
+    /// by span. `head_follows` says whether logits will probably be asked for.
+    ///
+    /// Errors and panics: those of [`Engine::forward`]; panics, too, for a
+    /// sequence that is not below the plan's `sequences_max` or has two spans,
+    /// and for spans that do not have as many columns as there are tokens.
+    pub fn forward_spans(
         &mut self,
         tokens: &[u32],
-        position: u32,
+        spans: &[Span],
         head_follows: bool,
     ) -> Result<(), RunError> {
         let plan = self.machine.plan();
-        let columns = tokens.len() as u32;
         assert!(
-            (1..=plan.columns_max).contains(&columns),
-            "a pass of {columns} columns, the plan allows {}",
+            (1..=plan.columns_max as usize).contains(&tokens.len()),
+            "a pass of {} columns, the plan allows {}",
+            tokens.len(),
             plan.columns_max
         );
-        assert!(
-            position as u64 + columns as u64 <= plan.model.context as u64,
-            "positions {position}..+{columns} outside the context of {}",
-            plan.model.context
+        for (i, span) in spans.iter().enumerate() {
+            let Span {
+                sequence,
+                position,
+                columns,
+            } = *span;
+            assert!(
+                u64::from(position) + u64::from(columns) <= u64::from(plan.model.context),
+                "positions {position}..+{columns} outside the context of {}",
+                plan.model.context
+            );
+            assert!(
+                columns > 0
+                    && sequence < plan.sequences_max
+                    && spans[..i].iter().all(|s| s.sequence != sequence),
+                "sequence {sequence} of {} has one span with columns",
+                plan.sequences_max
+            );
+        }
+        assert_eq!(
+            columns(spans) as usize,
+            tokens.len(),
+            "columns of the spans"
         );
         let vocabulary = plan.model.vocabulary;
         assert!(
@@ -99,16 +133,12 @@ impl Engine {
             "a token outside the vocabulary of {vocabulary}"
         );
         self.machine.put_tokens(tokens);
-        let pass = Pass {
-            columns,
-            position,
-            selected: 0,
-        };
-        self.last = None;
+        self.spans.clear();
+        self.head = None;
         self.machine.pages.begin_body(head_follows);
         let body = self.plan().body_phases as usize;
-        self.run_phases(0, body, pass)?;
-        self.last = Some(pass);
+        self.run_phases(0, body, Pass::body(spans))?;
+        self.spans.extend_from_slice(spans);
         Ok(())
     }
 
@@ -131,24 +161,27 @@ impl Engine {
     ///
     /// Panics: no pass before, or columns outside it.
     pub fn head(&mut self, first: u32, count: u32) -> Result<(), RunError> {
-        let last = self.last.expect("logits follow a pass");
         let plan = self.plan();
+        let last = columns(&self.spans);
+        assert!(last > 0, "logits follow a pass");
         assert!(
-            (1..=plan.head_columns_max).contains(&count)
-                && first < last.columns
-                && count <= last.columns - first,
+            (1..=plan.head_columns_max).contains(&count) && first < last && count <= last - first,
             "columns of the last pass"
         );
         let (body, end) = (plan.body_phases as usize, plan.phases.len());
-        let pass = Pass {
-            columns: count,
-            position: last.position + first,
-            selected: first,
-        };
         self.head = None;
         self.machine.pages.begin_head();
-        self.run_phases(body, end, pass)?;
-        self.head = Some(pass);
+        // Taken for the time of the run, which borrows the engine as a whole.
+        let spans = std::mem::take(&mut self.spans);
+        let pass = Pass {
+            spans: &spans,
+            columns: count,
+            selected: first,
+        };
+        let result = self.run_phases(body, end, pass);
+        self.spans = spans;
+        result?;
+        self.head = Some((first, count));
         Ok(())
     }
 
@@ -157,8 +190,9 @@ impl Engine {
     /// Errors: a logit that is NaN or infinite.
     /// Panics: no such column.
     pub fn head_logits_mut(&mut self, index: u32) -> Result<&mut [f32], RunError> {
-        let pass = self.head.expect("logits follow a head");
-        assert!(index < pass.columns, "a column of the last head");
+        let (first, count) = self.head.expect("logits follow a head");
+        assert!(index < count, "a column of the last head");
+        let position = Pass::body(&self.spans).position(first + index);
         let logits = self.machine.logits_mut(index);
         if logits.iter().all(|logit| logit.is_finite()) {
             Ok(logits)
@@ -166,7 +200,7 @@ impl Engine {
             Err(RunError::NonFinite {
                 step: "logits".to_owned(),
                 layer: None,
-                position: pass.position + index,
+                position,
             })
         }
     }
@@ -178,6 +212,7 @@ impl Engine {
     pub fn time_steps(&mut self, tokens: &[u32], position: u32) -> Result<Vec<Duration>, RunError> {
         self.forward(tokens, position)?;
         let columns = tokens.len() as u32;
+        let spans = [Engine::alone(tokens, position)];
         let shared = self.shared_plan();
         let plan = shared.plan();
         let mut times = Vec::with_capacity(plan.steps.len());
@@ -186,17 +221,14 @@ impl Engine {
             if index == plan.body_phases as usize {
                 self.machine.pages.begin_head();
             }
+            let whole = Pass::body(&spans);
             let pass = if index < plan.body_phases as usize {
-                Pass {
-                    columns,
-                    position,
-                    selected: 0,
-                }
+                whole
             } else {
                 Pass {
                     columns: 1,
-                    position: position + columns - 1,
                     selected: columns - 1,
+                    ..whole
                 }
             };
             for step in phase.first_step..phase.first_step + phase.steps {
@@ -215,7 +247,7 @@ impl Engine {
         Ok(times)
     }
 
-    fn run_phases(&mut self, first: usize, end: usize, pass: Pass) -> Result<(), RunError> {
+    fn run_phases(&mut self, first: usize, end: usize, pass: Pass<'_>) -> Result<(), RunError> {
         self.barriers += self.plan().barriers(first..end, pass.columns);
         let shared = self.shared_plan();
         let phases = &shared.plan().phases[first..end];
@@ -227,7 +259,7 @@ impl Engine {
 
     /// Why a run stopped early: pages that cannot be brought, or the first
     /// step that met a value that is not finite.
-    fn outcome(&self, failed: Option<usize>, pass: Pass) -> Result<(), RunError> {
+    fn outcome(&self, failed: Option<usize>, pass: Pass<'_>) -> Result<(), RunError> {
         if let Some(fault) = self.machine.pages.fault() {
             return Err(fault);
         }
@@ -238,7 +270,7 @@ impl Engine {
                 Err(RunError::NonFinite {
                     step: step.name.clone(),
                     layer: step.layer,
-                    position: pass.position,
+                    position: pass.position(0),
                 })
             }
         }

@@ -1,7 +1,8 @@
-//! Executes passes: the plan's steps over a few columns (tokens) at a position.
+//! Executes passes: the plan's steps over a few columns (tokens) of sequences.
 
 mod engine;
 mod machine;
+mod pass;
 mod step;
 mod tile;
 #[cfg(target_arch = "x86_64")]
@@ -9,4 +10,5 @@ mod vector;
 
 pub use engine::Engine;
 pub use machine::{KeptCode, Machine, PageTable};
+pub use pass::Span;
 pub use tile::tiles_bytes_max;

@@ -23,12 +23,13 @@ use omex_kernels::reference::{
     self, AttentionHead, HeadTransform, KvHead, KvRing, KvRingMut, NonFinite, Q8Blocks, Q8BlocksMut,
 };
 use omex_kernels::spec::{
-    Activation, GATE_UNIT, HEAD_DIM_MAX, KV_GROUP, KvFormat, NormKind, Rope, TableLayout, kv_groups,
+    Activation, GATE_UNIT, HEAD_DIM_MAX, KV_GROUP, KvFormat, NormKind, Rope, TableLayout,
 };
 use omex_plan::packed::Tensor;
 use omex_plan::{Arg, BufferId, PageId, Phase, Step, TensorId};
 
 use super::machine::{Machine, Vectors};
+use super::pass::{Pass, Span};
 use super::tile::{PanelTile, Tiles, Work};
 #[cfg(target_arch = "x86_64")]
 use super::vector::Avx2;
@@ -72,6 +73,21 @@ impl Bytes {
         address
     }
 
+    /// The part number `index` of parts of `bytes` bytes each, checked.
+    fn part(self, index: u32, bytes: u64) -> Bytes {
+        let start = u64::from(index).checked_mul(bytes);
+        let end = start.and_then(|start| start.checked_add(bytes));
+        assert!(
+            end.is_some_and(|end| end <= self.len as u64),
+            "part outside its slot"
+        );
+        let start = start.unwrap_or(0) as usize;
+        Bytes {
+            start: self.start.wrapping_add(start),
+            len: bytes as usize,
+        }
+    }
+
     /// # Safety
     /// Nothing writes these elements while the slice lives.
     unsafe fn slice<'a, T: Plain>(self, offset: usize, count: usize) -> &'a [T] {
@@ -91,16 +107,6 @@ impl Bytes {
         // exclusive by the contract.
         unsafe { std::slice::from_raw_parts_mut(address, count) }
     }
-}
-
-/// What a pass is over.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pass {
-    pub(super) columns: u32,
-    /// Position of the first column.
-    pub(super) position: u32,
-    /// The first column that the head computes.
-    pub(super) selected: u32,
 }
 
 impl Machine {
@@ -156,7 +162,7 @@ impl Machine {
 
     /// The bytes of an argument that is not a matrix. `column_bytes` is the
     /// stride of the selected column.
-    fn argument(&self, arg: Arg, pass: Pass, column_bytes: u64) -> Bytes {
+    fn argument(&self, arg: Arg, pass: Pass<'_>, column_bytes: u64) -> Bytes {
         match arg {
             Arg::Buffer(id) => self.buffer(id),
             Arg::SelectedColumn(id) => {
@@ -224,7 +230,7 @@ impl Machine {
         tiles: &Tiles,
         first: usize,
         phases: &[Phase],
-        pass: Pass,
+        pass: Pass<'_>,
     ) -> Option<usize> {
         const NONE: u32 = u32::MAX;
         let machine = &*self;
@@ -237,12 +243,12 @@ impl Machine {
             while let [phase, behind @ ..] = rest {
                 let run = plan.phases_of_barrier(rest, pass.columns);
                 let (small, next) = behind.split_at(run - 1);
-                let count = |phase| tiles.of_phase(plan, phase, pass.columns);
+                let count = |phase| tiles.of_phase(plan, phase, pass);
                 let compute = |number: usize, phase: Phase, tile: u32| {
                     if !machine.pages.enter(number, tile == 0) {
                         return false;
                     }
-                    let (index, work) = tiles.find(plan, phase, pass.columns, tile);
+                    let (index, work) = tiles.find(plan, phase, pass, tile);
                     // SAFETY: a tile is claimed by one thread, or all are computed
                     // by one between two phases; a barrier lies between phases that
                     // threads share, and `&mut self` excludes other passes.
@@ -275,7 +281,7 @@ impl Machine {
     /// # Safety
     /// Only work of one phase of a checked plan runs at the same time, and no
     /// work is computed twice at once.
-    unsafe fn compute(&self, step: &Step, work: Work, pass: Pass) -> Result<(), NonFinite> {
+    unsafe fn compute(&self, step: &Step, work: Work, pass: Pass<'_>) -> Result<(), NonFinite> {
         match work {
             Work::Panels(tile) => {
                 // SAFETY: this function's contract.
@@ -298,7 +304,7 @@ impl Machine {
         &self,
         step: &Step,
         units: Range<u32>,
-        pass: Pass,
+        pass: Pass<'_>,
     ) -> Result<(), NonFinite> {
         match self.vectors {
             // SAFETY: this function's contract.
@@ -321,7 +327,7 @@ impl Machine {
         &self,
         step: &Step,
         units: Range<u32>,
-        pass: Pass,
+        pass: Pass<'_>,
     ) -> Result<(), NonFinite> {
         // SAFETY: this function's contract.
         unsafe { self.units_inlined::<Avx2>(step, units, pass) }
@@ -335,7 +341,7 @@ impl Machine {
         &self,
         step: &Step,
         units: Range<u32>,
-        pass: Pass,
+        pass: Pass<'_>,
     ) -> Result<(), NonFinite> {
         // SAFETY: this function's contract.
         unsafe { self.units_inlined::<Avx2>(step, units, pass) }
@@ -348,7 +354,7 @@ impl Machine {
         &self,
         step: &Step,
         units: Range<u32>,
-        pass: Pass,
+        pass: Pass<'_>,
     ) -> Result<(), NonFinite> {
         let spec = self.plan().kernels[step.kernel.index()].spec();
         if let KernelSpec::Attention { .. } = spec {
@@ -373,7 +379,7 @@ impl Machine {
         &self,
         step: &Step,
         units: Range<u32>,
-        pass: Pass,
+        pass: Pass<'_>,
     ) -> Result<(), NonFinite> {
         let spec = self.plan().kernels[step.kernel.index()].spec();
         let &KernelSpec::Attention {
@@ -385,8 +391,14 @@ impl Machine {
         let group = heads / kv_heads;
         let mut queries = Queries::new();
         let mut result = Ok(());
-        for kv_head in 0..kv_heads {
-            let of_head = units.clone().filter(|u| u % heads / group == kv_head);
+        // Queries that are computed together share their keys and values.
+        let rings = pass.placed_spans().flat_map(|(first, span)| {
+            let begin = units.start.max(first * heads);
+            let end = units.end.min((first + span.columns) * heads);
+            (0..kv_heads).map(move |kv_head| ((first, span), begin..end, kv_head))
+        });
+        for (placed, units, kv_head) in rings {
+            let of_head = units.filter(|u| u % heads / group == kv_head);
             let mut rest = of_head.peekable();
             while rest.peek().is_some() {
                 let mut block = [0; QUERIES];
@@ -398,16 +410,28 @@ impl Machine {
                 // SAFETY: this function's contract; units write disjoint ranges.
                 let done = unsafe {
                     match block {
-                        [a, b, c, d] if count == 4 => {
-                            self.attend::<V, 4, 1>(step, spec, [a, b, c, d], pass, &mut queries)
-                        }
-                        [a, b, c, _] if count == 3 => {
-                            self.attend::<V, 3, 1>(step, spec, [a, b, c], pass, &mut queries)
-                        }
+                        [a, b, c, d] if count == 4 => self.attend::<V, 4, 1>(
+                            step,
+                            spec,
+                            [a, b, c, d],
+                            pass,
+                            placed,
+                            &mut queries,
+                        ),
+                        [a, b, c, _] if count == 3 => self.attend::<V, 3, 1>(
+                            step,
+                            spec,
+                            [a, b, c],
+                            pass,
+                            placed,
+                            &mut queries,
+                        ),
                         [a, b, ..] if count == 2 => {
-                            self.attend::<V, 2, 2>(step, spec, [a, b], pass, &mut queries)
+                            self.attend::<V, 2, 2>(step, spec, [a, b], pass, placed, &mut queries)
                         }
-                        [a, ..] => self.attend::<V, 1, 4>(step, spec, [a], pass, &mut queries),
+                        [a, ..] => {
+                            self.attend::<V, 1, 4>(step, spec, [a], pass, placed, &mut queries)
+                        }
                     }
                 };
                 result = result.and(done);
@@ -424,7 +448,8 @@ impl Machine {
         step: &Step,
         spec: &KernelSpec,
         units: [u32; B],
-        pass: Pass,
+        pass: Pass<'_>,
+        (first_column, span): (u32, Span),
         queries: &mut Queries,
     ) -> Result<(), NonFinite> {
         let &KernelSpec::Attention {
@@ -446,6 +471,7 @@ impl Machine {
         let one = spec.operands(1);
         let stride = |i: usize| one.as_slice()[i].bytes as usize;
         let arg = |i: usize| self.argument(step.args[i], pass, one.as_slice()[i].bytes);
+        let ring_of = |i: usize| arg(i).part(span.sequence, one.as_slice()[i].bytes);
         let dim = head_dim as usize;
         let norm_arg = 1;
         let rope_arg = norm_arg + norm.is_some() as usize;
@@ -474,12 +500,12 @@ impl Machine {
         // SAFETY: as above.
         let kv = unsafe {
             KvHead {
-                keys: part.slice(arg(rings)),
-                values: part.slice(arg(rings + 1)),
+                keys: part.slice(ring_of(rings)),
+                values: part.slice(ring_of(rings + 1)),
             }
         };
         let of_query = places.map(|(column, _)| {
-            let position = pass.position + column as u32;
+            let position = span.position + (column as u32 - first_column);
             AttentionHead {
                 position,
                 first: match window {
@@ -508,7 +534,7 @@ impl Machine {
 
     /// # Safety
     /// As for [`Machine::compute`].
-    unsafe fn matmul(&self, step: &Step, tile: PanelTile, pass: Pass) {
+    unsafe fn matmul(&self, step: &Step, tile: PanelTile, pass: Pass<'_>) {
         let &KernelSpec::Matmul {
             format,
             rows,
@@ -597,7 +623,7 @@ impl Machine {
         &self,
         step: &Step,
         unit: u32,
-        pass: Pass,
+        pass: Pass<'_>,
     ) -> Result<(), NonFinite> {
         let spec = self.plan().kernels[step.kernel.index()].spec();
         // Strides of selected columns: an operand of one column is its stride.
@@ -646,7 +672,7 @@ impl Machine {
             KernelSpec::RopeTable { pairs, scale } => unsafe {
                 let out = arg(1).slice_mut(column * stride(1), 2 * pairs as usize);
                 let frequencies = self.constants(step.args[0]);
-                reference::rope_table(pass.position + unit, frequencies, scale.get(), out);
+                reference::rope_table(pass.position(unit), frequencies, scale.get(), out);
                 Ok(())
             },
             KernelSpec::Norm {
@@ -718,13 +744,11 @@ impl Machine {
                 rope,
             } => unsafe {
                 let dim = head_dim as usize;
-                let groups = kv_groups(pass.columns);
-                let (head, group) = (unit / groups, unit % groups);
-                debug_assert!(head < kv_heads);
-                // The positions of the pass that lie in this unit's slots.
-                let first = pass.position / KV_GROUP * KV_GROUP + group * KV_GROUP;
-                let begin = first.max(pass.position);
-                let end = (first + KV_GROUP).min(pass.position + pass.columns);
+                let (first_column, span, head, group) = pass.kv_unit(unit, kv_heads);
+                // The positions of the span that lie in this unit's slots.
+                let first = span.position / KV_GROUP * KV_GROUP + group * KV_GROUP;
+                let begin = first.max(span.position);
+                let end = (first + KV_GROUP).min(span.position + span.columns);
                 if begin >= end {
                     return Ok(());
                 }
@@ -740,11 +764,14 @@ impl Machine {
                     ring: ring as usize,
                     slots: slot..slot + KV_GROUP as usize,
                 };
-                let (mut keys, mut values) =
-                    (ring.slice_mut(arg(rings)), ring.slice_mut(arg(rings + 1)));
+                let ring_of = |i: usize| arg(i).part(span.sequence, one.as_slice()[i].bytes);
+                let (mut keys, mut values) = (
+                    ring.slice_mut(ring_of(rings)),
+                    ring.slice_mut(ring_of(rings + 1)),
+                );
                 let mut result = Ok(());
                 for position in begin..end {
-                    let column = (position - pass.position) as usize;
+                    let column = (first_column + position - span.position) as usize;
                     let at = |i: usize| column * stride(i) + head as usize * dim * 4;
                     let transform = HeadTransform {
                         norm,

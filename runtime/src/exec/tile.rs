@@ -3,6 +3,8 @@
 use omex_kernels::KernelSpec;
 use omex_plan::{Arg, Phase, Plan, Step};
 
+use super::pass::Pass;
+
 /// Tiles per thread of a step: enough to even out a preempted core, few
 /// enough that claiming costs nothing.
 const TILES_PER_THREAD: u32 = 6;
@@ -109,22 +111,22 @@ impl Tiles {
         even
     }
 
-    fn count(&self, plan: &Plan, step: usize, columns: u32) -> u32 {
+    fn count(&self, plan: &Plan, step: usize, pass: Pass<'_>) -> u32 {
         let panels = self.first[step + 1] - self.first[step];
         if panels > 0 {
             return panels;
         }
         let kernel = plan.steps[step].kernel;
         let spec = plan.kernels[kernel.index()].spec();
-        let units = spec.units(columns);
+        let units = pass.units(spec);
         units.div_ceil(self.units_per_tile(spec, units))
     }
 
-    /// Number of tiles of a phase over `columns` columns.
-    pub(super) fn of_phase(&self, plan: &Plan, phase: Phase, columns: u32) -> u32 {
+    /// Number of tiles of a phase of a pass.
+    pub(super) fn of_phase(&self, plan: &Plan, phase: Phase, pass: Pass<'_>) -> u32 {
         let steps = phase.first_step..phase.first_step + phase.steps;
         steps
-            .map(|step| self.count(plan, step as usize, columns))
+            .map(|step| self.count(plan, step as usize, pass))
             .sum()
     }
 
@@ -133,12 +135,12 @@ impl Tiles {
         &self,
         plan: &Plan,
         phase: Phase,
-        columns: u32,
+        pass: Pass<'_>,
         mut tile: u32,
     ) -> (usize, Work) {
         let mut step = phase.first_step as usize;
         loop {
-            let count = self.count(plan, step, columns);
+            let count = self.count(plan, step, pass);
             if tile < count {
                 break;
             }
@@ -151,7 +153,7 @@ impl Tiles {
         }
         let kernel = plan.steps[step].kernel;
         let spec = plan.kernels[kernel.index()].spec();
-        let units = spec.units(columns);
+        let units = pass.units(spec);
         let size = self.units_per_tile(spec, units);
         let first = tile * size;
         let end = units.min(first + size);

@@ -98,6 +98,7 @@ fn plan() -> (Plan, PagePlan) {
         logits_buffer: BufferId(0),
         columns_max: 1,
         head_columns_max: 1,
+        sequences_max: 1,
         threads_max: 1,
         program: Program {
             task_id: String::new(),

@@ -1,4 +1,4 @@
-//! Generates from one prompt.
+//! Takes windows through the model, pass by pass.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -6,21 +6,19 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::draft::{DRAFT_MAX, look_up};
+use super::lanes::Lanes;
 use crate::error::RunError;
 use crate::events::{Event, Finish, Sink};
-use crate::exec::Engine;
+use crate::exec::{Engine, Span};
 use crate::os::signal;
 use crate::sample::Sampler;
-use crate::tokenizer::stream::Utf8Hold;
-use crate::tokenizer::{TokenKind, Tokenizer};
+use crate::tokenizer::Tokenizer;
 
 /// Counts over a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub(super) prompt_tokens: u64,
     pub(super) generated_tokens: u64,
-    /// Passes over a generated token and the draft behind it.
-    pub(super) decode_passes: u64,
     pub(super) drafted_tokens: u64,
     pub(super) accepted_tokens: u64,
     pub(super) prefill: Duration,
@@ -49,33 +47,84 @@ impl LogitsFile<'_> {
 pub(super) struct Generator<'a> {
     pub(super) engine: &'a mut Engine,
     pub(super) tokenizer: &'a Tokenizer<'a>,
-    /// Tokens of a prefill pass.
+    /// Prompt tokens of a pass.
     pub(super) chunk: usize,
-    /// Tokens of a draft that a pass verifies.
-    pub(super) drafts_max: usize,
+    /// Windows that passes take together. One where logits are written.
+    pub(super) windows_max: usize,
+    /// Whether tokens are drafted where the head has columns to spare.
+    pub(super) drafts: bool,
     pub(super) logits_file: Option<LogitsFile<'a>>,
     pub(super) counts: Counts,
     pub(super) started: Instant,
 }
 
-/// One generation.
+/// What the windows of one node have in common.
 pub(super) struct Request<'a> {
     pub(super) tokens_max: u32,
     pub(super) stop: &'a [String],
-    pub(super) sampler: &'a mut Sampler,
-    /// The prompt; generated tokens are appended.
-    pub(super) tokens: &'a mut Vec<u32>,
-    pub(super) stop_filter: &'a mut StopFilter,
+    pub(super) sampler: Sampler,
+    /// The next pass takes the oldest window alone and without a draft: others
+    /// made a value that is not finite, which the oldest may not.
+    pub(super) alone: bool,
 }
 
-/// Where a generation's text and events go.
+/// Where a node's text and events go.
 pub(super) trait Receiver {
     fn text(&mut self, bytes: &[u8]) -> Result<(), RunError>;
+
+    /// A window's text is complete.
+    fn end(&mut self, window: u64, tokens: u32, finish: Finish) -> Result<(), RunError>;
+
     fn sink(&mut self) -> &mut dyn Sink;
 
     fn event(&mut self, event: &Event<'_>) -> Result<(), RunError> {
         let failed = RunError::io("report progress", Path::new("the event stream"));
         self.sink().event(event).map_err(failed)
+    }
+}
+
+/// The columns of a pass.
+#[derive(Debug, Default)]
+pub(super) struct Columns {
+    tokens: Vec<u32>,
+    /// Those whose last columns' logits are wanted come first.
+    spans: Vec<Span>,
+    /// The window of each span.
+    windows: Vec<u64>,
+    /// First column and number of the columns whose logits are wanted.
+    head: (u32, u32),
+    /// Some of the spans are of windows that generate.
+    generates: bool,
+}
+
+impl Columns {
+    fn clear(&mut self) {
+        self.tokens.clear();
+        self.spans.clear();
+        self.windows.clear();
+        self.head = (0, 0);
+    }
+
+    /// Room for the largest pass of a plan.
+    pub(super) fn reserve(&mut self, columns_max: usize, sequences_max: usize) {
+        self.clear();
+        self.tokens.reserve_exact(columns_max);
+        self.spans.reserve_exact(sequences_max);
+        self.windows.reserve_exact(sequences_max);
+    }
+
+    /// Adds the next `count` waiting tokens of a window and its draft.
+    fn push(&mut self, lanes: &Lanes, window: u64, count: usize) {
+        let lane = lanes.lane(window);
+        let at = lane.evaluated;
+        self.tokens.extend_from_slice(&lane.tokens[at..at + count]);
+        self.tokens.extend_from_slice(&lane.draft[..lane.drafted]);
+        self.windows.push(window);
+        self.spans.push(Span {
+            sequence: lanes.sequence(window),
+            position: at as u32,
+            columns: (count + lane.drafted) as u32,
+        });
     }
 }
 
@@ -87,256 +136,178 @@ fn check_stop() -> Result<(), RunError> {
 }
 
 impl Generator<'_> {
-    /// Evaluates the prompt and generates up to `tokens_max` tokens. Returns
-    /// how many were generated, an end token not counted, and why it ended.
-    pub(super) fn generate(
+    /// One pass over the windows on their way: each generates a token or more,
+    /// or has a part of its prompt evaluated.
+    pub(super) fn step(
         &mut self,
-        request: Request<'_>,
+        lanes: &mut Lanes,
+        request: &mut Request<'_>,
+        columns: &mut Columns,
         out: &mut dyn Receiver,
-    ) -> Result<(u32, Finish), RunError> {
-        let Request {
-            tokens_max,
-            stop,
-            sampler,
-            tokens,
-            stop_filter,
-        } = request;
-        let prompt_tokens = tokens.len() as u32;
-        self.prefill(tokens, out)?;
-        let mut hold = Utf8Hold::default();
-        stop_filter.clear();
-        let mut generated = 0;
-        let mut at_start = self.tokenizer.adds_space_prefix();
+    ) -> Result<(), RunError> {
+        check_stop()?;
+        self.compose(lanes, request, columns);
+        let mut windows = columns.windows.iter().map(|&w| lanes.lane(w));
+        let may_retry = columns.spans.len() > 1 || windows.any(|lane| lane.drafted > 0);
+        let generates = columns.generates;
         let began = Instant::now();
-        let last = (tokens.len() - 1) % self.chunk;
-        self.engine.head(last as u32, 1)?;
+        let evaluated = self.evaluate(columns);
+        let spent = began.elapsed();
+        if generates {
+            self.counts.decode += spent;
+        } else {
+            self.counts.prefill += spent;
+        }
+        let began = Instant::now();
+        let sampled = evaluated.and_then(|()| self.sample(lanes, request, columns));
         self.counts.decode += began.elapsed();
-        // The pass before evaluated `drafts[..drafted]` behind the last token;
-        // what was sampled confirmed the first `confirmed` of them.
-        let mut drafts = [0; DRAFT_MAX];
-        let (mut drafted, mut confirmed) = (0, 0);
-        let finish = loop {
-            if generated == tokens_max {
-                break Finish::TokensMax;
+        match sampled {
+            Ok(()) => request.alone = false,
+            Err(RunError::NonFinite { .. }) if may_retry && !request.alone => {
+                request.alone = true;
             }
-            check_stop()?;
-            let began = Instant::now();
-            let logits = self.engine.head_logits_mut(confirmed as u32)?;
-            let token = sampler.next(logits, tokens);
-            self.counts.decode += began.elapsed();
-            let started = self.started;
-            self.counts
-                .first_token
-                .get_or_insert_with(|| started.elapsed());
-            out.event(&Event::Token { id: token })?;
-            if self
-                .engine
-                .plan()
-                .model
-                .end_tokens
-                .binary_search(&token)
-                .is_ok()
-            {
-                break Finish::EndToken;
+            Err(e) => return Err(e),
+        }
+        for (span, &window) in columns.spans.iter().zip(&columns.windows) {
+            let prompt_tokens = lanes.lane(window).prompt_tokens as u32;
+            if span.position < prompt_tokens {
+                out.event(&Event::Prefill {
+                    window,
+                    evaluated: (span.position + span.columns).min(prompt_tokens),
+                    prompt_tokens,
+                })?;
             }
-            tokens.push(token);
-            generated += 1;
-            self.counts.generated_tokens += 1;
-            let bytes = self.text_of(token, &mut at_start);
-            let stopped = stop_filter.push(bytes, stop, &mut |text| emit(&mut hold, text, out))?;
-            if stopped {
-                break Finish::StopText;
-            }
-            if confirmed < drafted && drafts[confirmed] == token {
-                confirmed += 1;
-                self.counts.accepted_tokens += 1;
-            } else if generated < tokens_max || self.logits_file.is_some() {
-                let began = Instant::now();
-                let room = (tokens_max - generated).saturating_sub(1) as usize;
-                let room = self.drafts_max.min(room);
-                drafted = look_up(tokens, &mut drafts[..room]);
-                drafted = self.verify(tokens, &drafts[..drafted])?;
-                confirmed = 0;
-                self.counts.decode += began.elapsed();
-                self.counts.decode_passes += 1;
-                self.counts.drafted_tokens += drafted as u64;
-                if let Some(file) = &mut self.logits_file {
-                    file.write(self.engine.head_logits_mut(0)?)?;
-                }
-            }
+        }
+        lanes.tell(self.tokenizer, request.stop, out)
+    }
+
+    /// Chooses the columns of the next pass. Logits are computed of consecutive
+    /// columns: first comes the prompt that ends in this pass, if one does, then
+    /// the windows that generate, then prompts that go on. Of a second prompt
+    /// that could end, the last token waits for the next pass.
+    fn compose(&self, lanes: &mut Lanes, request: &Request<'_>, columns: &mut Columns) {
+        columns.clear();
+        let plan = self.engine.plan();
+        let (columns_max, head_max) = (plan.columns_max as usize, plan.head_columns_max as usize);
+        let unfinished = |lanes: &Lanes, w: &u64| lanes.lane(*w).finish.is_none();
+        let windows = lanes.windows();
+        let oldest = windows.clone().find(|w| unfinished(lanes, w));
+        let taking_part =
+            |lanes: &Lanes, w: &u64| unfinished(lanes, w) && (!request.alone || Some(*w) == oldest);
+        let generates = |lanes: &Lanes, w: &u64| {
+            let lane = lanes.lane(*w);
+            taking_part(lanes, w) && lane.waiting() == 1 && lane.evaluated > 0
         };
-        if finish != Finish::StopText {
-            stop_filter.finish(&mut |text| emit(&mut hold, text, out))?;
-        }
-        let mut result = Ok(());
-        hold.finish(&mut |bytes| result = out.text(bytes));
-        result?;
-        debug_assert_eq!(tokens.len() as u32, prompt_tokens + generated);
-        Ok((generated, finish))
-    }
-
-    /// Evaluates the last of `tokens` and the draft behind it, with the logits
-    /// of both. Returns how many drafted tokens were evaluated: none when they
-    /// made a value that is not finite, which the true tokens may not.
-    fn verify(&mut self, tokens: &[u32], draft: &[u32]) -> Result<usize, RunError> {
-        let mut pass = [0; 1 + DRAFT_MAX];
-        pass[0] = tokens[tokens.len() - 1];
-        pass[1..=draft.len()].copy_from_slice(draft);
-        let position = tokens.len() as u32 - 1;
-        let mut evaluate = |count: usize| {
-            self.engine.forward(&pass[..count], position)?;
-            self.engine.head(0, count as u32)
+        let prompted = |lanes: &Lanes, w: &u64| taking_part(lanes, w) && !generates(lanes, w);
+        let generating = windows.clone().filter(|w| generates(lanes, w)).count();
+        let first_prompt = windows.clone().find(|w| prompted(lanes, w));
+        let drafts_max = match self.drafts && !request.alone && generating > 0 {
+            true => ((head_max - generating) / generating).min(DRAFT_MAX),
+            false => 0,
         };
-        match evaluate(1 + draft.len()) {
-            Ok(()) => Ok(draft.len()),
-            Err(RunError::NonFinite { .. }) if !draft.is_empty() => evaluate(1).map(|()| 0),
-            Err(e) => Err(e),
-        }
-    }
-
-    fn prefill(&mut self, tokens: &[u32], out: &mut dyn Receiver) -> Result<(), RunError> {
-        let mut evaluated = 0;
-        for chunk in tokens.chunks(self.chunk) {
-            check_stop()?;
-            let began = Instant::now();
-            let last = evaluated as usize + chunk.len() == tokens.len();
-            if last || self.logits_file.is_some() {
-                self.engine.forward(chunk, evaluated)?;
-            } else {
-                self.engine.forward_only(chunk, evaluated)?;
+        columns.generates = generating > 0;
+        let mut taken = generating;
+        for window in windows.clone() {
+            if !generates(lanes, &window) {
+                continue;
             }
-            self.counts.prefill += began.elapsed();
-            evaluated += chunk.len() as u32;
-            if let Some(file) = &mut self.logits_file {
-                for column in 0..chunk.len() as u32 {
-                    file.write(self.engine.logits(column)?)?;
-                }
+            let lane = lanes.lane_mut(window);
+            let left = (request.tokens_max as usize - lane.generated()).saturating_sub(1);
+            let room = drafts_max.min(left);
+            lane.drafted = look_up(&lane.tokens, &mut lane.draft[..room]);
+            taken += lane.drafted;
+        }
+        let mut room = self.chunk.min(columns_max - taken);
+        let ends = first_prompt.filter(|&w| {
+            // Its logits need a column of the head.
+            lanes.lane(w).waiting() <= room && taken < head_max
+        });
+        if let Some(window) = ends {
+            let waiting = lanes.lane(window).waiting();
+            columns.push(lanes, window, waiting);
+            columns.head = (waiting as u32 - 1, 1);
+            room -= waiting;
+        }
+        for window in windows.clone().filter(|w| generates(lanes, w)) {
+            columns.push(lanes, window, 1);
+        }
+        columns.head.1 += taken as u32;
+        for window in windows.filter(|w| prompted(lanes, w) && Some(*w) != ends) {
+            let count = room.min(lanes.lane(window).waiting() - 1);
+            if count > 0 {
+                columns.push(lanes, window, count);
+                room -= count;
             }
-            out.event(&Event::Prefill {
-                evaluated,
-                prompt_tokens: tokens.len() as u32,
-            })?;
-        }
-        self.counts.prompt_tokens += tokens.len() as u64;
-        Ok(())
-    }
-
-    /// The bytes that a generated token adds to the text: none for control
-    /// tokens; the space that encoding would have put first is taken away.
-    fn text_of(&self, token: u32, at_start: &mut bool) -> &[u8] {
-        let kind = self.tokenizer.kind(token);
-        if matches!(kind, Some(TokenKind::Control | TokenKind::Unused) | None) {
-            return &[];
-        }
-        let bytes = self.tokenizer.decode(token).unwrap_or_default();
-        let first = std::mem::replace(at_start, false);
-        match bytes {
-            [b' ', rest @ ..] if first && kind != Some(TokenKind::UserDefined) => rest,
-            bytes => bytes,
-        }
-    }
-}
-
-fn emit(hold: &mut Utf8Hold, bytes: &[u8], out: &mut dyn Receiver) -> Result<(), RunError> {
-    let mut result = Ok(());
-    hold.push(bytes, &mut |bytes| {
-        if result.is_ok() {
-            result = out.text(bytes);
-        }
-    });
-    result
-}
-
-/// Holds back text that may be the start of a stop text.
-#[derive(Debug, Default)]
-pub(super) struct StopFilter {
-    held: Vec<u8>,
-}
-
-type Emit<'a> = dyn FnMut(&[u8]) -> Result<(), RunError> + 'a;
-
-impl StopFilter {
-    pub(super) fn with_capacity(bytes: usize) -> StopFilter {
-        StopFilter {
-            held: Vec::with_capacity(bytes),
         }
     }
 
-    fn clear(&mut self) {
-        self.held.clear();
+    fn evaluate(&mut self, columns: &Columns) -> Result<(), RunError> {
+        let head_follows = columns.head.1 > 0 || self.logits_file.is_some();
+        self.engine
+            .forward_spans(&columns.tokens, &columns.spans, head_follows)
     }
 
-    /// Takes the next text and gives out what cannot be part of a stop text
-    /// any more. Returns true when one appeared; it is not given out.
-    fn push(
+    /// Chooses the next tokens of the windows whose logits were computed.
+    fn sample(
         &mut self,
-        bytes: &[u8],
-        stop: &[String],
-        emit: &mut Emit<'_>,
-    ) -> Result<bool, RunError> {
-        self.held.extend_from_slice(bytes);
-        let found = |at: &usize| {
-            stop.iter()
-                .any(|s| self.held[*at..].starts_with(s.as_bytes()))
-        };
-        if let Some(at) = (0..self.held.len()).find(found) {
-            emit(&self.held[..at])?;
-            self.held.clear();
-            return Ok(true);
+        lanes: &mut Lanes,
+        request: &mut Request<'_>,
+        columns: &Columns,
+    ) -> Result<(), RunError> {
+        let (first, count) = columns.head;
+        if let Some(file) = &mut self.logits_file {
+            // The last column, whose logits stay, is the one that is wanted.
+            for column in 0..columns.tokens.len() as u32 {
+                file.write(self.engine.logits(column)?)?;
+            }
+        } else if count > 0 {
+            self.engine.head(first, count)?;
         }
-        let may_start = |at: &usize| {
-            let rest = &self.held[*at..];
-            stop.iter().any(|s| s.as_bytes().starts_with(rest))
+        // The logits of the last token are written, too: it is evaluated first.
+        let ends_at = match self.logits_file {
+            Some(_) => usize::MAX,
+            None => request.tokens_max as usize,
         };
-        let keep = (0..self.held.len()).find(may_start);
-        let keep = keep.unwrap_or(self.held.len());
-        if keep > 0 {
-            emit(&self.held[..keep])?;
-            self.held.drain(..keep);
-        }
-        Ok(false)
-    }
-
-    fn finish(&mut self, emit: &mut Emit<'_>) -> Result<(), RunError> {
-        if !self.held.is_empty() {
-            emit(&self.held)?;
-            self.held.clear();
+        let mut column = 0;
+        for (span, &window) in columns.spans.iter().zip(&columns.windows) {
+            let end = column + span.columns;
+            let lane = lanes.lane_mut(window);
+            let drafted = std::mem::take(&mut lane.drafted);
+            let tokens = span.columns as usize - drafted;
+            lane.evaluated += tokens;
+            self.counts.drafted_tokens += drafted as u64;
+            // The first column whose logits say what comes next.
+            let mut wanted = column + tokens as u32 - 1;
+            let mut confirmed = 0;
+            while (first..first + count).contains(&wanted) {
+                if lane.generated() == request.tokens_max as usize {
+                    lane.finish = Some(Finish::TokensMax);
+                    break;
+                }
+                // One is there where the logits of all columns were written.
+                let index = match self.logits_file {
+                    Some(_) => 0,
+                    None => wanted - first,
+                };
+                let logits = self.engine.head_logits_mut(index);
+                let logits = logits.inspect_err(|_| lane.evaluated -= 1)?;
+                let token = request.sampler.next(logits, &lane.tokens);
+                let started = self.started;
+                (self.counts.first_token).get_or_insert_with(|| started.elapsed());
+                let ends = &self.engine.plan().model.end_tokens;
+                let is_end = ends.binary_search(&token).is_ok();
+                lane.take(token, is_end, ends_at, self.tokenizer, request.stop)?;
+                self.counts.generated_tokens += u64::from(!is_end);
+                if lane.finish.is_some() || confirmed == drafted || lane.draft[confirmed] != token {
+                    break;
+                }
+                confirmed += 1;
+                wanted += 1;
+                lane.evaluated += 1;
+                self.counts.accepted_tokens += 1;
+            }
+            column = end;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn filter(stop: &[&str], parts: &[&str]) -> (String, bool) {
-        let stop: Vec<String> = stop.iter().map(|s| s.to_string()).collect();
-        let mut filter = StopFilter::default();
-        let mut text = Vec::new();
-        let mut emit = |bytes: &[u8]| {
-            text.extend_from_slice(bytes);
-            Ok(())
-        };
-        for part in parts {
-            if filter.push(part.as_bytes(), &stop, &mut emit).unwrap() {
-                return (String::from_utf8(text).unwrap(), true);
-            }
-        }
-        filter.finish(&mut emit).unwrap();
-        (String::from_utf8(text).unwrap(), false)
-    }
-
-    #[test]
-    fn stop_texts_end_the_text_wherever_tokens_end() {
-        let ended = |s: &str| (s.to_owned(), true);
-        let whole = |s: &str| (s.to_owned(), false);
-        assert_eq!(filter(&["END"], &["a E", "N", "D b"]), ended("a "));
-        assert_eq!(filter(&["END"], &["a E", "N", "E"]), whole("a ENE"));
-        assert_eq!(filter(&["END"], &["EEN", "END"]), ended("EEN"));
-        assert_eq!(filter(&["aab", "b"], &["a", "a", "c", "b"]), ended("aac"));
-        assert_eq!(filter(&["xyz"], &["x", "y"]), whole("xy"));
-        assert_eq!(filter(&[], &["x", "y"]), whole("xy"));
-        assert_eq!(filter(&["bc", "abcd"], &["abc"]), ended("a"));
     }
 }

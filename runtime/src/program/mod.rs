@@ -4,6 +4,8 @@ mod draft;
 mod flow;
 mod generate;
 mod inputs;
+mod lanes;
+mod stops;
 mod text;
 
 use std::fs::File;
@@ -12,19 +14,20 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use omex_plan::task::{NodeKind, Sampling, Window};
-use omex_plan::{NodeId, Plan};
+use omex_plan::{NodeId, Plan, WeightSource};
 
 use crate::error::RunError;
-use crate::events::{Event, Sink};
+use crate::events::{Event, Finish, Sink};
 use crate::exec::Engine;
 use crate::sample::Sampler;
 use crate::tokenizer::{Scratch, SpecialText, Tokenizer};
 
-use draft::DRAFT_MAX;
 use flow::Flow;
 pub use flow::WRITE_BUFFER_BYTES;
-use generate::{Counts, Generator, LogitsFile, Receiver, Request, StopFilter};
+use generate::{Columns, Counts, Generator, LogitsFile, Receiver, Request};
 pub use inputs::{Bindings, Source};
+use lanes::Lanes;
+pub(crate) use lanes::lane_bytes;
 use text::Text;
 pub use text::{WHOLE, text_bytes};
 
@@ -86,6 +89,8 @@ pub struct RunOptions {
     pub prefill_chunk: Option<u32>,
     /// Generate one token a pass even where the plan has room to verify drafts.
     pub no_speculation: bool,
+    /// Windows that passes take together, at most the plan's `sequences_max`.
+    pub parallel: Option<u32>,
     /// Receives the logits of every evaluated position.
     pub dump_logits: Option<PathBuf>,
     /// Where the task's outputs go; empty is the working directory.
@@ -111,7 +116,8 @@ pub struct Outcome {
 #[derive(Debug, Default)]
 pub struct Workspace {
     text: Vec<u8>,
-    tokens: Vec<u32>,
+    lanes: Lanes,
+    columns: Columns,
     scratch: Scratch,
 }
 
@@ -174,6 +180,13 @@ pub(crate) fn run(
             plan.columns_max
         )));
     }
+    let parallel = options.parallel.unwrap_or(plan.sequences_max);
+    if !(1..=plan.sequences_max).contains(&parallel) {
+        return Err(RunError::Usage(format!(
+            "{parallel} windows at a time, but the plan has memory for 1 to {}",
+            plan.sequences_max
+        )));
+    }
     let logits_file = match &options.dump_logits {
         None => None,
         Some(path) => {
@@ -197,11 +210,15 @@ pub(crate) fn run(
             engine,
             tokenizer,
             chunk: chunk as usize,
-            // The logits file has those of evaluated positions only.
-            drafts_max: match options.no_speculation || logits_file.is_some() {
-                true => 0,
-                false => DRAFT_MAX.min(plan.head_columns_max as usize - 1),
+            // The logits file has those of the positions in order.
+            windows_max: match logits_file {
+                Some(_) => 1,
+                None => parallel as usize,
             },
+            // Columns cost nothing where passes wait for pages.
+            drafts: matches!(plan.weights.source, WeightSource::Paged(_))
+                && !options.no_speculation
+                && logits_file.is_none(),
             logits_file,
             counts: Counts::default(),
             started,
@@ -308,6 +325,7 @@ impl Run<'_> {
         let NodeKind::Infer {
             sampling,
             tokens_max,
+            stop,
             ..
         } = &node.kind
         else {
@@ -316,21 +334,26 @@ impl Run<'_> {
         let sampling = self.options.sampling.apply(*sampling);
         let mut inference = Inference {
             node: id,
-            tokens_max: self.options.predict.unwrap_or(*tokens_max),
-            sampler: Sampler::new(sampling, plan.model.vocabulary),
-            stop_filter: StopFilter::with_capacity(STOP_BUFFER_BYTES),
-            window: 0,
+            request: Request {
+                tokens_max: self.options.predict.unwrap_or(*tokens_max),
+                stop,
+                sampler: Sampler::new(sampling, plan.model.vocabulary),
+                alone: false,
+            },
         };
-        if inference.tokens_max >= plan.model.context {
+        let tokens_max = inference.request.tokens_max;
+        if tokens_max >= plan.model.context {
             return Err(RunError::Context {
                 prompt_tokens: 1,
-                tokens_max: inference.tokens_max.into(),
+                tokens_max: tokens_max.into(),
                 context: plan.model.context.into(),
             });
         }
-        self.workspace.tokens.clear();
         let context = plan.model.context as usize;
-        self.workspace.tokens.reserve_exact(context);
+        let windows_max = self.generator.windows_max;
+        self.workspace.lanes.reset(windows_max, context);
+        let columns_max = plan.columns_max as usize;
+        self.workspace.columns.reserve(columns_max, windows_max);
         for &source in &node.depends_on {
             match &plan.program.nodes[source.index()].kind {
                 NodeKind::Parse { .. } => self.each_window(source, &mut |run, text| {
@@ -349,24 +372,28 @@ impl Run<'_> {
                     let name = &plan.program.nodes[source.index()].id;
                     let failed = || RunError::io("read a text back", Path::new(name));
                     while items.next(&mut bytes, room).map_err(failed())? {
-                        let fits = self.render(id, &bytes, inference.tokens_max);
-                        fits.map_err(|needed| self.too_long(needed, inference.tokens_max))?;
-                        self.generate(&mut inference, name)?;
+                        let fits = self.render(id, &bytes, tokens_max);
+                        fits.map_err(|needed| self.too_long(needed, tokens_max))?;
+                        self.start(&mut inference, name)?;
                     }
                     self.workspace.text = bytes;
                 }
             }
         }
+        while !self.workspace.lanes.is_empty() {
+            self.step(&mut inference)?;
+        }
         Ok(())
     }
 
-    /// Generates from the window that fits the context, and says where it
-    /// ends. Only a window of a longer text is cut shorter.
+    /// Starts the window that fits the context, and says where it ends. Only a
+    /// window of a longer text is cut shorter.
     fn infer_window(
         &mut self,
-        inference: &mut Inference,
+        inference: &mut Inference<'_>,
         text: &Text<'_>,
     ) -> Result<text::Cut, RunError> {
+        let generated_max = inference.request.tokens_max;
         let mut tokens_max = u32::MAX;
         loop {
             let tokenizer = self.generator.tokenizer;
@@ -375,20 +402,20 @@ impl Run<'_> {
             if must_be_whole && !cut.is_last {
                 cut.tokens = cut.tokens.max(self.plan.model.context);
                 let needed = cut.tokens as u64 + 1;
-                return Err(self.too_long(needed, inference.tokens_max));
+                return Err(self.too_long(needed, generated_max));
             }
             let window = &text.bytes()[..cut.bytes];
-            match self.render(inference.node, window, inference.tokens_max) {
+            match self.render(inference.node, window, generated_max) {
                 Ok(()) => {
                     let source = text.path().to_string_lossy();
-                    self.generate(inference, &source)?;
+                    self.start(inference, &source)?;
                     return Ok(cut);
                 }
                 Err(needed) => {
-                    let room = self.plan.model.context as u64 - inference.tokens_max as u64;
+                    let room = self.plan.model.context as u64 - generated_max as u64;
                     let excess = (needed - room).min(u32::MAX as u64) as u32;
                     if cut.is_whole || must_be_whole || cut.tokens <= excess {
-                        return Err(self.too_long(needed, inference.tokens_max));
+                        return Err(self.too_long(needed, generated_max));
                     }
                     tokens_max = cut.tokens - excess;
                 }
@@ -396,7 +423,7 @@ impl Run<'_> {
         }
     }
 
-    /// Makes the prompt for a text in the workspace's tokens.
+    /// Makes the prompt for a text in the tokens of the next window's lane.
     ///
     /// Errors: the number of tokens that the prompt would have, when it and
     /// the tokens to generate do not fit the context.
@@ -405,7 +432,8 @@ impl Run<'_> {
             unreachable!("only inferences have prompts")
         };
         let tokenizer = self.generator.tokenizer;
-        let (tokens, scratch) = (&mut self.workspace.tokens, &mut self.workspace.scratch);
+        let Workspace { lanes, scratch, .. } = &mut *self.workspace;
+        let tokens = lanes.free_tokens();
         tokens.clear();
         if self.options.raw {
             if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.adds_bos()) {
@@ -431,65 +459,69 @@ impl Run<'_> {
         }
     }
 
-    /// Generates from the prompt in the workspace.
-    fn generate(&mut self, inference: &mut Inference, source: &str) -> Result<(), RunError> {
+    /// Starts the window whose prompt was rendered, and computes until there is
+    /// room for the next.
+    fn start(&mut self, inference: &mut Inference<'_>, source: &str) -> Result<(), RunError> {
         let plan = self.plan;
-        let node = &plan.program.nodes[inference.node.index()];
-        let NodeKind::Infer { stop, .. } = &node.kind else {
-            unreachable!("only inferences generate")
-        };
-        let window = inference.window;
-        inference.window += 1;
-        if self.workspace.tokens.is_empty() {
+        let lanes = &mut self.workspace.lanes;
+        let prompt_tokens = lanes.free_tokens().len();
+        if prompt_tokens == 0 {
             return Err(RunError::Usage(
                 "the prompt is empty: there is nothing to continue".to_owned(),
             ));
         }
+        let window = lanes.start(self.generator.tokenizer);
+        self.generator.counts.prompt_tokens += prompt_tokens as u64;
         self.flow.event(&Event::Prompt {
-            node: &node.id,
+            node: &plan.program.nodes[inference.node.index()].id,
             window,
             source,
-            prompt_tokens: self.workspace.tokens.len() as u32,
+            prompt_tokens: prompt_tokens as u32,
         })?;
+        while self.workspace.lanes.is_full() {
+            self.step(inference)?;
+        }
+        Ok(())
+    }
+
+    /// One pass over the windows on their way.
+    fn step(&mut self, inference: &mut Inference<'_>) -> Result<(), RunError> {
+        let Workspace { lanes, columns, .. } = &mut *self.workspace;
         let mut out = NodeReceiver {
             flow: &mut self.flow,
             node: inference.node,
+            name: &self.plan.program.nodes[inference.node.index()].id,
         };
-        let request = Request {
-            tokens_max: inference.tokens_max,
-            stop,
-            sampler: &mut inference.sampler,
-            tokens: &mut self.workspace.tokens,
-            stop_filter: &mut inference.stop_filter,
-        };
-        let (generated_tokens, finish) = self.generator.generate(request, &mut out)?;
-        self.flow.end_item(inference.node)?;
-        self.flow.event(&Event::WindowEnd {
-            node: &node.id,
-            window,
-            generated_tokens,
-            finish,
-        })
+        self.generator
+            .step(lanes, &mut inference.request, columns, &mut out)
     }
 }
 
 /// The state of one inferring node.
-struct Inference {
+struct Inference<'a> {
     node: NodeId,
-    tokens_max: u32,
-    sampler: Sampler,
-    stop_filter: StopFilter,
-    window: u64,
+    request: Request<'a>,
 }
 
 struct NodeReceiver<'a, 'b> {
     flow: &'a mut Flow<'b>,
     node: NodeId,
+    name: &'a str,
 }
 
 impl Receiver for NodeReceiver<'_, '_> {
     fn text(&mut self, bytes: &[u8]) -> Result<(), RunError> {
         self.flow.write(self.node, bytes)
+    }
+
+    fn end(&mut self, window: u64, tokens: u32, finish: Finish) -> Result<(), RunError> {
+        self.flow.end_item(self.node)?;
+        self.flow.event(&Event::WindowEnd {
+            node: self.name,
+            window,
+            generated_tokens: tokens,
+            finish,
+        })
     }
 
     fn sink(&mut self) -> &mut dyn Sink {

@@ -159,6 +159,7 @@ pub(crate) struct Options {
     pub(crate) seed: u64,
     /// Columns of the head.
     pub(crate) head_columns: u32,
+    pub(crate) sequences: u32,
     pub(crate) style: Style,
     pub(crate) kv: KvFormat,
 }
@@ -172,6 +173,7 @@ impl Default for Options {
             columns_max: 64,
             seed: 7,
             head_columns: 1,
+            sequences: 1,
             style: Style::Plain,
             kv: KvFormat::F16,
         }
@@ -363,6 +365,7 @@ impl Tiny {
             style,
             kv: kv_format,
             head_columns,
+            sequences,
         } = options;
         let capped = style == Style::Capped;
         let random = &mut Random(seed);
@@ -454,7 +457,8 @@ impl Tiny {
                 0 => CONTEXT,
                 window => (window + columns_max - 1).next_multiple_of(16),
             };
-            let ring_bytes = omex_kernels::spec::ring_bytes(kv_format, KV_HEADS, HEAD_DIM, ring);
+            let ring_bytes = u64::from(sequences)
+                * omex_kernels::spec::ring_bytes(kv_format, KV_HEADS, HEAD_DIM, ring);
             d.layer = Some(layer);
             let keys = d.buffer(&format!("keys{layer}"), BufferKind::KvRing, ring_bytes);
             let values = d.buffer(&format!("values{layer}"), BufferKind::KvRing, ring_bytes);
@@ -638,6 +642,7 @@ impl Tiny {
             logits_buffer: logits,
             columns_max,
             head_columns_max: head_columns,
+            sequences_max: sequences,
             threads_max: 4,
             program: program(),
             memory: MemoryContract { items: vec![] },
