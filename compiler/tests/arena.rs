@@ -1,47 +1,11 @@
 //! The arena planner on problems whose optimum is known, and its checker on
 //! layouts that are wrong.
 
+#[path = "common/puzzles.rs"]
+mod puzzles;
+
 use omex_compiler::arena::{Effort, Item, Layout, Problem, solve, validate};
-
-/// A fixed sequence of numbers: xorshift64*, Vigna 2016.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
-    }
-}
-
-/// Cuts a rectangle of time and space to `pieces` rectangles: a problem whose
-/// load is the rectangle's height and that has a layout of just that height.
-fn cut(random: &mut Random, pieces: usize, bytes: u64) -> Problem {
-    let mut parts = vec![(0u32, 64u32, bytes)];
-    while parts.len() < pieces {
-        let at = random.below(parts.len() as u64) as usize;
-        let (lower, upper, size) = parts[at];
-        if random.below(2) == 0 && upper - lower > 1 {
-            let time = lower + 1 + random.below(u64::from(upper - lower - 1)) as u32;
-            parts[at] = (lower, time, size);
-            parts.push((time, upper, size));
-        } else if size > 64 {
-            let under = (1 + random.below(size / 64 - 1)) * 64;
-            parts[at] = (lower, upper, under);
-            parts.push((lower, upper, size - under));
-        }
-    }
-    let item = |&(lower, upper, bytes): &(u32, u32, u64)| Item {
-        lower,
-        upper,
-        bytes,
-        align: 64,
-    };
-    Problem {
-        items: parts.iter().map(item).collect(),
-    }
-}
+use puzzles::{Cuts, Puzzle, Random};
 
 /// The least height, by trying every order of placing.
 fn least_height(problem: &Problem) -> u64 {
@@ -87,64 +51,58 @@ fn small_problems_get_the_least_height() {
         };
         let layout = solve(&problem, Effort::default());
         validate(&problem, &layout).unwrap();
-        assert!(layout.optimal, "{problem:?}");
+        assert!(layout.is_optimal(), "{problem:?}");
         assert_eq!(layout.bytes, least_height(&problem), "{problem:?}");
     }
 }
 
 #[test]
 fn rectangles_that_were_cut_are_put_together_again() {
-    let mut random = Random(42);
-    for pieces in [8, 12, 16, 24] {
-        for _ in 0..5 {
-            let problem = cut(&mut random, pieces, 64 * 48);
-            let effort = Effort {
-                search_nodes_max: 1 << 20,
-            };
-            let layout = solve(&problem, effort);
-            validate(&problem, &layout).unwrap();
-            assert!(layout.optimal, "{pieces} pieces: {problem:?}");
-            assert_eq!(layout.gap_bytes(), 0, "{pieces} pieces: {problem:?}");
-            assert_eq!(layout, solve(&problem, effort), "deterministic");
+    for cuts in [Cuts::Guillotine, Cuts::Pinwheels] {
+        for (pieces, missing_percent) in [(20, 0), (50, 5), (150, 0), (300, 0)] {
+            for seed in 1..=3 {
+                let puzzle = Puzzle {
+                    cuts,
+                    pieces,
+                    missing_percent,
+                    align: 64,
+                    seed,
+                };
+                let problem = puzzle.problem();
+                let effort = Effort {
+                    search_nodes_max: 1 << 15,
+                };
+                let layout = solve(&problem, effort);
+                validate(&problem, &layout).unwrap();
+                assert_eq!(layout.load_bytes, puzzle.height_bytes());
+                assert_eq!(layout.gap_bytes(), 0, "{puzzle:?}");
+                assert!(layout.is_optimal());
+                assert_eq!(layout, solve(&problem, effort), "deterministic");
+            }
         }
     }
 }
 
-/// Published instances (CSV of id, lower, upper, size; the capacity is in the
-/// file's name), where `OMEX_ARENA_INSTANCES` says they are.
+/// Lifetimes end before their upper bound. Taken as closed, every cut between
+/// two times becomes a time at which both sides live, which is too much.
 #[test]
-fn published_instances_are_planned_soundly() {
-    let Some(folder) = std::env::var_os("OMEX_ARENA_INSTANCES") else {
-        return;
+fn lifetimes_are_half_open() {
+    let puzzle = Puzzle {
+        cuts: Cuts::Pinwheels,
+        pieces: 30,
+        missing_percent: 0,
+        align: 64,
+        seed: 1,
     };
-    for entry in std::fs::read_dir(folder).unwrap().flatten() {
-        let path = entry.path();
-        if path.extension().is_none_or(|e| e != "csv") {
-            continue;
-        }
-        let text = std::fs::read_to_string(&path).unwrap();
-        let item = |line: &str| {
-            let fields: Vec<u64> = line.split(',').map(|f| f.parse().unwrap()).collect();
-            Item {
-                lower: fields[1] as u32,
-                upper: fields[2] as u32,
-                bytes: fields[3],
-                align: 1,
-            }
-        };
-        let problem = Problem {
-            items: text.lines().skip(1).map(item).collect(),
-        };
-        let layout = solve(&problem, Effort::default());
-        validate(&problem, &layout).unwrap();
-        eprintln!(
-            "{}: load {}, arena {}, optimal: {}",
-            path.display(),
-            layout.load_bytes,
-            layout.bytes,
-            layout.optimal
-        );
-    }
+    let half_open = puzzle.problem();
+    let layout = solve(&half_open, Effort::default());
+    assert_eq!(layout.bytes, puzzle.height_bytes());
+    let mut closed = half_open;
+    closed.items.iter_mut().for_each(|item| item.upper += 1);
+    assert!(closed.load_bytes() > puzzle.height_bytes());
+    let layout = solve(&closed, Effort::default());
+    assert_eq!(validate(&closed, &layout), Ok(()));
+    assert!(layout.bytes > puzzle.height_bytes());
 }
 
 #[test]

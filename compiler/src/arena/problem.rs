@@ -1,15 +1,5 @@
 //! What is asked and what is answered.
 
-/// Index into [`Problem::items`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ItemId(pub u32);
-
-impl ItemId {
-    pub const fn index(self) -> usize {
-        self.0 as usize
-    }
-}
-
 /// A buffer: `bytes` bytes, live in the half-open range `lower..upper`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Item {
@@ -83,15 +73,19 @@ pub struct Layout {
     pub bytes: u64,
     /// [`Problem::load_bytes`].
     pub load_bytes: u64,
-    /// Nodes of the exact search that were visited; 0 when an order of the
-    /// heuristics met the load.
+    /// No layout is lower: the load, or more where the search has proved it.
+    pub bound_bytes: u64,
+    /// Nodes of the search that were visited; 0 when first fit met the load.
     pub search_nodes: u64,
-    /// True when no lower layout exists.
-    pub optimal: bool,
 }
 
 impl Layout {
-    /// Bytes above the lower bound.
+    /// True when it is known that no lower layout exists.
+    pub const fn is_optimal(&self) -> bool {
+        self.bytes == self.bound_bytes
+    }
+
+    /// Bytes above the load.
     pub const fn gap_bytes(&self) -> u64 {
         self.bytes - self.load_bytes
     }
