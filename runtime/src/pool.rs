@@ -1,5 +1,7 @@
 //! A persistent thread pool. A job runs on every thread at once; inside it,
-//! threads claim tiles of the current phase and meet at a barrier after it.
+//! threads claim tiles of the current phase and meet at a barrier after it. Each
+//! begins with its own share, whose tiles are neighbours, and then takes what
+//! others have left.
 //!
 //! Waiting spins for about 20 us and then sleeps on a futex: a core that spins
 //! for longer may be the one that a preempted thread needs.
@@ -8,6 +10,7 @@
 
 use std::any::Any;
 use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,13 +44,23 @@ impl Signal {
 
     /// Waits until the value is no longer `value`.
     pub(crate) fn wait_while(&self, value: u32) {
+        self.wait_idle(value, || false);
+    }
+
+    /// As [`Signal::wait_while`], calling `idle` between polls while it returns true
+    /// and this thread has not gone to sleep.
+    fn wait_idle(&self, value: u32, mut idle: impl FnMut() -> bool) {
         let start = Instant::now();
+        let mut useful = true;
         loop {
             for _ in 0..SPIN_POLLS {
                 if self.value.load(Ordering::Acquire) != value {
                     return;
                 }
-                std::hint::spin_loop();
+                useful = useful && idle();
+                if !useful {
+                    std::hint::spin_loop();
+                }
             }
             if start.elapsed() >= SPIN {
                 break;
@@ -75,10 +88,9 @@ impl Signal {
     }
 }
 
-type Job = dyn Fn(&Team) + Sync;
+type Job = dyn Fn(&Member) + Sync;
 
 struct Shared {
-    threads: u32,
     /// Counts jobs; workers sleep on it between them.
     started: Signal,
     job: UnsafeCell<Option<*const Job>>,
@@ -95,10 +107,9 @@ unsafe impl Send for Shared {}
 
 /// What the threads of a job share.
 #[derive(Debug)]
-pub struct Team {
-    threads: u32,
-    /// The next tile of the current phase.
-    next: AtomicU32,
+struct Team {
+    /// Per thread: tiles of its share of the current phase that were claimed.
+    claimed: Box<[Claimed]>,
     arrived: AtomicU32,
     /// Counts barriers; waiting threads sleep on it.
     passed: Signal,
@@ -111,11 +122,22 @@ pub struct Team {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
+/// A counter with a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Claimed(AtomicU32);
+
+/// A thread of a job.
+#[derive(Clone, Copy, Debug)]
+pub struct Member<'t> {
+    team: &'t Team,
+    thread: u32,
+}
+
 impl Team {
     fn new(threads: u32) -> Team {
         Team {
-            threads,
-            next: AtomicU32::new(0),
+            claimed: (0..threads).map(|_| Claimed::default()).collect(),
             arrived: AtomicU32::new(0),
             passed: Signal::default(),
             failing: AtomicBool::new(false),
@@ -124,45 +146,15 @@ impl Team {
         }
     }
 
-    /// Computes tiles until none of the `tiles` tiles is left, then waits for
-    /// the others. Every thread of the job calls it with the same count.
-    ///
-    /// Returns false when `compute` returned false for some tile or panicked:
-    /// the job must end. After a false all other tiles are still computed.
-    pub fn phase(&self, tiles: u32, compute: impl Fn(u32) -> bool) -> bool {
-        self.phase_then(tiles, compute, || true)
+    fn threads(&self) -> u32 {
+        self.claimed.len() as u32
     }
 
-    /// As [`Team::phase`]; the thread that arrives last calls `then` before any
-    /// goes on, unless a tile failed. For work that one thread finishes before all
-    /// could meet at another barrier.
-    pub fn phase_then(
-        &self,
-        tiles: u32,
-        compute: impl Fn(u32) -> bool,
-        then: impl FnOnce() -> bool,
-    ) -> bool {
-        self.guarded(tiles, || {
-            loop {
-                let tile = self.next.fetch_add(1, Ordering::Relaxed);
-                if tile >= tiles {
-                    break;
-                }
-                if !compute(tile) {
-                    self.failing.store(true, Ordering::Relaxed);
-                }
-            }
-        });
-        self.barrier(|| {
-            if !self.failing.load(Ordering::Relaxed) {
-                self.guarded(tiles, || {
-                    if !then() {
-                        self.failing.store(true, Ordering::Relaxed);
-                    }
-                });
-            }
-        });
-        !self.ended.load(Ordering::Relaxed)
+    /// Claims all tiles of the phase.
+    fn claim_all(&self, tiles: u32) {
+        for claimed in &self.claimed {
+            claimed.0.store(tiles, Ordering::Relaxed);
+        }
     }
 
     /// Keeps the payload of a panic for the caller of the job. The rest of the
@@ -170,26 +162,88 @@ impl Team {
     fn guarded(&self, tiles: u32, work: impl FnOnce()) {
         if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
             self.failing.store(true, Ordering::Relaxed);
-            self.next.store(tiles, Ordering::Relaxed);
+            self.claim_all(tiles);
             let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
             first.get_or_insert(payload);
         }
     }
 
     /// Everything before it on any thread happens before `last`, which the thread
-    /// that arrives last calls, and that before everything after it.
-    fn barrier(&self, last: impl FnOnce()) {
+    /// that arrives last calls, and that before everything after it. The others call
+    /// `idle` while they wait and it returns true.
+    fn barrier(&self, last: impl FnOnce(), idle: impl FnMut() -> bool) {
         let round = self.passed.value.load(Ordering::Relaxed);
-        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
+        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads() {
             last();
             self.arrived.store(0, Ordering::Relaxed);
-            self.next.store(0, Ordering::Relaxed);
+            self.claim_all(0);
             let failing = self.failing.load(Ordering::Relaxed);
             self.ended.store(failing, Ordering::Relaxed);
             self.passed.increment();
         } else {
-            self.passed.wait_while(round);
+            self.passed.wait_idle(round, idle);
         }
+    }
+}
+
+impl Member<'_> {
+    /// The tiles, of `tiles`, that this thread begins with.
+    pub fn share(&self, tiles: u32) -> Range<u32> {
+        self.share_of(self.thread, tiles)
+    }
+
+    fn share_of(&self, thread: u32, tiles: u32) -> Range<u32> {
+        let bound = |i: u32| (tiles as u64 * i as u64 / self.team.threads() as u64) as u32;
+        bound(thread)..bound(thread + 1)
+    }
+
+    /// Computes tiles until none of the `tiles` tiles is left, then waits for
+    /// the others. Every thread of the job calls it with the same count.
+    ///
+    /// Returns false when `compute` returned false for some tile or panicked:
+    /// the job must end. After a false all other tiles are still computed.
+    pub fn phase(&self, tiles: u32, compute: impl Fn(u32) -> bool) -> bool {
+        self.phase_then(tiles, compute, || true, || false)
+    }
+
+    /// As [`Member::phase`]; the thread that arrives last calls `then` before any
+    /// goes on, unless a tile failed. For work that one thread finishes before all
+    /// could meet at another barrier. The others call `idle` while they wait for at
+    /// most as long as they spin, until it returns false.
+    pub fn phase_then(
+        &self,
+        tiles: u32,
+        compute: impl Fn(u32) -> bool,
+        then: impl FnOnce() -> bool,
+        idle: impl FnMut() -> bool,
+    ) -> bool {
+        let team = self.team;
+        team.guarded(tiles, || {
+            let threads = team.threads();
+            for of in (self.thread..threads).chain(0..self.thread) {
+                let share = self.share_of(of, tiles);
+                loop {
+                    let claimed = team.claimed[of as usize].0.fetch_add(1, Ordering::Relaxed);
+                    if claimed >= share.len() as u32 {
+                        break;
+                    }
+                    if !compute(share.start + claimed) {
+                        team.failing.store(true, Ordering::Relaxed);
+                    }
+                }
+            }
+        });
+        let last = || {
+            if !team.failing.load(Ordering::Relaxed) {
+                team.guarded(tiles, || {
+                    if !then() {
+                        team.failing.store(true, Ordering::Relaxed);
+                    }
+                });
+            }
+        };
+        team.barrier(last, idle);
+        !team.ended.load(Ordering::Relaxed)
     }
 }
 
@@ -201,7 +255,7 @@ pub struct Pool {
 
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Pool({} threads)", self.shared.threads)
+        write!(f, "Pool({} threads)", self.shared.team.threads())
     }
 }
 
@@ -214,7 +268,6 @@ impl Pool {
         float::set_environment();
         let mut pool = Pool {
             shared: Arc::new(Shared {
-                threads,
                 started: Signal::default(),
                 job: UnsafeCell::new(None),
                 stop: AtomicBool::new(false),
@@ -227,33 +280,34 @@ impl Pool {
             let worker = std::thread::Builder::new()
                 .name(format!("omex-worker-{index}"))
                 .stack_size(WORKER_STACK_BYTES)
-                .spawn(move || work(&shared))?;
+                .spawn(move || work(&shared, index))?;
             pool.workers.push(worker);
         }
         Ok(pool)
     }
 
     pub fn threads(&self) -> u32 {
-        self.shared.threads
+        self.shared.team.threads()
     }
 
     /// Runs `job` on all threads and returns when all are done with it. The
-    /// job must go through the same sequence of [`Team::phase`] on each.
+    /// job must go through the same sequence of [`Member::phase`] on each.
     ///
     /// Panics with the payload of the first thread that panicked in a phase.
-    pub fn run(&mut self, job: &(dyn Fn(&Team) + Sync)) {
+    pub fn run(&mut self, job: &(dyn Fn(&Member) + Sync)) {
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. The pointer is used by the
         // workers until the barrier below, which this call waits for.
         let erased: *const Job =
-            unsafe { std::mem::transmute::<*const (dyn Fn(&Team) + Sync + '_), *const Job>(job) };
+            unsafe { std::mem::transmute::<*const (dyn Fn(&Member) + Sync + '_), *const Job>(job) };
         // SAFETY: workers read the cell only between the release of `started`
         // and the job's last barrier; `&mut self` excludes another run.
         unsafe { *shared.job.get() = Some(erased) };
         shared.started.increment();
-        job(&shared.team);
+        let team = &shared.team;
+        job(&Member { team, thread: 0 });
         // No thread may still be using the job's borrows.
-        shared.team.barrier(|| ());
+        shared.team.barrier(|| (), || false);
         if shared.team.failing.swap(false, Ordering::Relaxed) {
             let mut panic = shared
                 .team
@@ -268,7 +322,7 @@ impl Pool {
     }
 }
 
-fn work(shared: &Shared) {
+fn work(shared: &Shared, thread: u32) {
     float::set_environment();
     let mut done = 0u32;
     loop {
@@ -281,9 +335,10 @@ fn work(shared: &Shared) {
         // `Pool::run` keeps the closure alive until the barrier below.
         let job = unsafe { (*shared.job.get()).map(|job| &*job) };
         if let Some(job) = job {
-            job(&shared.team);
+            let team = &shared.team;
+            job(&Member { team, thread });
         }
-        shared.team.barrier(|| ());
+        shared.team.barrier(|| (), || false);
     }
 }
 
@@ -339,7 +394,7 @@ mod tests {
                             assert_eq!(tiles.load(Ordering::Relaxed), 5 * (phase + 1));
                             between.fetch_add(1, Ordering::Relaxed) != failing % 8
                         };
-                        if !team.phase_then(5, tile, then) {
+                        if !team.phase_then(5, tile, then, || true) {
                             break;
                         }
                     }
@@ -353,11 +408,12 @@ mod tests {
     fn work_between_phases_is_left_out_after_a_failure() {
         let mut pool = Pool::new(2).unwrap();
         pool.run(&|team| {
-            assert!(!team.phase_then(3, |tile| tile != 1, || panic!("it ran")));
+            let then = || panic!("it ran");
+            assert!(!team.phase_then(3, |tile| tile != 1, then, || false));
         });
         let panic = catch_unwind(AssertUnwindSafe(|| {
             pool.run(&|team| {
-                team.phase_then(3, |_| true, || panic!("between"));
+                team.phase_then(3, |_| true, || panic!("between"), || false);
             });
         }));
         assert_eq!(panic.unwrap_err().downcast_ref::<&str>(), Some(&"between"));

@@ -68,6 +68,11 @@ impl PageTable {
         }
     }
 
+    /// Whether pages come and go.
+    pub(super) fn is_paged(&self) -> bool {
+        self.pager.is_some()
+    }
+
     /// Waits for the pages that a phase is the first to need. `first` is true
     /// for one of the threads that call it. Returns false after a fault.
     pub(super) fn enter(&self, phase: usize, first: bool) -> bool {

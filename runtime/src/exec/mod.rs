@@ -1,5 +1,6 @@
 //! Executes passes: the plan's steps over a few columns (tokens) of sequences.
 
+mod ahead;
 mod engine;
 mod machine;
 mod pass;

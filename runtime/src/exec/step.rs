@@ -28,12 +28,13 @@ use omex_kernels::spec::{
 use omex_plan::packed::Tensor;
 use omex_plan::{Arg, BufferId, PageId, Phase, Step, TensorId};
 
+use super::ahead::{Ahead, COLUMNS_AHEAD};
 use super::machine::{Machine, Vectors};
 use super::pass::{Pass, Span};
 use super::tile::{PanelTile, Tiles, Work};
 #[cfg(target_arch = "x86_64")]
 use super::vector::Avx2;
-use crate::pool::Pool;
+use crate::pool::{Member, Pool};
 
 // SAFETY: a machine is addresses of memory that it owns and plain data. Its
 // safe methods read and write that memory only through `&mut Machine` or
@@ -240,6 +241,7 @@ impl Machine {
         let failed = AtomicU32::new(NONE);
         pool.run(&|team| {
             let (mut number, mut rest) = (first, phases);
+            let mut ahead = Ahead::default();
             while let [phase, behind @ ..] = rest {
                 let run = plan.phases_of_barrier(rest, pass.columns);
                 let (small, next) = behind.split_at(run - 1);
@@ -265,7 +267,15 @@ impl Machine {
                     })
                 };
                 let tile = |tile| compute(number, *phase, tile);
-                if !team.phase_then(count(*phase), tile, small) {
+                let mut aimed = false;
+                let idle = || {
+                    if !aimed {
+                        aimed = true;
+                        machine.aim(&mut ahead, team, tiles, next, pass);
+                    }
+                    ahead.fetch()
+                };
+                if !team.phase_then(count(*phase), tile, small, idle) {
                     break;
                 }
                 (number, rest) = (number + run, next);
@@ -274,6 +284,40 @@ impl Machine {
         Some(failed.into_inner())
             .filter(|&step| step != NONE)
             .map(|step| step as usize)
+    }
+
+    /// Aims at the panels that a thread begins with in the first of `phases` that
+    /// has any, when reading them bounds the phase and they are in memory.
+    fn aim(&self, ahead: &mut Ahead, member: &Member, tiles: &Tiles, phases: &[Phase], pass: Pass) {
+        if self.pages.is_paged() || pass.columns > COLUMNS_AHEAD {
+            return;
+        }
+        let plan = self.plan();
+        for &phase in phases {
+            let share = member.share(tiles.of_phase(plan, phase, pass.columns));
+            let of_tile = |tile| tiles.find(plan, phase, pass.columns, tile);
+            if share.is_empty() {
+                continue;
+            }
+            let (index, Work::Panels(first)) = of_tile(share.start) else {
+                continue;
+            };
+            let panels = match of_tile(share.end - 1) {
+                (step, Work::Panels(last)) if step == index && last.piece == first.piece => {
+                    last.first_panel + last.panels - first.first_panel
+                }
+                _ => first.panels,
+            };
+            let step = &plan.steps[index];
+            let spec = plan.kernels[step.kernel.index()].spec();
+            let &KernelSpec::Matmul { format, k, .. } = spec else {
+                unreachable!("panel tiles belong to matmuls")
+            };
+            let tensor = self.matrix(step.args[0]);
+            let weights = self.units(tensor, first.first_panel, panels, format.panel_bytes(k));
+            ahead.aim(index, weights.start.addr(), weights.len);
+            return;
+        }
     }
 
     /// Computes a part of a step's work.

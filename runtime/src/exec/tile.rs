@@ -155,6 +155,11 @@ impl Tiles {
         let spec = plan.kernels[kernel.index()].spec();
         let units = pass.units(spec);
         let size = self.units_per_tile(spec, units);
+        if let KernelSpec::Attention { .. } = spec {
+            // The last queries see the most positions: what is left at the end is
+            // the least work.
+            tile = units.div_ceil(size) - 1 - tile;
+        }
         let first = tile * size;
         let end = units.min(first + size);
         (step, Work::Units { first, end })
