@@ -294,8 +294,8 @@ impl Machine {
         }
         let plan = self.plan();
         for &phase in phases {
-            let share = member.share(tiles.of_phase(plan, phase, pass.columns));
-            let of_tile = |tile| tiles.find(plan, phase, pass.columns, tile);
+            let share = member.share(tiles.of_phase(plan, phase, pass));
+            let of_tile = |tile| tiles.find(plan, phase, pass, tile);
             if share.is_empty() {
                 continue;
             }
