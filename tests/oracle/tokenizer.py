@@ -2,6 +2,7 @@
 
     tokenizer.py check MODEL.gguf BINARY [--pre NAME ...]   ids of the whole corpus, both ways
     tokenizer.py golden MODEL.gguf OUT.json                 hashes of Hugging Face's ids and pieces
+    tokenizer.py merges MODEL.gguf OUT.gguf                 a scored vocabulary as one with merges
 
 BINARY is the example `tokenize_lines` of omex-compiler. The corpus is made from
 corpus.json by the generator below; compiler/tests/tokens has the same generator in
@@ -133,6 +134,10 @@ LATIN = chars(
     "A640-A66D A680-A69B A722-A76F A771-A787 A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 "
     "FF21-FF3A FF41-FF5A 10400-1044F 104B0-104D3 104D8-104FB 10C80-10CB2 10CC0-10CF2 "
     "118A0-118DF 1E900-1E943 "
+)
+AFMOE_SCRIPTS = chars(
+    "4E00-9FFF 3400-4DBF 8C48-FAFF 3040-309F 30A0-30FF FF65-FF9F 2F00-2FDF 0E40-0E7F 0E80-0EFF "
+    "1780-17FF 1000-109F AA60-AA7F A9E0-A9FF AC00-D7AF 1100-11FF"
 )
 FULL_WIDTH = chars("FF01-FF0F FF1A-FF5E 2018-201F 3000-3002")
 YOUTU = (
@@ -277,6 +282,26 @@ PRE = {
         ),
         False,
     ),
+    "default": (
+        byte_level(
+            split(r"[\p{P}$+<=>^~|]+"),
+            split(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"),
+            split(r"\p{N}+"),
+            split("[0-9][0-9][0-9]"),
+            use_regex=False,
+        ),
+        False,
+    ),
+    "afmoe": (
+        byte_level(
+            split(r"\p{N}+"),
+            split(r"\p{N}{1,3}(?=(?:\p{N}{3})*$)"),
+            split(f"[{AFMOE_SCRIPTS}]+"),
+            split(ASCII_WORD + MARKED_WORD + r"| ?[\p{P}\p{S}]+[\r\n]*" + TAIL),
+            use_regex=False,
+        ),
+        False,
+    ),
     "laguna": (byte_level(split(r"[^\n]+|[\n]+"), split(QWEN2), use_regex=False), False),
     "jais-2": (
         byte_level(
@@ -365,6 +390,7 @@ class Model:
         self.tokens = self.get("ggml.tokens")
         self.types = self.get("ggml.token_type", [NORMAL] * len(self.tokens))
         self.scores = self.get("ggml.scores")
+        self.characters = self.get("ggml.model") == "gemma4"
         self.byte_level = self.get("ggml.model") == "gpt2"
         if not self.byte_level:
             self.tokens = [
@@ -395,16 +421,21 @@ class Model:
             tokenizer = Tokenizer(model)
             tokenizer.pre_tokenizer = pre_tokenizer
         else:
+            merges = (
+                [tuple(merge.split(" ")) for merge in self.get("ggml.merges")]
+                if self.characters
+                else self.score_merges()
+            )
             model = models.BPE(
                 vocab=vocabulary,
-                merges=self.score_merges(vocabulary),
+                merges=merges,
                 byte_fallback=True,
                 fuse_unk=True,
                 unk_token=self.tokens[self.get("ggml.unknown_token_id", 0)],
             )
             tokenizer = Tokenizer(model)
             steps = [normalizers.Replace(" ", "▁")]
-            if self.get("ggml.add_space_prefix", True):
+            if self.space_prefix():
                 steps.insert(0, normalizers.Prepend("▁"))
             tokenizer.normalizer = normalizers.Sequence(steps)
         special = [
@@ -422,7 +453,11 @@ class Model:
         assert tokenizer.get_vocab_size() == len(self.tokens)
         return tokenizer
 
-    def score_merges(self, vocabulary):
+    def space_prefix(self):
+        scored = not self.byte_level and not self.characters
+        return scored and self.get("ggml.add_space_prefix", True)
+
+    def score_merges(self):
         """All pairs of tokens that make a token, best score first."""
         usable = {
             token: score
@@ -494,7 +529,7 @@ def check(args):
                         if wrong <= args.show:
                             print(f"  {mode} {string[:200]!r}\n    want {want.ids[:60]}\n    got  {ids[:60]}")
                     decoded = b"".join(texts[id] for id in ids)
-                    if model.get("ggml.add_space_prefix", True) and not model.byte_level:
+                    if model.space_prefix():
                         continue
                     if lost == "0" and decoded.decode() != string.replace("▁", " " if not model.byte_level else "▁"):
                         wrong_bytes += 1
@@ -552,6 +587,23 @@ def golden(args):
     return 0
 
 
+def merges(args):
+    """Writes the vocabulary of a scored model with its merges spelled out, as Gemma 4's is."""
+    model = Model(args.model)
+    writer = gguf.GGUFWriter(args.out, "gemma3")
+    writer.add_tokenizer_model("gemma4")
+    writer.add_token_list(model.tokens)
+    writer.add_token_types(model.types)
+    writer.add_token_merges([" ".join(merge) for merge in model.score_merges()])
+    writer.add_unk_token_id(model.get("ggml.unknown_token_id", 0))
+    writer.add_bos_token_id(model.get("ggml.bos_token_id", 1))
+    writer.add_eos_token_id(model.get("ggml.eos_token_id", 2))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -566,6 +618,10 @@ def main():
     command.add_argument("model")
     command.add_argument("out")
     command.set_defaults(run=golden)
+    command = commands.add_parser("merges")
+    command.add_argument("model")
+    command.add_argument("out")
+    command.set_defaults(run=merges)
     args = parser.parse_args()
     sys.exit(1 if args.run(args) else 0)
 

@@ -36,6 +36,7 @@ fn vocabulary(control: &[&str]) -> Vocabulary {
         add_eos: false,
         add_space_prefix: false,
         strip_right: false,
+        strip_left: None,
         chat_template: None,
         tokens,
         kinds,

@@ -70,16 +70,11 @@ const DIGITS_IN_A_WORD: &str =
 /// punctuation.
 const FALCON_PUNCTUATION: &str = r"[!-/:-@\[-`{-~\x{166D}\x{111C9}[\p{P}&&\p{Age=8.0}]]+";
 
-/// Names whose rules are not published, or that are no byte-level BPE; they are refused
-/// with this reason.
-const REFUSED: &[&str] = &[
-    "afmoe",
-    "default",
-    "gemma4",
-    "granite-embed-multi-311m",
-    "sarvam-moe",
-    "whitespace",
-];
+/// Scripts that AFMoE's models keep apart from other text; llama.cpp states these ranges.
+const AFMOE_SCRIPTS: &str = r"[\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{8C48}-\x{FAFF}\x{3040}-\x{30FF}\x{FF65}-\x{FF9F}\x{2F00}-\x{2FDF}\x{0E40}-\x{0EFF}\x{1780}-\x{17FF}\x{1000}-\x{109F}\x{AA60}-\x{AA7F}\x{A9E0}-\x{A9FF}\x{AC00}-\x{D7AF}\x{1100}-\x{11FF}]+";
+
+/// Names of models whose BPE merges characters of whole texts instead of bytes in pieces.
+pub(super) const CHARACTERS: &[&str] = &["gemma4", "granite-embed-multi-311m", "sarvam-moe"];
 
 /// The rules of a pre-tokenizer by the name that GGUF files use.
 ///
@@ -194,16 +189,24 @@ pub fn splitting(name: &str) -> Result<Splitting, ImportError> {
         "seed-coder" => plain(&[SEED]),
         "ufakzeka" => plain(&[UFAKZEKA]),
         "exaone-moe" => plain(&[EXAONE_MOE]),
+        // llama.cpp's rule, not that of any one model: what `convert_hf_to_gguf.py` wrote
+        // before it knew names.
+        "default" => plain(&[r"[\p{P}$+<=>^~|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]),
+        "afmoe" => {
+            let mut splitting = plain(&[r"\p{N}+", AFMOE_SCRIPTS, DEEPSEEK3]);
+            splitting.stages[0].cut = cut::THREES;
+            splitting
+        }
         "laguna" => plain(&[r"[^\n]+|[\n]+", QWEN2]),
         "minicpm5" => Splitting {
             ignore_merges: true,
             ..plain(&[r"\p{N}{1,3}", MINICPM5])
         },
         _ => {
-            let why = if REFUSED.contains(&name) {
-                "its rules are not supported"
-            } else {
-                "it is not known"
+            let why = match name {
+                "whitespace" => "it drops white space, so texts would not survive",
+                name if CHARACTERS.contains(&name) => "it merges characters, not bytes",
+                _ => "it is not known",
             };
             return Err(ImportError::new(
                 Code::TokenizerUnsupported,

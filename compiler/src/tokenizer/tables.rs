@@ -85,7 +85,12 @@ pub fn compile(vocabulary: &Vocabulary) -> Result<Vec<u8>, ImportError> {
         Model::Scores(scores) => {
             writer.scores(scores)?;
             writer.text_index(is_mergeable);
-            writer.joints();
+            writer.joints(is_mergeable);
+        }
+        Model::Characters { merges } => {
+            writer.merges(merges)?;
+            writer.text_index(is_spelled);
+            writer.joints(is_spelled);
         }
     }
     let bytes = writer.finish();
@@ -101,6 +106,11 @@ fn is_mergeable(kind: TokenKind) -> bool {
         TokenKind::Normal | TokenKind::UserDefined => true,
         TokenKind::Unknown | TokenKind::Control | TokenKind::Unused | TokenKind::Byte => false,
     }
+}
+
+/// Kinds whose text merging can reach where the merge list says what merges.
+fn is_spelled(kind: TokenKind) -> bool {
+    kind != TokenKind::Byte
 }
 
 /// Kinds that are matched as whole text.
@@ -145,10 +155,12 @@ impl<'a> Writer<'a> {
                 )));
             }
         }
-        let byte_level = match vocabulary.model {
-            Model::ByteLevel { .. } => true,
-            Model::Scores(_) => false,
+        let model = match vocabulary.model {
+            Model::ByteLevel { .. } => table::Model::ByteLevel,
+            Model::Scores(_) => table::Model::Scores,
+            Model::Characters { .. } => table::Model::Characters,
         };
+        let byte_level = model == table::Model::ByteLevel;
         let alphabet = byte_alphabet();
         let texts: Vec<Vec<u8>> = vocabulary
             .tokens
@@ -190,7 +202,7 @@ impl<'a> Writer<'a> {
             fields: [0; FIELDS],
             sections: Default::default(),
         };
-        writer.head(byte_level)?;
+        writer.head(model)?;
         writer.tokens()?;
         writer.bytes(byte_level);
         writer.added();
@@ -215,11 +227,11 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn head(&mut self, byte_level: bool) -> Result<(), ImportError> {
+    fn head(&mut self, model: table::Model) -> Result<(), ImportError> {
         let v = self.vocabulary;
         let count = v.tokens.len() as u32;
         let longest = self.texts.iter().map(Vec::len).max().unwrap_or(0);
-        self.fields[Field::Model as usize] = u32::from(!byte_level);
+        self.fields[Field::Model as usize] = model as u32;
         self.fields[Field::Vocabulary as usize] = count;
         self.fields[Field::TokenBytesMax as usize] = longest as u32;
         for (field, id) in [
@@ -286,8 +298,11 @@ impl<'a> Writer<'a> {
                     flags |= flag::END;
                 }
                 let keeps_space = ["<unk>", "<s>", "<|endoftext|>"].contains(&text.as_str());
-                if v.strip_right && kind == TokenKind::Control && !keeps_space {
+                if v.strip_right && is_added(kind) && !keeps_space {
                     flags |= flag::STRIP_RIGHT;
+                }
+                if is_added(kind) && v.strip_left.as_ref() == Some(text) {
+                    flags |= flag::STRIP_LEFT;
                 }
                 flags
             });
@@ -412,10 +427,10 @@ impl<'a> Writer<'a> {
     }
 
     /// Marks the pairs of bytes that meet where two characters meet inside a token.
-    fn joints(&mut self) {
+    fn joints(&mut self, included: impl Fn(TokenKind) -> bool) {
         let mut joints = vec![0u8; 256 * 256 / 8];
         for (text, &kind) in self.texts.iter().zip(&self.vocabulary.kinds) {
-            if !is_mergeable(kind) {
+            if !included(kind) {
                 continue;
             }
             for pair in text.windows(2) {

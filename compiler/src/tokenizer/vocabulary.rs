@@ -18,6 +18,11 @@ pub enum Model {
     },
     /// SentencePiece's BPE (GGUF's `llama`): the merge with the highest score comes first.
     Scores(Vec<f32>),
+    /// BPE over characters, spelled as SentencePiece spells them (GGUF's `gemma4`).
+    Characters {
+        /// As those of `ByteLevel`.
+        merges: Vec<String>,
+    },
 }
 
 /// Everything about tokens that a model file states.
@@ -39,8 +44,10 @@ pub struct Vocabulary {
     pub add_eos: bool,
     /// Scores: a space goes before text at the start and after added tokens.
     pub add_space_prefix: bool,
-    /// Control tokens take the white space after them (Phi-3).
+    /// Added tokens take the white space after them (Phi-3).
     pub strip_right: bool,
+    /// The token that takes the white space before it.
+    pub strip_left: Option<String>,
     /// Jinja source of the chat template.
     pub chat_template: Option<String>,
 }
@@ -54,6 +61,7 @@ impl Vocabulary {
     /// for keys that do not fit together.
     pub fn from_gguf(gguf: &Gguf<'_>) -> Result<Self, ImportError> {
         let model = gguf.required("tokenizer.ggml.model", Gguf::get_str)?;
+        let pre = gguf.get_str("tokenizer.ggml.pre")?;
         let tokens: Vec<String> = gguf
             .required("tokenizer.ggml.tokens", Gguf::get_array_str)?
             .iter()
@@ -72,26 +80,36 @@ impl Vocabulary {
 
         let (model, defaults) = match model {
             "gpt2" => {
-                let Some(name) = gguf.get_str("tokenizer.ggml.pre")? else {
+                let Some(name) = pre else {
                     return Err(ImportError::new(
                         Code::TokenizerUnsupported,
                         "the model does not name its pre-tokenizer (tokenizer.ggml.pre)",
                     )
                     .help("convert the model again with a current converter: a guess would change tokens"));
                 };
-                let splitting = pre::splitting(name)?;
-                let add_bos = splitting.add_bos;
-                let merges = gguf
-                    .required("tokenizer.ggml.merges", Gguf::get_array_str)?
-                    .iter()
-                    .map(str::to_owned)
-                    .collect();
+                let merges = merges(gguf)?;
+                if pre::CHARACTERS.contains(&name) {
+                    let defaults = Defaults {
+                        add_bos: name != "sarvam-moe",
+                        ..Defaults::MERGES
+                    };
+                    (Model::Characters { merges }, defaults)
+                } else {
+                    let splitting = pre::splitting(name)?;
+                    let defaults = Defaults {
+                        add_bos: splitting.add_bos,
+                        ..Defaults::MERGES
+                    };
+                    (Model::ByteLevel { splitting, merges }, defaults)
+                }
+            }
+            "gemma4" => {
+                let merges = merges(gguf)?;
                 let defaults = Defaults {
-                    ids: [None; 3],
-                    add_bos,
-                    space_prefix: false,
+                    add_bos: true,
+                    ..Defaults::MERGES
                 };
-                (Model::ByteLevel { splitting, merges }, defaults)
+                (Model::Characters { merges }, defaults)
             }
             "llama" => {
                 let scores = gguf.required("tokenizer.ggml.scores", Gguf::get_array_f32)?;
@@ -108,7 +126,7 @@ impl Vocabulary {
                     Code::TokenizerUnsupported,
                     format!("the tokenizer model {} is not supported", quoted(other)),
                 )
-                .help("byte-level BPE (gpt2) and SentencePiece BPE (llama) are"));
+                .help("byte-level BPE (gpt2), SentencePiece BPE (llama) and BPE over characters (gemma4) are"));
             }
         };
         let spm = matches!(model, Model::Scores(_));
@@ -156,6 +174,7 @@ impl Vocabulary {
             add_eos: flag("add_eos_token", false)?,
             add_space_prefix: spm && flag("add_space_prefix", defaults.space_prefix)?,
             strip_right: name.contains("phi-3") || name.contains("phi3"),
+            strip_left: mask_token(pre.unwrap_or_default(), &name).map(str::to_owned),
             chat_template: gguf.get_str("tokenizer.chat_template")?.map(str::to_owned),
             model,
             tokens,
@@ -214,6 +233,32 @@ struct Defaults {
     ids: [Option<u32>; 3],
     add_bos: bool,
     space_prefix: bool,
+}
+
+impl Defaults {
+    /// Of the models with a merge list.
+    const MERGES: Self = Self {
+        ids: [None; 3],
+        add_bos: false,
+        space_prefix: false,
+    };
+}
+
+/// The token that takes the white space before it, in the models that have one: files do
+/// not say so themselves.
+fn mask_token(pre: &str, name: &str) -> Option<&'static str> {
+    if ["jina-v2-de", "jina-v2-es", "jina-v2-code"].contains(&pre) {
+        Some("<mask>")
+    } else if name.contains("modern-bert") {
+        Some("[MASK]")
+    } else {
+        None
+    }
+}
+
+fn merges(gguf: &Gguf<'_>) -> Result<Vec<String>, ImportError> {
+    let merges = gguf.required("tokenizer.ggml.merges", Gguf::get_array_str)?;
+    Ok(merges.iter().map(str::to_owned).collect())
 }
 
 /// GGUF's token types; one that it does not define is an ordinary token.

@@ -17,18 +17,26 @@ pub(crate) fn json(path: &str) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// The real model's vocabulary and its table.
-pub(crate) fn smollm2() -> (Vocabulary, Vec<u8>) {
-    let path = match std::env::var_os("OMEX_TEST_MODEL_SMOLLM2") {
+/// A real model's vocabulary and its table: `variable` names its file, or `fetch` puts
+/// `name` into target/models.
+pub(crate) fn model(variable: &str, name: &str, fetch: &str) -> (Vocabulary, Vec<u8>) {
+    let path = match std::env::var_os(variable) {
         Some(path) => PathBuf::from(path),
-        None => root().join("target/models/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        None => root().join("target/models").join(name),
     };
-    let file = MappedFile::open(&path).unwrap_or_else(|e| {
-        panic!("{e}: run examples/fetch_model.sh, or name the file in OMEX_TEST_MODEL_SMOLLM2")
-    });
+    let file = MappedFile::open(&path)
+        .unwrap_or_else(|e| panic!("{e}: run {fetch}, or name the file in {variable}"));
     let vocabulary = Vocabulary::from_gguf(&Gguf::parse(&file).unwrap()).unwrap();
     let table = compile(&vocabulary).unwrap();
     (vocabulary, table)
+}
+
+pub(crate) fn smollm2() -> (Vocabulary, Vec<u8>) {
+    model(
+        "OMEX_TEST_MODEL_SMOLLM2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "examples/fetch_model.sh",
+    )
 }
 
 /// SplitMix64.

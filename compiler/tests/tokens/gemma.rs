@@ -1,15 +1,12 @@
 //! Gemma 3's vocabulary: 262,144 scored tokens.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
-use omex_compiler::import::MappedFile;
-use omex_compiler::import::gguf::Gguf;
 use omex_compiler::prompt::{self, Request};
 use omex_compiler::tokenizer::{Model, Vocabulary, compile};
 use omex_runtime::tokenizer::{Scratch, SpecialText, TokenKind, Tokenizer};
 
-use crate::corpus::{Digest, Random, corpus, json, root};
+use crate::corpus::{Digest, Random, corpus, json, model, root};
 use crate::vocabularies::scored;
 
 const TOKENS: usize = 262_144;
@@ -38,18 +35,14 @@ fn tables_of_262144_tokens_stay_small() {
 }
 
 fn gemma3() -> (Vocabulary, Vec<u8>) {
-    let path = match std::env::var_os("OMEX_TEST_MODEL_GEMMA3") {
-        Some(path) => PathBuf::from(path),
-        None => root().join("target/models/gemma-3-270m-q4_k_m.gguf"),
-    };
-    let file = MappedFile::open(&path).unwrap();
-    let vocabulary = Vocabulary::from_gguf(&Gguf::parse(&file).unwrap()).unwrap();
-    let table = compile(&vocabulary).unwrap();
-    (vocabulary, table)
+    model(
+        "OMEX_TEST_MODEL_GEMMA3",
+        "gemma-3-270m-q4_k_m.gguf",
+        "examples/fetch_model.sh gemma3",
+    )
 }
 
 #[test]
-#[ignore = "needs gemma-3-270m-q4_k_m.gguf, in target/models or named by OMEX_TEST_MODEL_GEMMA3"]
 fn ids_of_gemma_are_those_of_hugging_face() {
     let (_, table) = gemma3();
     assert!(table.len() <= TABLE_BYTES_MAX, "{} bytes", table.len());
@@ -84,7 +77,6 @@ fn ids_of_gemma_are_those_of_hugging_face() {
 }
 
 #[test]
-#[ignore = "needs gemma-3-270m-q4_k_m.gguf, in target/models or named by OMEX_TEST_MODEL_GEMMA3"]
 fn every_byte_of_gemma_goes_through() {
     let (_, table) = gemma3();
     let tokenizer = Tokenizer::from_bytes(&table).unwrap();
@@ -99,7 +91,6 @@ fn every_byte_of_gemma_goes_through() {
 }
 
 #[test]
-#[ignore = "needs gemma-3-270m-q4_k_m.gguf, in target/models or named by OMEX_TEST_MODEL_GEMMA3"]
 fn the_chat_template_of_gemma_has_one_place_for_the_input() {
     let (vocabulary, table) = gemma3();
     let tokenizer = Tokenizer::from_bytes(&table).unwrap();

@@ -7,7 +7,7 @@ use omex_compiler::tokenizer::{Model, Vocabulary, compile, pre};
 use omex_runtime::tokenizer::{Error, Scratch, SpecialText, TokenKind, Tokenizer};
 
 use crate::corpus::Random;
-use crate::vocabularies::{byte_level, scored};
+use crate::vocabularies::{byte_level, characters, scored};
 
 const ADDED: [(&str, TokenKind); 2] = [
     ("<|a|>", TokenKind::Control),
@@ -15,11 +15,12 @@ const ADDED: [(&str, TokenKind); 2] = [
 ];
 const TEXT: &str = "abc  a b 12 'll <|a|> 漢é\n\n\u{2581} x\u{ff}";
 
-fn tables() -> [Vec<u8>; 2] {
+fn tables() -> [Vec<u8>; 3] {
     let mut rng = Random(5);
     [
         byte_level(&mut rng, "llama-bpe", 30, &ADDED),
         scored(&mut rng, 60, &ADDED),
+        characters(&mut rng, 30, &ADDED),
     ]
     .map(|vocabulary| compile(&vocabulary).unwrap())
 }
@@ -83,8 +84,11 @@ fn cut_tables_are_refused() {
 fn tables_with_loose_ends_are_refused() {
     let bpe = || byte_level(&mut Random(1), "gpt-2", 5, &ADDED);
     let spm = || scored(&mut Random(1), 20, &ADDED);
+    let characters = || characters(&mut Random(1), 5, &ADDED);
     let merges = |vocabulary: &mut Vocabulary, merge: &str| {
-        if let Model::ByteLevel { merges, .. } = &mut vocabulary.model {
+        if let Model::ByteLevel { merges, .. } | Model::Characters { merges } =
+            &mut vocabulary.model
+        {
             merges.push(merge.to_owned());
         }
     };
@@ -94,9 +98,14 @@ fn tables_with_loose_ends_are_refused() {
         }
     };
     type Case<'a> = (Vocabulary, &'a dyn Fn(&mut Vocabulary), &'a str);
-    let cases: [Case<'_>; 11] = [
+    let cases: [Case<'_>; 12] = [
         (bpe(), &|v| merges(v, "ab"), "has no space"),
         (bpe(), &|v| merges(v, "a notthere"), "needs the token"),
+        (
+            characters(),
+            &|v| merges(v, "b \u{2581}no"),
+            "needs the token",
+        ),
         (bpe(), &|v| v.tokens.clear(), "0 tokens"),
         (bpe(), &|v| v.kinds.truncate(3), "token types"),
         (bpe(), &|v| v.tokens[300 - 50] = "a".to_owned(), "are both"),
@@ -122,9 +131,7 @@ fn tables_with_loose_ends_are_refused() {
 #[test]
 fn unknown_pre_tokenizers_are_refused_by_name() {
     for (name, why) in [
-        ("default", "not supported"),
-        ("afmoe", "not supported"),
-        ("gemma4", "not supported"),
+        ("whitespace", "drops white space"),
         ("", "not known"),
         ("Smollm", "not known"),
         ("my-own\u{1b}[31m", "not known"),
@@ -133,6 +140,39 @@ fn unknown_pre_tokenizers_are_refused_by_name() {
         assert_eq!(error.code, Code::TokenizerUnsupported);
         assert!(error.message.contains(why), "{error}");
         assert!(!error.to_string().contains('\u{1b}'));
+    }
+}
+
+#[test]
+fn merges_of_characters_are_known_by_their_names() {
+    for (model, pre, add_bos) in [
+        ("gemma4", None, true),
+        ("gpt2", Some("gemma4"), true),
+        ("gpt2", Some("granite-embed-multi-311m"), true),
+        ("gpt2", Some("sarvam-moe"), false),
+    ] {
+        let mut w = HeaderWriter::default();
+        w.str("general.architecture", "gemma3")
+            .str("tokenizer.ggml.model", model)
+            .array_str(
+                "tokenizer.ggml.tokens",
+                ["<bos>", "a", "\u{2581}", "\u{2581}a"].iter(),
+            )
+            .array_str("tokenizer.ggml.merges", ["\u{2581} a"].iter())
+            .u32("tokenizer.ggml.bos_token_id", 0);
+        if let Some(pre) = pre {
+            w.str("tokenizer.ggml.pre", pre);
+        }
+        let bytes = w.to_bytes();
+        let vocabulary = Vocabulary::from_gguf(&Gguf::parse(&bytes).unwrap()).unwrap();
+        assert!(matches!(vocabulary.model, Model::Characters { .. }));
+        assert_eq!(vocabulary.add_bos, add_bos, "{model} {pre:?}");
+        let table = compile(&vocabulary).unwrap();
+        let tokenizer = Tokenizer::from_bytes(&table).unwrap();
+        let mut ids = Vec::new();
+        let literal = SpecialText::Literal;
+        tokenizer.encode(b"a a", literal, &mut Scratch::new(), &mut ids);
+        assert_eq!(ids, [1, 3]);
     }
 }
 

@@ -6,7 +6,7 @@ use omex_compiler::tokenizer::{Model, Vocabulary, compile};
 use omex_runtime::tokenizer::{Scratch, SpecialText, TokenKind, Tokenizer};
 
 use crate::corpus::{Random, random_character};
-use crate::vocabularies::{byte_level, letter, scored};
+use crate::vocabularies::{byte_level, characters, letter, scored};
 
 fn encode(tokenizer: &Tokenizer<'_>, text: &[u8], special: SpecialText) -> Vec<u32> {
     let mut ids = Vec::new();
@@ -19,12 +19,44 @@ fn naive_bpe(vocabulary: &Vocabulary, piece: &[u8]) -> Vec<u32> {
     let Model::ByteLevel { merges, .. } = &vocabulary.model else {
         panic!("byte-level vocabularies have merges")
     };
+    let parts = piece.iter().map(|&b| letter(b).to_string()).collect();
+    ids_of(vocabulary, &naive_merges(merges, parts))
+}
+
+/// The same over characters; those without a token are bytes.
+fn naive_characters(vocabulary: &Vocabulary, text: &str) -> Vec<u32> {
+    let Model::Characters { merges } = &vocabulary.model else {
+        panic!("vocabularies of characters have merges")
+    };
+    let parts = text
+        .replace(' ', "\u{2581}")
+        .chars()
+        .map(String::from)
+        .collect();
+    let parts = naive_merges(merges, parts);
+    ids_of(vocabulary, &spelled(vocabulary, parts))
+}
+
+/// Tokens, and the byte tokens of what is none.
+fn spelled(vocabulary: &Vocabulary, parts: Vec<String>) -> Vec<String> {
+    parts
+        .into_iter()
+        .flat_map(|part| {
+            if vocabulary.tokens.contains(&part) {
+                vec![part]
+            } else {
+                part.bytes().map(|b| format!("<0x{b:02X}>")).collect()
+            }
+        })
+        .collect()
+}
+
+fn naive_merges(merges: &[String], mut parts: Vec<String>) -> Vec<String> {
     let ranks: HashMap<&str, usize> = merges
         .iter()
         .enumerate()
         .map(|(i, m)| (m.as_str(), i))
         .collect();
-    let mut parts: Vec<String> = piece.iter().map(|&b| letter(b).to_string()).collect();
     while let Some((_, at)) = (1..parts.len())
         .filter_map(|i| {
             Some((
@@ -37,7 +69,7 @@ fn naive_bpe(vocabulary: &Vocabulary, piece: &[u8]) -> Vec<u32> {
         let right = parts.remove(at);
         parts[at - 1].push_str(&right);
     }
-    ids_of(vocabulary, &parts)
+    parts
 }
 
 /// The first pair whose text has the best score, again and again.
@@ -71,17 +103,7 @@ fn naive_scores(vocabulary: &Vocabulary, text: &str) -> Vec<u32> {
         let right = parts.remove(at);
         parts[at - 1].push_str(&right);
     }
-    let parts: Vec<String> = parts
-        .into_iter()
-        .flat_map(|part| {
-            if known.contains_key(part.as_str()) {
-                vec![part]
-            } else {
-                part.bytes().map(|b| format!("<0x{b:02X}>")).collect()
-            }
-        })
-        .collect();
-    ids_of(vocabulary, &parts)
+    ids_of(vocabulary, &spelled(vocabulary, parts))
 }
 
 fn ids_of(vocabulary: &Vocabulary, parts: &[String]) -> Vec<u32> {
@@ -154,6 +176,29 @@ fn scored_merges_equal_the_naive_ones() {
 }
 
 #[test]
+fn merges_of_characters_equal_the_naive_ones() {
+    for seed in 0..30 {
+        let mut rng = Random(seed);
+        let vocabulary = characters(&mut rng, 10 + 8 * seed as usize, &[]);
+        let table = compile(&vocabulary).unwrap();
+        let tokenizer = Tokenizer::from_bytes(&table).unwrap();
+        for length in (1..80).chain([200, 333]) {
+            let text: String = (0..length)
+                .map(|_| *rng.pick(&["a", "b", "c", " ", "é", "漢", "x", "\n", "\u{2581}"]))
+                .collect();
+            let ids = encode(&tokenizer, text.as_bytes(), SpecialText::Literal);
+            assert_eq!(
+                ids,
+                naive_characters(&vocabulary, &text),
+                "seed {seed}, text {text:?}"
+            );
+            let plain = text.replace('\u{2581}', " ");
+            assert_eq!(tokenizer.decode_all(&ids), plain.as_bytes(), "seed {seed}");
+        }
+    }
+}
+
+#[test]
 fn any_bytes_survive() {
     let added = [
         ("<|a|>", TokenKind::Control),
@@ -164,6 +209,7 @@ fn any_bytes_survive() {
         for vocabulary in [
             byte_level(&mut rng, "llama-bpe", 100, &added),
             scored(&mut rng, 100, &added),
+            characters(&mut rng, 100, &added),
         ] {
             let table = compile(&vocabulary).unwrap();
             let tokenizer = Tokenizer::from_bytes(&table).unwrap();
@@ -175,7 +221,7 @@ fn any_bytes_survive() {
                     _ => text.extend(random_character(&mut rng).to_string().bytes()),
                 }
             }
-            // The vocabulary of scores spells this character as a space.
+            // Vocabularies of characters spell this one as a space.
             let text = String::from_utf8_lossy(&text)
                 .contains('\u{2581}')
                 .then(Vec::new)
@@ -201,11 +247,13 @@ fn ten_megabytes_without_a_border() {
     let mut rng = Random(1);
     let vocabulary = byte_level(&mut rng, "gpt-2", 200, &[]);
     let spm = scored(&mut rng, 100, &[]);
+    let merged = characters(&mut rng, 100, &[]);
     for (vocabulary, unit) in [
         (&vocabulary, "ab"),
         (&vocabulary, " "),
         (&spm, "ab"),
         (&spm, "漢字 "),
+        (&merged, "ab "),
     ] {
         let table = compile(vocabulary).unwrap();
         let tokenizer = Tokenizer::from_bytes(&table).unwrap();
@@ -248,6 +296,14 @@ fn special_text_is_literal_unless_parsed() {
         &vocabulary,
         "<|x|> \n\u{3000}a<b> c",
         Parse,
-        &["<|x|>", "a", "<b>", " ", "c"],
+        &["<|x|>", "a", "<b>", "c"],
+    );
+    vocabulary.strip_right = false;
+    vocabulary.strip_left = Some("<|x|>".to_owned());
+    check(
+        &vocabulary,
+        "a \n<|x|> b <b>",
+        Parse,
+        &["a", "<|x|>", " ", "b", " ", "<b>"],
     );
 }

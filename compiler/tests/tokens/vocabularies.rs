@@ -32,6 +32,7 @@ fn empty(model: Model) -> Vocabulary {
         add_eos: false,
         add_space_prefix: false,
         strip_right: false,
+        strip_left: None,
         chat_template: None,
     }
 }
@@ -114,5 +115,37 @@ pub(crate) fn scored(rng: &mut Random, pieces: usize, added: &[(&str, TokenKind)
     }
     vocabulary.unknown = Some(0);
     vocabulary.model = Model::Scores(scores);
+    vocabulary
+}
+
+/// A scored vocabulary's tokens with `merges` random merges of characters that make some
+/// of them, and those.
+pub(crate) fn characters(
+    rng: &mut Random,
+    merges: usize,
+    added: &[(&str, TokenKind)],
+) -> Vocabulary {
+    let mut vocabulary = scored(rng, 8, &[]);
+    let mut parts: Vec<String> = ["a", "b", "c", "\u{2581}", "é", "漢"]
+        .map(String::from)
+        .into();
+    let mut known: BTreeSet<String> = vocabulary.tokens.iter().cloned().collect();
+    let mut list = Vec::new();
+    while list.len() < merges {
+        let (left, right) = (rng.pick(&parts).clone(), rng.pick(&parts).clone());
+        let (merge, merged) = (format!("{left} {right}"), format!("{left}{right}"));
+        if merged.chars().count() > 8 || list.contains(&merge) {
+            continue;
+        }
+        list.push(merge);
+        if known.insert(merged.clone()) {
+            push(&mut vocabulary, &merged, TokenKind::Normal);
+        }
+        parts.push(merged);
+    }
+    for (text, kind) in added {
+        push(&mut vocabulary, text, *kind);
+    }
+    vocabulary.model = Model::Characters { merges: list };
     vocabulary
 }

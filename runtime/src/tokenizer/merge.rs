@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use std::ops::Range;
 
 use super::scan::character;
-use super::table::{self, NONE, option};
+use super::table::{self, Model, NONE, option};
 use super::{Field, Tokenizer};
 
 /// Up to this many symbols, looking at all of them beats a heap.
@@ -201,7 +201,7 @@ impl Tokenizer<'_> {
         }
     }
 
-    /// Encodes text with scores; returns the bytes without a token.
+    /// Encodes the characters of a text; returns the bytes without a token.
     ///
     /// U+2581 and the space are one character to the vocabulary; tables spell it as a
     /// space. Between two characters that meet in no token the text is cut, which
@@ -265,13 +265,17 @@ impl Tokenizer<'_> {
         sink: &mut dyn FnMut(u32, Range<usize>),
     ) -> usize {
         let piece = std::mem::take(&mut scratch.piece);
-        let longest = self.tables.field(Field::TokenBytesMax) as usize;
-        scratch.merge(piece.len(), |_, _, span| {
-            let bytes = (span.len() <= longest).then(|| &piece[span])?;
-            let id = self.find_text(bytes)?;
-            let rank = self.tables.ranks.at(id as usize);
-            (rank != NONE).then_some((rank, id))
-        });
+        if self.model() == Model::Scores {
+            let longest = self.tables.field(Field::TokenBytesMax) as usize;
+            scratch.merge(piece.len(), |_, _, span| {
+                let bytes = (span.len() <= longest).then(|| &piece[span])?;
+                let id = self.find_text(bytes)?;
+                let rank = self.tables.ranks.at(id as usize);
+                (rank != NONE).then_some((rank, id))
+            });
+        } else {
+            scratch.merge(piece.len(), |left, right, _| self.find_merge(left, right));
+        }
         let mut lost = 0;
         let mut unknown_before = false;
         let mut from = source.start;

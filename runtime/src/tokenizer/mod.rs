@@ -1,9 +1,10 @@
 //! The compiled tokenizer: text to token ids and back, from tables that the compiler made.
 //!
-//! Two models are known. *Byte-level BPE* splits text with the pre-tokenizer's automata and
+//! Three models are known. *Byte-level BPE* splits text with the pre-tokenizer's automata and
 //! merges the bytes of each piece in the order of the merge list. *Scores* (SentencePiece's
 //! BPE) merges the characters of the whole text, best score first, and falls back to byte
-//! tokens. Both give the ids that Hugging Face `tokenizers` gives for the same vocabulary.
+//! tokens. *Character BPE* does so in the order of a merge list. All give the ids that
+//! Hugging Face `tokenizers` gives for the same vocabulary.
 //! Text is taken as it is, without Unicode normalization, and may be any bytes.
 
 mod merge;
@@ -16,7 +17,7 @@ use std::ops::Range;
 
 pub use merge::Scratch;
 pub use table::Error;
-use table::{Field, NONE, Section, Tables, flag, option};
+use table::{Field, Model, NONE, Section, Tables, flag, option};
 
 /// What text that spells a control token means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,8 +163,14 @@ impl<'a> Tokenizer<'a> {
         self.option(option::SPACE_PREFIX)
     }
 
-    fn is_bpe(&self) -> bool {
-        self.tables.field(Field::Model) == 0
+    fn model(&self) -> Model {
+        Model::from_code(self.tables.field(Field::Model)).expect("the table was checked")
+    }
+
+    /// Whether the vocabulary spells bytes; otherwise it spells characters, and U+2581 and
+    /// the space are the same one.
+    fn is_byte_level(&self) -> bool {
+        self.model() == Model::ByteLevel
     }
 
     /// What the token `id` is for; `None` outside the vocabulary.
@@ -264,9 +271,9 @@ impl<'a> Tokenizer<'a> {
     }
 
     /// Gives the pieces that the pre-tokenizer splits a text without added tokens into:
-    /// byte-level BPE merges inside each of them only. With scores there are none.
+    /// byte-level BPE merges inside each of them only. The other models have none.
     pub fn pieces(&self, text: &[u8], sink: &mut dyn FnMut(Range<usize>)) {
-        if self.is_bpe() {
+        if self.is_byte_level() {
             self.split(text, 0..text.len(), sink);
         }
     }
@@ -282,7 +289,7 @@ impl<'a> Tokenizer<'a> {
         sink: &mut dyn FnMut(u32, Range<usize>),
     ) -> usize {
         let mut lost = 0;
-        if self.is_bpe() {
+        if self.is_byte_level() {
             self.split(text, range, &mut |piece| {
                 lost += self.merge_bytes(text, piece, scratch, sink);
             });

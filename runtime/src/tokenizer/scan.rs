@@ -136,9 +136,9 @@ impl Tokenizer<'_> {
     }
 
     /// The vocabulary's byte for what is at `at`, and the length of that in the text:
-    /// with scores, U+2581 is a space.
+    /// where it spells characters, U+2581 is a space.
     pub(super) fn spelled(&self, text: &[u8], at: usize) -> (u8, usize) {
-        if !self.is_bpe() && text[at..].starts_with("\u{2581}".as_bytes()) {
+        if !self.is_byte_level() && text[at..].starts_with("\u{2581}".as_bytes()) {
             (b' ', 3)
         } else {
             (text[at], 1)

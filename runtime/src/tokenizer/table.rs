@@ -18,10 +18,29 @@ pub const VERSION: u32 = 2;
 /// Stands for "no id" and for an empty slot of an index.
 pub const NONE: u32 = u32::MAX;
 
+/// How text becomes tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Model {
+    /// Merges of bytes inside the pieces of a pre-tokenizer.
+    ByteLevel,
+    /// Scores over characters with byte fallback (SentencePiece).
+    Scores,
+    /// Merges of characters with byte fallback.
+    Characters,
+}
+
+impl Model {
+    const ALL: [Self; 3] = [Self::ByteLevel, Self::Scores, Self::Characters];
+
+    pub(super) fn from_code(code: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|&model| model as u32 == code)
+    }
+}
+
 /// Scalars of the header, in file order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
-    /// 0: byte-level BPE, 1: scores over characters with byte fallback (SentencePiece).
+    /// Code of a [`Model`].
     Model,
     /// Bits of [`option`].
     Options,
@@ -66,9 +85,9 @@ pub enum Section {
     TokenFlags,
     /// u32 per byte value: the token of that byte alone.
     ByteIds,
-    /// BPE: three u32 per merge in rank order: left, right, merged.
+    /// Merges: three u32 per merge in rank order: left, right, merged.
     Merges,
-    /// BPE: open-addressing index of `Merges` by [`hash_pair`], u32 rank per slot.
+    /// Merges: open-addressing index of `Merges` by [`hash_pair`], u32 rank per slot.
     MergeIndex,
     /// Scores: u32 per token, lower merges first; [`NONE`] never merges.
     Ranks,
@@ -83,7 +102,7 @@ pub enum Section {
     /// Per stage: u32 number of states, u32 start state, u32 of [`cut`], then u16 per state and class
     /// (the last class is the end of text), padded to a multiple of 4 bytes.
     Stages,
-    /// Scores: one bit per pair of bytes that meet at a character border inside a token.
+    /// Characters: one bit per pair of bytes that meet at a character border inside a token.
     Joints,
 }
 
@@ -330,8 +349,10 @@ impl<'a> Tables<'a> {
         let field = |field: Field| fields[field as usize];
 
         let vocabulary = field(Field::Vocabulary);
-        header(field(Field::Model) <= 1, "unknown model")?;
-        let bpe = field(Field::Model) == 0;
+        let model = Model::from_code(field(Field::Model));
+        header(model.is_some(), "unknown model")?;
+        let scores = model == Some(Model::Scores);
+        let characters = model != Some(Model::ByteLevel);
         header(
             field(Field::Options) & !option::ALL == 0,
             "unknown option bits",
@@ -428,21 +449,16 @@ impl<'a> Tables<'a> {
         let text_index = index(Section::TextIndex, count)?;
         let ranks = u32s(Section::Ranks)?;
         let joints = sections[Section::Joints as usize];
-        if bpe {
-            ensure(
-                ranks.len() == 0,
-                Section::Ranks,
-                "present in a byte-level model",
-            )?;
-            ensure(
-                joints.is_empty(),
-                Section::Joints,
-                "present in a byte-level model",
-            )?;
-        } else {
-            ensure(ranks.len() == count, Section::Ranks, "not one per token")?;
-            ensure(joints.len() == 256 * 256 / 8, Section::Joints, "wrong size")?;
-        }
+        ensure(
+            ranks.len() == if scores { count } else { 0 },
+            Section::Ranks,
+            "not one per token of a model with scores",
+        )?;
+        ensure(
+            joints.len() == if characters { 256 * 256 / 8 } else { 0 },
+            Section::Joints,
+            "not those of a model of characters",
+        )?;
 
         let added = u32s(Section::Added)?;
         ids(added, false, Section::Added)?;
