@@ -313,35 +313,100 @@ fn large_random() {
     }
 }
 
+/// Checks every count of columns up to `columns_max` with one compilation per target.
+fn check_columns(case: &Case, columns_max: u32) {
+    let blobs: Vec<_> = targets()
+        .into_iter()
+        .map(|(back_end, isa)| {
+            (
+                back_end.compile(&case.spec(), &isa).unwrap(),
+                (back_end, isa),
+            )
+        })
+        .collect();
+    for columns in 1..=columns_max {
+        let case = Case { columns, ..*case };
+        let inputs = case.inputs();
+        let expected = case.expected(&inputs);
+        for (blob, target) in &blobs {
+            case.check(*target, blob, &inputs, &expected);
+        }
+    }
+}
+
+/// The padded rows are computed too, so rows differ by panels, of which four are every
+/// remainder of the kernels' tiles.
 #[test]
 fn every_row_and_column_count() {
-    for format in [WeightFormat::Q4_1, WeightFormat::Q8_0, WeightFormat::F32] {
-        for rows in 1..=40 {
-            let blobs = targets().into_iter().map(|(back_end, isa)| {
-                let spec = KernelSpec::Matmul {
-                    format,
-                    rows,
-                    k: 64,
-                    bias: true,
-                    residual: true,
-                };
-                (back_end.compile(&spec, &isa).unwrap(), (back_end, isa))
-            });
-            let blobs: Vec<_> = blobs.collect();
-            for columns in 1..=9 {
+    for format in WeightFormat::ALL {
+        for rows in [1, 16, 17, 31, 32, 33, 47, 48, 49, 64] {
+            let case = Case {
+                format,
+                rows,
+                k: format.k_multiple().max(64),
+                columns: 0,
+                bias: rows % 2 == 1,
+                residual: rows % 3 != 0,
+                data: [Data::Usual, Data::Extreme][rows as usize % 2],
+                seed: u64::from(1 + rows * 10),
+            };
+            check_columns(&case, 13);
+        }
+    }
+}
+
+/// Every k that a format allows up to five of the largest blocks, or 40 of its own.
+#[test]
+fn every_k() {
+    for format in WeightFormat::ALL {
+        let unit = format.k_multiple();
+        for k in (unit..=(40 * unit).min(1280)).step_by(unit as usize) {
+            for data in [Data::Usual, Data::Extreme] {
                 let case = Case {
                     format,
-                    rows,
-                    k: 64,
-                    columns,
-                    bias: true,
+                    rows: 21,
+                    k,
+                    columns: 0,
+                    bias: false,
                     residual: true,
-                    data: Data::Usual,
-                    seed: (1 + rows * 10 + columns) as u64,
+                    data,
+                    seed: u64::from(3 + k),
                 };
+                check_columns(&case, 2);
+            }
+        }
+    }
+}
+
+/// The largest magnitudes that codes, scales and activations have: integer sums are at
+/// their extremes, and nothing saturates.
+#[test]
+fn largest_magnitudes() {
+    for format in WeightFormat::ALL {
+        for columns in [1, 7] {
+            let case = |byte, seed| Case {
+                format,
+                rows: 32,
+                k: 512,
+                columns,
+                bias: false,
+                residual: false,
+                data: Data::Largest { byte },
+                seed,
+            };
+            // Every byte of the codes the same: all of their values, and all sub-scales.
+            let cases: Vec<Case> = (0..=255)
+                .map(|byte| case(byte, 1 + u64::from(byte)))
+                .collect();
+            let targets = targets();
+            let blobs: Vec<_> = targets
+                .iter()
+                .map(|(back_end, isa)| back_end.compile(&cases[0].spec(), isa).unwrap())
+                .collect();
+            for case in &cases {
                 let inputs = case.inputs();
                 let expected = case.expected(&inputs);
-                for (blob, target) in &blobs {
+                for (target, blob) in targets.iter().zip(&blobs) {
                     case.check(*target, blob, &inputs, &expected);
                 }
             }

@@ -227,38 +227,82 @@ fn packing_widens_nothing() {
     }
 }
 
+/// Where ggml stores the scales of a block, of which two bytes are f16 and one is E8M0.
+fn scale_offsets(format: WeightFormat) -> &'static [u64] {
+    use WeightFormat::*;
+    match format {
+        F32 | F16 | BF16 | Q4_0 | Q5_0 | Q8_0 | Iq4Nl | Iq4Xs | Mxfp4 => &[0],
+        Q4_1 | Q5_1 | Q4K | Q5K => &[0, 2],
+        Q2K => &[80, 82],
+        Q3K => &[108],
+        Q6K => &[208],
+    }
+}
+
+/// NaNs and infinities as a file spells them in this format's scales, or elements.
+fn not_finite(format: WeightFormat) -> &'static [&'static [u8]] {
+    use WeightFormat::*;
+    match format {
+        F32 => &[
+            &[0, 0, 0x80, 0x7f],
+            &[0, 0, 0x80, 0xff],
+            &[1, 0, 0x80, 0x7f],
+            &[0, 0, 0xc0, 0xff],
+        ],
+        BF16 => &[&[0x80, 0x7f], &[0x80, 0xff], &[0x81, 0x7f], &[0xff, 0xff]],
+        Mxfp4 => &[&[0xff]],
+        F16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2K | Q3K | Q4K | Q5K | Q6K | Iq4Nl | Iq4Xs => {
+            &[&[0, 0x7c], &[0, 0xfc], &[1, 0x7c], &[0xff, 0xff]]
+        }
+    }
+}
+
+/// In every scale of a block, in the last block of a row of panels and of a row-major
+/// table, and in vectors.
 #[test]
 fn weights_that_are_not_finite_are_refused() {
-    // A NaN of f16 (or of E8M0) written over a scale or element of row 17.
-    let cases = [
-        ("q4_1", "blk.1.ffn_up.weight", 2, &[0x00, 0x7E][..], 0),
-        ("q4_k", "blk.0.attn_q.weight", 0, &[0x00, 0x7C], 0),
-        ("q6_k", "output.weight", 208, &[0xFF, 0xFF], 0),
-        ("mxfp4", "blk.0.attn_v.weight", 0, &[0xFF], 0),
-        ("q8_0", "token_embd.weight", 0, &[0x01, 0xFC], 0),
-        ("f16", "blk.0.ffn_down.weight", 6, &[0x00, 0x7C], 6),
-        ("f32", "blk.0.attn_q.bias", 12, &[0, 0, 0x80, 0x7F], 12),
-        ("bf16", "output_norm.weight", 8, &[0, 0, 0x80, 0xFF], 8),
-    ];
-    for (mix, tensor, at_in_row, nan, reported) in cases {
+    for format in WeightFormat::ALL {
         let folder = Folder::new();
-        let model = folder.write_model(&shape(), mix);
-        let bytes = fs::read(&model).unwrap();
-        let gguf = Gguf::parse(&bytes).unwrap();
-        let t = gguf.tensor(tensor).unwrap();
-        let row = if t.rows() > 1 { 17 } else { 0 };
-        let row_start = t.range.start + row * t.row_bytes();
+        let model = folder.write_model(
+            &Shape {
+                layers: 1,
+                ..shape()
+            },
+            format.name(),
+        );
+        let sound = fs::read(&model).unwrap();
+        let gguf = Gguf::parse(&sound).unwrap();
         let file = OpenOptions::new().write(true).open(&model).unwrap();
-        file.write_all_at(nan, row_start + at_in_row).unwrap();
-
-        let error = folder.pack(&model).expect_err(tensor);
-        assert_eq!(error.code, Code::ModelTensor, "{error}");
-        assert_eq!(error.offset_bytes, Some(row_start + reported), "{error}");
-        assert_eq!(error.file.as_deref(), Some(model.as_path()));
-        let message = format!("row {row} that is NaN or infinite");
-        assert!(error.message.contains(tensor), "{error}");
-        assert!(error.message.contains(&message), "{error}");
-        assert_eq!(folder.cached(), [""; 0], "nothing is left behind");
+        let refuse = |tensor: &str, row: u64, in_row: u64, bytes: &[u8]| {
+            let t = gguf.tensor(tensor).unwrap();
+            let row_start = t.range.start + row * t.row_bytes();
+            let at = row_start + in_row;
+            file.write_all_at(bytes, at).unwrap();
+            let error = folder.pack(&model).expect_err(tensor);
+            file.write_all_at(&sound[at as usize..][..bytes.len()], at)
+                .unwrap();
+            assert_eq!(error.code, Code::ModelTensor, "{error}");
+            let offset = error.offset_bytes.unwrap();
+            assert!((row_start..=at).contains(&offset), "{error}");
+            assert_eq!(error.file.as_deref(), Some(model.as_path()));
+            let message = format!("row {row} that is NaN or infinite");
+            assert!(error.message.contains(tensor), "{error}");
+            assert!(error.message.contains(&message), "{error}");
+            assert_eq!(folder.cached(), [""; 0], "nothing is left behind");
+        };
+        for tensor in ["blk.0.ffn_up.weight", "token_embd.weight"] {
+            let row_bytes = gguf.tensor(tensor).unwrap().row_bytes();
+            let last = row_bytes - format.row_bytes(format.k_multiple());
+            for &at in scale_offsets(format) {
+                for bytes in not_finite(format) {
+                    refuse(tensor, 17, last + at, bytes);
+                }
+            }
+        }
+        for tensor in ["blk.0.attn_q.bias", "output_norm.weight"] {
+            refuse(tensor, 0, 12, not_finite(WeightFormat::F32)[1]);
+        }
+        folder.pack(&model).unwrap();
     }
 }
 

@@ -37,6 +37,9 @@ pub(crate) enum Data {
     /// Codes and activations at their extremes; zero, negative, denormal and
     /// huge scales.
     Extreme,
+    /// Every byte of codes and sub-scales is `byte`, scales are the largest or the
+    /// smallest, and activations are 127 or -127, of one sign in most blocks.
+    Largest { byte: u8 },
 }
 
 fn random_f16(r: &mut Random, data: Data) -> u16 {
@@ -46,6 +49,7 @@ fn random_f16(r: &mut Random, data: Data) -> u16 {
         Data::Extreme => r.pick(&[
             0, 0x8000, 1, 0x8001, 0x03ff, 0x83ff, 0x0400, 0x7bff, 0xfbff, 0x3c00, 0x2e66,
         ]),
+        Data::Largest { .. } => r.pick(&[0x7bff, 0xfbff, 0x7bff, 0x8001]),
     }
 }
 
@@ -66,6 +70,7 @@ pub(crate) fn random_rows(
                     Data::Extreme => {
                         r.pick(&[0.0, -0.0, 1e-40, -1e-45, 1e18, -1e18, 1.0, 3e-20, -7.5])
                     }
+                    Data::Largest { .. } => r.pick(&[1e35, -1e35, 1e35, -1e-40]),
                 };
                 out.copy_from_slice(&x.to_le_bytes());
             }
@@ -79,6 +84,7 @@ pub(crate) fn random_rows(
                             (r.below(2) << 15 | (115 + r.below(12)) << 7 | r.below(128)) as u16
                         }
                         Data::Extreme => r.pick(&[0, 0x8000, 1, 0x807f, 0x5e00, 0xdeff, 0x3f80]),
+                        Data::Largest { .. } => r.pick(&[0x7a00, 0xfa00, 0x7a00, 0x8001]),
                     };
                 }
                 out.copy_from_slice(&bits.to_le_bytes());
@@ -90,6 +96,7 @@ pub(crate) fn random_rows(
                     *b = match data {
                         Data::Usual => r.next() as u8,
                         Data::Extreme => r.pick(&[0, 0xff, 0x80, 0x7f, 0x0f, 0xf0]),
+                        Data::Largest { byte } => byte,
                     };
                 }
                 let mut put = |at: usize| {
@@ -106,6 +113,7 @@ pub(crate) fn random_rows(
                         block[0] = match data {
                             Data::Usual => 118 + r.below(6) as u8,
                             Data::Extreme => r.pick(&[0, 1, 2, 127, 150]),
+                            Data::Largest { .. } => r.pick(&[227, 0, 227]),
                         };
                         1
                     }
@@ -141,10 +149,13 @@ pub(crate) fn random_q8(r: &mut Random, k: u32, columns: u32, data: Data) -> Vec
                 (Data::Usual, _) => (r.below(255) as i32 - 127) as i8,
                 (Data::Extreme, 0) => fixed,
                 (Data::Extreme, _) => r.pick(&[127, -127, 0, 1]),
+                (Data::Largest { .. }, 0 | 1) => fixed,
+                (Data::Largest { .. }, _) => r.pick(&[127, -127]),
             });
             let scale = match data {
                 Data::Usual => (1 + r.below(1000)) as f32 / 12345.0,
                 Data::Extreme => r.pick(&[0.0, 1e-42, 1.0, 1e20, 3e-39, 0.007]),
+                Data::Largest { .. } => 1.0,
             };
             let halves = [0, 16].map(|h| codes[h..h + 16].iter().map(|&c| c as i32).sum::<i32>());
             put(layout.scales_offset + 4 * b, scale.to_le_bytes());
