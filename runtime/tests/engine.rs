@@ -4,9 +4,9 @@
 mod common;
 
 use common::naive::Naive;
-use common::{Folder, Options, Random, Style, Tiny, threads};
-use omex_kernels::WeightFormat;
-use omex_kernels::spec::KvFormat;
+use common::{EPS, Folder, Options, Random, Style, Tiny, feature_sets, threads};
+use omex_kernels::spec::{self, Activation, KvFormat, NormKind};
+use omex_kernels::{KernelSpec, WeightFormat};
 use omex_runtime::Session;
 
 fn bits(logits: &[f32]) -> Vec<u32> {
@@ -41,8 +41,10 @@ fn logits_are_those_of_the_naive_evaluation() {
         let wanted: Vec<_> = tokens.iter().map(|&t| bits(&naive.push(t))).collect();
         let distinct: std::collections::BTreeSet<_> = wanted.iter().collect();
         assert!(distinct.len() > 140, "the model ignores its input");
-        for read in [false, true] {
-            let tiny = Tiny::new(Options { read, ..options });
+        let sets = feature_sets().into_iter();
+        for (read, features) in sets.flat_map(|set| [(false, set.clone()), (true, set)]) {
+            let mut tiny = Tiny::new(Options { read, ..options });
+            tiny.plan.target.features = features;
             let folder = Folder::new(&format!("engine-{}-{style:?}-{read}", format.name()));
             let plan = tiny.write(&folder.0);
             for (thread_count, chunk) in [(1, 1), (1, 64), (2, 7), (3, 64), (4, 33)] {
@@ -57,11 +59,72 @@ fn logits_are_those_of_the_naive_evaluation() {
                         let at = (position + column) as usize;
                         assert!(
                             logits == wanted[at],
-                            "{} threads, read {read}, position {at}",
-                            thread_count
+                            "{thread_count} threads, read {read}, {:?}, position {at}",
+                            tiny.plan.target.features
                         );
                     }
                     position += chunk.len() as u32;
+                }
+            }
+        }
+    }
+}
+
+/// Every norm, with float and with quantized results: for lengths that are no multiple of
+/// the 16 lanes where the result is float.
+#[test]
+fn norms_are_those_of_the_naive_evaluation() {
+    use {Activation::F32, Activation::Q8, WeightFormat::Q8_0};
+    let mut cases = Vec::new();
+    for kind in [NormKind::Rms, NormKind::Layer] {
+        for (bias, residual) in [(false, false), (false, true), (true, false), (true, true)] {
+            for (output, len) in [(F32, 1), (F32, 37), (F32, 64), (Q8, 32), (Q8, 352)] {
+                cases.push((kind, bias, residual, output, len));
+            }
+        }
+    }
+    for (kind, bias, residual, output, len) in cases {
+        let spec = KernelSpec::Norm {
+            kind,
+            len,
+            eps: spec::F32::new(EPS),
+            bias,
+            residual,
+            output,
+        };
+        let mut tiny = Tiny::of_norm(
+            spec,
+            Options {
+                format: if output == Q8 {
+                    Q8_0
+                } else {
+                    WeightFormat::F32
+                },
+                ..Options::default()
+            },
+        );
+        let tokens: Vec<u32> = (0..tiny.plan.model.vocabulary).collect();
+        let naive = Naive::new(&tiny);
+        let wanted: Vec<_> = tokens
+            .iter()
+            .map(|&token| bits(&naive.logits_of_norm(token, spec)))
+            .collect();
+        for features in feature_sets() {
+            tiny.plan.target.features = features;
+            let folder = Folder::new("norms");
+            let plan = tiny.write(&folder.0);
+            let mut session = Session::load(&plan, &threads(2)).unwrap();
+            let engine = session.engine();
+            for (chunk, wanted) in tokens.chunks(50).zip(wanted.chunks(50)) {
+                engine.forward(chunk, 0).unwrap();
+                for (column, wanted) in wanted.iter().enumerate() {
+                    let logits = bits(engine.logits(column as u32).unwrap());
+                    assert!(
+                        &logits == wanted,
+                        "{spec:?}, {:?}, token {}",
+                        tiny.plan.target.features,
+                        chunk[column]
+                    );
                 }
             }
         }

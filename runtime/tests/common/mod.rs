@@ -114,6 +114,7 @@ pub(crate) fn vocabulary() -> Vocabulary {
         add_eos: false,
         add_space_prefix: false,
         strip_right: false,
+        strip_left: None,
         chat_template: None,
     }
 }
@@ -359,17 +360,16 @@ impl Tiny {
         let Options {
             format,
             tied,
-            read,
             columns_max,
             seed,
             style,
             kv: kv_format,
             head_columns,
             sequences,
+            ..
         } = options;
         let capped = style == Style::Capped;
         let random = &mut Random(seed);
-        let tokenizer = tokenizer::compile(&vocabulary()).unwrap();
         let vocabulary = vocabulary().tokens.len() as u32;
         let x_format = Activation::for_weights(format);
         let mut pages = Pages::default();
@@ -585,7 +585,113 @@ impl Tiny {
             d.phase(vec![("softcap", softcap, vec![B(raw), B(logits)])]);
         }
 
-        let slots: Vec<BufferId> = if read {
+        d.plan(pages, options, vocabulary, (tokens, logits), body_phases)
+    }
+
+    /// A model of one norm of `len` elements between an embedding table and a head,
+    /// the normed vector being its own residual where `spec` has one. Rows of the table
+    /// are ordinary, huge, denormal, constant, or far from zero.
+    pub(crate) fn of_norm(spec: KernelSpec, options: Options) -> Tiny {
+        use Arg::Buffer as B;
+        let KernelSpec::Norm {
+            len,
+            bias,
+            residual,
+            output,
+            ..
+        } = spec
+        else {
+            panic!("not a norm")
+        };
+        let random = &mut Random(options.seed);
+        let vocabulary = vocabulary().tokens.len() as u32;
+        let mut pages = Pages::default();
+        let mut d = Draft {
+            columns_max: options.columns_max,
+            ..Draft::default()
+        };
+        let tokens = d.buffer("tokens", BufferKind::Tokens, options.columns_max as u64 * 4);
+        let x = d.columns("x", Activation::F32, len);
+        let normed = d.columns("normed", output, len);
+        let logits = d.buffer(
+            "logits",
+            BufferKind::Logits,
+            u64::from(pad_to_panel(vocabulary)) * 4,
+        );
+        let rows: Vec<Vec<u8>> = (0..vocabulary)
+            .map(|token| {
+                let mut value = || match token % 6 {
+                    0 | 1 => random.float(),
+                    2 => random.float() * 1e17,
+                    3 => f32::from_bits(random.next() & 0x8000_0fff),
+                    4 => -7.5,
+                    _ => 3e4 + random.float(),
+                };
+                (0..len).flat_map(|_| value().to_le_bytes()).collect()
+            })
+            .collect();
+        let table = pages.tensor(
+            "embedding",
+            WeightFormat::F32,
+            PackedLayout::Rows,
+            (vocabulary, len),
+            &rows,
+        );
+        let embed = KernelSpec::Embed {
+            format: WeightFormat::F32,
+            layout: TableLayout::Rows,
+            rows: vocabulary,
+            k: len,
+            scale: F32::new(1.0),
+        };
+        d.phase(vec![("embed", embed, vec![B(tokens), table, B(x)])]);
+        let mut args = vec![B(x), pages.vector(random, "norm", len)];
+        if bias {
+            args.push(pages.vector(random, "norm_bias", len));
+        }
+        if residual {
+            args.push(B(x));
+        }
+        args.push(B(normed));
+        d.phase(vec![("norm", spec, args)]);
+        let body_phases = d.phases.len() as u32;
+        let head = pages.matrix(random, "head", options.format, vocabulary, len);
+        let head_spec = matmul(options.format, vocabulary, len, false);
+        d.phase(vec![(
+            "head",
+            head_spec,
+            vec![head, Arg::SelectedColumn(normed), B(logits)],
+        )]);
+        d.plan(pages, options, vocabulary, (tokens, logits), body_phases)
+    }
+
+    /// Writes plan and packed model into a folder; returns the plan's path.
+    pub(crate) fn write(&self, folder: &Path) -> PathBuf {
+        let digest = &self.plan.weights.packed_digest;
+        std::fs::write(folder.join(packed_file_name(digest)), &self.packed).unwrap();
+        self.write_plan(folder, &[])
+    }
+
+    pub(crate) fn write_plan(&self, folder: &Path, code: &[u8]) -> PathBuf {
+        let image = file::encode(&self.plan, arch(), code, &self.tokenizer, None);
+        let path = folder.join("plan.bin");
+        std::fs::write(&path, image.bytes).unwrap();
+        path
+    }
+}
+
+impl Draft {
+    /// The plan of these steps, with its pages in slots of their own when `options` says so.
+    fn plan(
+        mut self,
+        pages: Pages,
+        options: Options,
+        vocabulary: u32,
+        (tokens, logits): (BufferId, BufferId),
+        body_phases: u32,
+    ) -> Tiny {
+        let d = &mut self;
+        let slots: Vec<BufferId> = if options.read {
             let slot = |(i, page): (usize, &Vec<u8>)| {
                 d.buffer(
                     &format!("page{i}"),
@@ -621,7 +727,7 @@ impl Tiny {
             weights: Weights {
                 packed_digest: digest,
                 packed_file_bytes: packed.len() as u64,
-                source: if read {
+                source: if options.read {
                     WeightSource::Read { slots }
                 } else {
                     WeightSource::Mapped
@@ -632,17 +738,17 @@ impl Tiny {
             constants: (0..ROPE.pairs)
                 .map(|i| inverse_frequency(10000.0, i, 2 * ROPE.pairs))
                 .collect(),
-            kernels: d.kernels,
-            buffers: d.buffers,
+            kernels: self.kernels,
+            buffers: self.buffers,
             arena_bytes,
-            steps: d.steps,
-            phases: d.phases,
+            steps: self.steps,
+            phases: self.phases,
             body_phases,
             tokens_buffer: tokens,
             logits_buffer: logits,
-            columns_max,
-            head_columns_max: head_columns,
-            sequences_max: sequences,
+            columns_max: options.columns_max,
+            head_columns_max: options.head_columns,
+            sequences_max: options.sequences,
             threads_max: 4,
             program: program(),
             memory: MemoryContract { items: vec![] },
@@ -651,25 +757,35 @@ impl Tiny {
         Tiny {
             plan,
             packed,
-            tokenizer,
-            style,
-            kv: kv_format,
+            tokenizer: tokenizer::compile(&self::vocabulary()).unwrap(),
+            style: options.style,
+            kv: options.kv,
         }
     }
+}
 
-    /// Writes plan and packed model into a folder; returns the plan's path.
-    pub(crate) fn write(&self, folder: &Path) -> PathBuf {
-        let digest = &self.plan.weights.packed_digest;
-        std::fs::write(folder.join(packed_file_name(digest)), &self.packed).unwrap();
-        self.write_plan(folder, &[])
+/// The features of targets between which the runtime's own kernels differ, as far as this
+/// CPU has them; no feature is the baseline.
+pub(crate) fn feature_sets() -> Vec<Vec<String>> {
+    let mut sets = vec![vec![]];
+    #[cfg(target_arch = "x86_64")]
+    {
+        let avx2 = ["ssse3", "sse4.1", "sse4.2", "avx", "avx2", "f16c"];
+        let avx512 = ["avx512f", "avx512bw", "avx512vl"];
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+            sets.push(avx2.map(String::from).to_vec());
+            if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
+                sets.push(
+                    avx2.iter()
+                        .chain(&avx512)
+                        .copied()
+                        .map(String::from)
+                        .collect(),
+                );
+            }
+        }
     }
-
-    pub(crate) fn write_plan(&self, folder: &Path, code: &[u8]) -> PathBuf {
-        let image = file::encode(&self.plan, arch(), code, &self.tokenizer, None);
-        let path = folder.join("plan.bin");
-        std::fs::write(&path, image.bytes).unwrap();
-        path
-    }
+    sets
 }
 
 pub(crate) fn arch() -> Arch {

@@ -4,8 +4,8 @@ use omex_kernels::reference::{
     self, AttentionHead, HeadTransform, KvHead, KvRing, KvRingMut, Q8Blocks, Q8BlocksMut,
     matmul_panel_f32, matmul_panel_q8,
 };
-use omex_kernels::spec::KvFormat;
-use omex_kernels::{WeightFormat, panel};
+use omex_kernels::spec::{KvFormat, NormKind};
+use omex_kernels::{KernelSpec, WeightFormat, panel};
 use omex_plan::packed::PackedLayout;
 
 use super::{
@@ -177,6 +177,59 @@ impl<'a> Naive<'a> {
             PackedLayout::Vector => unreachable!(),
         }
         row.iter().map(|x| x * 1.5).collect()
+    }
+
+    /// Logits of a token in a model of [`Tiny::of_norm`]. The norm's own formulas stand
+    /// here again, with the sums of `kernels/NUMERICS.md`.
+    pub(crate) fn logits_of_norm(&self, token: u32, spec: KernelSpec) -> Vec<f32> {
+        let KernelSpec::Norm {
+            kind,
+            len,
+            eps,
+            bias,
+            residual,
+            ..
+        } = spec
+        else {
+            panic!("not a norm")
+        };
+        let sum = |terms: &dyn Fn(usize) -> f32| {
+            let mut lanes = [0.0f32; 16];
+            for i in 0..len as usize {
+                lanes[i % 16] += terms(i);
+            }
+            for half in [8, 4, 2, 1] {
+                for i in 0..half {
+                    lanes[i] += lanes[i + half];
+                }
+            }
+            lanes[0]
+        };
+        let (_, table) = self.bytes("embedding");
+        let row = &table[token as usize * len as usize * 4..][..len as usize * 4];
+        let float = |b: &[u8]| f32::from_le_bytes(b.try_into().unwrap());
+        let x: Vec<f32> = row.chunks(4).map(float).collect();
+        let mean = match kind {
+            NormKind::Rms => 0.0,
+            NormKind::Layer => sum(&|i| x[i]) / len as f32,
+        };
+        let centred = |i: usize| match kind {
+            NormKind::Rms => x[i],
+            NormKind::Layer => x[i] - mean,
+        };
+        let r = 1.0 / (sum(&|i| centred(i) * centred(i)) / len as f32 + eps.get()).sqrt();
+        let weight = self.vector("norm");
+        let bias = bias.then(|| self.vector("norm_bias"));
+        let normed: Vec<f32> = (0..len as usize)
+            .map(|i| {
+                let mut value = centred(i) * r * weight[i];
+                if let Some(bias) = &bias {
+                    value += bias[i];
+                }
+                if residual { value + x[i] } else { value }
+            })
+            .collect();
+        self.matmul("head", &normed)
     }
 
     /// Logits behind the next token.
