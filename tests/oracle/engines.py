@@ -131,13 +131,12 @@ class Omex:
         self.threads = threads
 
     @classmethod
-    def build(cls, folder: Path, threads: int) -> "Omex":
-        """Builds a plan of MODEL with the binaries of target/release."""
+    def build(cls, model: Path, folder: Path, threads: int) -> "Omex":
+        """Builds a plan of a GGUF file with the binaries of target/release."""
         binaries = ROOT / "target/release"
         plan = folder / "plan.bin"
         subprocess.run(
-            [binaries / "omexc", "build", CONTAINER, "--target", "host", "-o", plan],
-            cwd=ROOT,
+            [binaries / "omexc", "build", CONTAINER, "-m", model.resolve(), "--any-path", "--target", "host", "-o", plan],
             check=True,
             stdout=subprocess.DEVNULL,
         )

@@ -146,8 +146,6 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-o", "--output", type=Path, help="write the report here as JSON")
     arguments = parser.parse_args()
-    if arguments.model != MODEL and not (arguments.plan or arguments.without_omex):
-        parser.error("--model needs a --plan of it")
     if not arguments.model.exists():
         sys.exit(f"{arguments.model} does not exist; examples/fetch_model.sh fetches it")
 
@@ -156,7 +154,7 @@ def main() -> None:
         if arguments.plan:
             omex = Omex(arguments.omex or "omex", arguments.plan, arguments.threads)
         elif not arguments.without_omex:
-            omex = Omex.build(Path(folder), arguments.threads)
+            omex = Omex.build(arguments.model, Path(folder), arguments.threads)
         report = measure(arguments, omex)
     print(table(report))
     if arguments.output:

@@ -181,7 +181,7 @@ def main() -> None:
         if arguments.plan:
             omex = Omex(arguments.omex, arguments.plan, arguments.threads)
         else:
-            omex = Omex.build(Path(folder), arguments.threads)
+            omex = Omex.build(MODEL, Path(folder), arguments.threads)
         llama = LlamaCpp(arguments.model, arguments.threads, POSITIONS_MAX)
         report = measure(llama, omex, Reference(arguments.model, arguments.threads))
     print(table(report))
