@@ -97,11 +97,113 @@ fn bench_has_the_rows_of_llama_bench() {
         let text = String::from_utf8(ok(&mut bench).stdout).unwrap();
         assert_eq!(text.lines().count(), lines, "{text}");
     }
-    let mut wrong = scratch.omex();
-    fails(
-        wrong.arg("bench").arg("-m").arg(&model).args(["-t", "0"]),
-        2,
-    );
+    let run = |flags: &[&str]| {
+        let mut bench = scratch.omex();
+        bench.arg("bench").arg("-m").arg(&model);
+        bench.args(["-p", "4", "-n", "0", "-r", "1", "-o", "json"]);
+        json(&ok(bench.args(flags)))
+    };
+    for (flags, kv) in [(&["--no-warmup"][..], "f16"), (&["--kv", "q8"], "q8_0")] {
+        let rows = run(flags);
+        assert_eq!(
+            (&rows[0]["type_k"], &rows[0]["type_v"]),
+            (&kv.into(), &kv.into())
+        );
+    }
+    // What llama-bench's own readers look for.
+    let rows = run(&[]);
+    for name in [
+        "build_commit",
+        "build_number",
+        "cpu_info",
+        "gpu_info",
+        "backends",
+        "model_filename",
+        "model_type",
+        "model_size",
+        "model_n_params",
+        "n_batch",
+        "n_ubatch",
+        "n_threads",
+        "type_k",
+        "type_v",
+        "n_prompt",
+        "n_gen",
+        "n_depth",
+        "test_time",
+        "avg_ns",
+        "stddev_ns",
+        "avg_ts",
+        "stddev_ts",
+        "samples_ns",
+        "samples_ts",
+    ] {
+        assert!(!rows[0][name].is_null(), "{name} is missing");
+    }
+    for (flags, status, message) in [
+        (&["-t", "0"][..], 2, "at least 1 thread"),
+        (&["-p", "many"], 2, "`many` is no number"),
+        (&["-pg", "8"], 2, "two numbers"),
+        (&["-d", "4000"], 3, "trained for 2048"),
+        (
+            &["-d", "3000000000", "-n", "3000000000"],
+            3,
+            "trained for 2048",
+        ),
+        (&["--kv", "q4"], 2, "q4"),
+        (&["-ngl", "99"], 2, "gl"),
+    ] {
+        let mut wrong = scratch.omex();
+        let output = fails(wrong.arg("bench").arg("-m").arg(&model).args(flags), status);
+        assert!(output.contains(message), "{flags:?}: {output}");
+    }
+}
+
+/// A model that is not known is no model: nothing is guessed, and the name is said.
+#[test]
+fn unknown_models_are_refused_by_name() {
+    let scratch = Scratch::new("unknown");
+    let sound = std::fs::read(tiny(&scratch, "m.gguf", &["--tied", "false"])).unwrap();
+    for (name, other, message) in [
+        ("llama", "xlama", "architecture `xlama` is not supported"),
+        (
+            "output.weight",
+            "outputs.weird",
+            "tensor `outputs.weird` is no part of the model",
+        ),
+        (
+            "blk.1.ffn_up.weight",
+            "blk.7.ffn_up.weight",
+            "tensor `blk.1.ffn_up.weight` is missing",
+        ),
+    ] {
+        assert_eq!(name.len(), other.len());
+        // A string of a GGUF file stands behind its length.
+        let spelled = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+        let (name, other) = (spelled(name), spelled(other));
+        let at = sound.windows(name.len()).position(|w| w == name);
+        let mut model = sound.clone();
+        model[at.unwrap()..][..name.len()].copy_from_slice(&other);
+        let model = scratch.write("unknown.gguf", model);
+        let mut bench = scratch.omex();
+        let bench = bench.arg("bench").arg("-m").arg(&model);
+        let stderr = fails(bench.args(["-p", "1", "-n", "0"]), 3);
+        assert!(stderr.contains(message), "{stderr}");
+    }
+}
+
+#[test]
+fn int8_caches_need_whole_blocks() {
+    let scratch = Scratch::new("blocks");
+    let model = tiny(&scratch, "m.gguf", &["--head", "48", "--type", "F16"]);
+    let mut bench = scratch.omex();
+    let bench = bench
+        .arg("bench")
+        .arg("-m")
+        .arg(&model)
+        .args(["--kv", "q8"]);
+    let stderr = fails(bench.args(["-p", "1", "-n", "0"]), 3);
+    assert!(stderr.contains("the model's heads have 48"), "{stderr}");
 }
 
 #[test]

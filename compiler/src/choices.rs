@@ -1,5 +1,6 @@
 //! The sizes that a plan is built for: context, prefill chunk, threads, budget.
 
+use omex_kernels::spec::KvFormat;
 use omex_plan::task::{Node, NodeKind, Program};
 use omex_plan::{NodeId, SEQUENCES_MAX};
 
@@ -15,6 +16,8 @@ const COLUMNS: [u32; 10] = [512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
 const SEQUENCES: [u32; 4] = [8, 4, 2, 1];
 /// Threads that every plan admits, so that results can be compared on any machine.
 const THREADS_MIN: u32 = 3;
+/// Elements of a head that share a scale in an int8 cache.
+const KV_BLOCK: u32 = 32;
 /// Positions of a KV ring are a multiple of this.
 const RING_MULTIPLE: u32 = omex_kernels::spec::KV_GROUP;
 
@@ -30,6 +33,24 @@ pub fn ring(context: u32, window: Option<u32>, columns: u32) -> u32 {
     let needed = u64::from(window.max(RING_MULTIPLE)) + u64::from(columns) - 1;
     let ring = needed.next_multiple_of(u64::from(RING_MULTIPLE));
     u32::try_from(ring).map_or(all, |ring| ring.min(all))
+}
+
+/// Checks that heads of `head_len` elements can be kept in `format`.
+///
+/// # Errors
+///
+/// Heads of which int8 blocks are no whole part.
+pub fn check_cache(format: KvFormat, head_len: u32) -> Result<(), Diagnostic> {
+    match format {
+        KvFormat::Q8 if !head_len.is_multiple_of(KV_BLOCK) => Err(Diagnostic::error(
+            Code::ModelUnsupported,
+            format!(
+                "keys and values are kept in q8 by blocks of {KV_BLOCK} elements, and the model's heads have {head_len}"
+            ),
+        )
+        .help("leave out --kv q8")),
+        KvFormat::F16 | KvFormat::Q8 => Ok(()),
+    }
 }
 
 /// The number of threads that a plan admits.

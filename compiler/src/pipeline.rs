@@ -141,6 +141,7 @@ pub fn compile(inputs: &Inputs<'_>, options: &Options) -> Result<Compiled, Vec<D
     let program = program(inputs.task, inputs.prompts)?;
     let context = choices::context(inputs.task, &program, h.context_len, options.context);
     let context = context.map_err(|e| vec![e])?;
+    choices::check_cache(options.kv, h.head_len).map_err(|e| vec![e])?;
     let (limit, warning) = choices::budget(inputs.task, &options.limits);
 
     let model = Model {

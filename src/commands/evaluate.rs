@@ -20,6 +20,9 @@ pub struct PlanArgs {
     /// RAM of the whole process, when a plan is built, e.g. 1200MiB
     #[arg(long)]
     ram: Option<OsString>,
+    /// How keys and values are kept, when a plan is built: f16 or q8
+    #[arg(long)]
+    kv: Option<OsString>,
     /// The cache directory, instead of the user's
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<OsString>,
@@ -48,12 +51,11 @@ pub(super) struct PlanPath {
 }
 
 /// A task that evaluates plain text: its program is never run.
-fn container(context: u32) -> String {
+fn container() -> String {
     serde_json::json!({
         "omex_version": "0.3",
         "task_id": "evaluate",
         "task_type": "chat",
-        "model_requirements": { "max_sequence_tokens": context },
         "task_flow": [
             { "id": "tokenize", "type": "tokenize", "input": "-", "output": "tokens" },
             { "id": "forward", "type": "forward_pass", "input": "tokens", "output": "logits" },
@@ -94,13 +96,14 @@ impl PlanArgs {
                 self.ubatch_size.map(|n| n.to_string().into()),
             ),
             ("--ram", self.ram.clone()),
+            ("--kv", self.kv.clone()),
             ("--cache-dir", self.cache_dir.clone()),
         ] {
             if let Some(value) = value {
                 flags.extend([OsString::from(flag), value]);
             }
         }
-        let text = container(context);
+        let text = container();
         let path =
             child::build(Container::Text(text.as_bytes()), &flags)?.map_err(Unopened::Exit)?;
         // Packed models lie in the cache, beside the folder of plans.

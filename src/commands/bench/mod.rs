@@ -33,12 +33,15 @@ pub struct BenchArgs {
     /// Tokens in the context before each test
     #[arg(short = 'd', long, default_value = "0", value_parser = numbers)]
     n_depth: Vec<Numbers>,
-    /// Runs of each test, after one that only warms up
+    /// Runs of each test, after one that only warms up and generates one token at most
     #[arg(short, long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repetitions: u32,
     /// Threads; all cores without it
     #[arg(short, long, value_parser = numbers)]
     threads: Vec<Numbers>,
+    /// Time the first run too
+    #[arg(long)]
+    no_warmup: bool,
     #[arg(short, long, value_enum, default_value_t = Format::Md)]
     output: Format,
     /// Time each kernel of the plan, beside what the machine's memory and arithmetic can do
@@ -164,7 +167,7 @@ fn measure(
             let test_time = SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |t| t.as_secs());
-            let samples_ns = samples(&mut session, test, args.repetitions)?;
+            let samples_ns = samples(&mut session, test, args)?;
             printer.row(&Row {
                 plan,
                 model,
@@ -202,23 +205,24 @@ impl Tokens {
     }
 }
 
-fn samples(session: &mut Session, test: Test, repetitions: u32) -> Result<Vec<u64>, RunError> {
+fn samples(session: &mut Session, test: Test, args: &BenchArgs) -> Result<Vec<u64>, RunError> {
     let tokenizer = session.tokenizer();
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
     let engine = session.engine();
     let mut tokens = Tokens::new(engine.plan().model.vocabulary);
     let mut pass = Vec::with_capacity(engine.plan().columns_max as usize);
-    // Everything that is read from now on has been read once before.
-    let warm_up = Test {
-        n_prompt: test.n_prompt.min(1),
-        n_gen: test.n_gen.min(1),
-        n_depth: 0,
-    };
-    one(engine, warm_up, bos, &mut tokens, &mut pass)?;
+    if !args.no_warmup {
+        let warm_up = Test {
+            n_gen: test.n_gen.min(1),
+            n_depth: 0,
+            ..test
+        };
+        one(engine, warm_up, bos, &mut tokens, &mut pass)?;
+    }
     if test.n_depth > 0 {
         prompt(engine, 0, test.n_depth, bos, &mut tokens, &mut pass)?;
     }
-    (0..repetitions)
+    (0..args.repetitions)
         .map(|_| {
             let began = Instant::now();
             one(engine, test, bos, &mut tokens, &mut pass)?;

@@ -2,7 +2,8 @@
 
 use std::io::{self, Write};
 
-use omex_kernels::WeightFormat;
+use omex_kernels::spec::KvFormat;
+use omex_kernels::{KernelSpec, WeightFormat};
 use omex_plan::Plan;
 use serde_json::{Value, json};
 
@@ -118,8 +119,8 @@ fn fields(row: &Row<'_>) -> Vec<(&'static str, Value)> {
         ("n_batch", json!(plan.columns_max)),
         ("n_ubatch", json!(plan.columns_max)),
         ("n_threads", json!(row.threads)),
-        ("type_k", json!("f16")),
-        ("type_v", json!("f16")),
+        ("type_k", json!(kv_type(plan))),
+        ("type_v", json!(kv_type(plan))),
         ("n_prompt", json!(row.test.n_prompt)),
         ("n_gen", json!(row.test.n_gen)),
         ("n_depth", json!(row.test.n_depth)),
@@ -135,6 +136,21 @@ fn fields(row: &Row<'_>) -> Vec<(&'static str, Value)> {
         ),
         ("rss_peak_bytes", json!(row.rss_peak_bytes)),
     ]
+}
+
+/// ggml's name of what keys and values are kept in.
+fn kv_type(plan: &Plan) -> &'static str {
+    let format = plan.kernels.iter().find_map(|kernel| {
+        if let KernelSpec::KvStore { format, .. } = *kernel.spec() {
+            Some(format)
+        } else {
+            None
+        }
+    });
+    match format {
+        None | Some(KvFormat::F16) => "f16",
+        Some(KvFormat::Q8) => "q8_0",
+    }
 }
 
 fn tokens_per_second(row: &Row<'_>) -> Vec<f64> {
