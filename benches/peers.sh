@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds llama.cpp for this machine (release, native instructions, CPU only)
 # from the sources that the PyPI package llama-cpp-python carries, into
-# target/peers/bin. Needs a C++ compiler, cmake and python3 with pip.
+# target/peers/bin. Needs a C++ compiler, cmake and python3 with pip. With the
+# argument `sources` it only fetches them.
 set -euo pipefail
 
 version="0.3.36"
@@ -21,6 +22,8 @@ if [[ ! -d "$sources" ]]; then
     sed -i 's|^    _tile_loadconfig(&tc);|    __asm__ volatile("" : : "m"(tc));\n&|' \
         "$sources/ggml/src/ggml-cpu/amx/mmq.cpp"
 fi
+
+[[ "${1:-}" == sources ]] && exit
 
 echo "peers: building llama.cpp, which takes some minutes" >&2
 cmake -S "$sources" -B "$peers" -DLLAMA_BUILD_COMMIT="llama-cpp-python-$version" -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=ON \

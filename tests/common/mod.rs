@@ -67,7 +67,7 @@ impl Scratch {
     }
 
     /// A command in this folder that sees no configuration but its own.
-    fn command(&self, program: &str) -> Command {
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command
             .current_dir(&self.0)
@@ -86,7 +86,11 @@ impl Scratch {
         let mut command = self.omexc();
         command.arg("build").arg(&file).arg("-o").arg(&out);
         // The model lies outside the scratch folder.
-        ok(command.args(["--any-path", "--target", "host"]).args(flags));
+        command.arg("--any-path");
+        if !flags.contains(&"--target") {
+            command.args(["--target", "host"]);
+        }
+        ok(command.args(flags));
         out
     }
 }

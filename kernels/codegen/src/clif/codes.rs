@@ -45,20 +45,6 @@ pub(super) struct Constants {
     table: Option<Value>,
 }
 
-impl Constants {
-    pub(super) fn registers(&self) -> usize {
-        [
-            self.low_mask,
-            self.high_nibble_mask,
-            self.high_mask,
-            self.table,
-        ]
-        .iter()
-        .flatten()
-        .count()
-    }
-}
-
 impl Codes {
     pub(super) fn new(format: WeightFormat, q: &Quantized, domain: Domain) -> Codes {
         let bits = q.codes;
@@ -118,6 +104,14 @@ impl Codes {
     /// Planes that the bits of a code lie in.
     pub(super) fn planes(&self) -> usize {
         1 + (self.bits.high > 0) as usize
+    }
+
+    /// Registers that [`Codes::constants`] occupy.
+    pub(super) fn constant_registers(&self, in_place: bool) -> usize {
+        (self.bits.low < 8) as usize
+            + in_place as usize
+            + (self.bits.high > 0) as usize
+            + !matches!(self.map, Map::Plain) as usize
     }
 
     pub(super) fn constants(&self, e: &mut Emit, in_place: bool) -> Constants {

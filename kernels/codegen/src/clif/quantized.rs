@@ -1,10 +1,11 @@
 //! Matmul of quantized weights with int8 activations.
 //!
 //! A pass goes through a panel in chunks of up to eight 32-blocks: the chunk's
-//! headers are unpacked into a table, then its blocks follow in a loop. One
-//! column keeps its f32 sums in registers and takes all 16 rows of a block; a
-//! tile of columns takes 8 rows at a time and keeps its f32 sums in the frame,
-//! because the registers hold the integer sums of rows x columns.
+//! headers are unpacked into a table, then its blocks follow in a loop. Headers
+//! of one block are converted on the way where there are registers for it. One
+//! column keeps its f32 sums in registers; a tile of columns keeps them in the
+//! frame, because the registers hold the integer sums of rows x columns. A body
+//! takes 16 rows of a block where that many integer sums fit, else 8.
 
 use super::codes::{Codes, Constants, GROUPS, Steps};
 use super::dot::{Dot, Sum};
@@ -17,10 +18,8 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use omex_kernels::activation::Q8Layout;
 use omex_kernels::format::Quantized;
 
-/// Quads that a block body holds integer sums of.
-const BODY_QUADS: usize = 2;
-/// Bytes of 8 rows: in a step of codes, a field of scales and a column of sums.
-const HALF_PANEL: u64 = 32;
+/// Bytes of a quad: in a step of codes, a field of scales and a column of sums.
+const QUAD: u32 = 16;
 /// f32 bytes of 16 rows.
 const COLUMN: u32 = 64;
 
@@ -30,7 +29,10 @@ struct Kernel<'k> {
     scales: Scales,
     codes: Codes,
     dot: Dot,
-    /// 32-blocks per chunk.
+    /// Quads that a body holds integer sums of: for one column, for a tile.
+    column_quads: usize,
+    tile_quads: usize,
+    /// 32-blocks per chunk, where headers are unpacked into the table.
     chunk: u32,
     quant_bytes: u32,
 }
@@ -42,7 +44,20 @@ struct Cursor {
     activations: Value,
     scales: Value,
     sums: Value,
+    /// In the table, or the header itself where no table is made.
     entry: Value,
+}
+
+/// How a pass goes through a panel.
+struct Shape {
+    /// Quads that a body holds integer sums of.
+    quads: usize,
+    /// 32-blocks of one loop.
+    blocks: u32,
+    /// Headers are converted by the body that needs them; else there is a table.
+    headers: Option<F16ToF32>,
+    /// High nibbles stay where they are, as 16 times their codes.
+    in_place: bool,
 }
 
 /// The f32 sums of a pass.
@@ -71,7 +86,26 @@ pub(super) fn build(e: &mut Emit, frame: &Frame, q: &Quantized, isa: &Isa) {
         1 => 4,
         _ => 2,
     };
+    let quads = |columns: usize| {
+        // The f32 sums, or a column's activations and what is made of them.
+        let floats = if columns == 1 { QUADS + 2 } else { columns + 1 };
+        let partial = scales.per_16 && columns == 1;
+        let per_quad = columns * dot.sum_registers(&codes, groups)
+            + dot.weight_registers()
+            + if columns == 1 { codes.planes() } else { 0 }
+            + partial as usize;
+        // Two more convert headers.
+        let fixed = floats + codes.constant_registers(false) + 2;
+        if QUADS * per_quad + fixed <= registers(isa.arch) {
+            QUADS
+        } else {
+            QUADS / 2
+        }
+    };
+    let (column_quads, tile_quads) = (quads(1), quads(tile));
     let kernel = Kernel {
+        column_quads,
+        tile_quads,
         layout: Q8Layout::new(frame.k),
         quant_bytes: q.quant_bytes(),
         frame,
@@ -90,7 +124,7 @@ pub(super) fn build(e: &mut Emit, frame: &Frame, q: &Quantized, isa: &Isa) {
         },
         sums: e.stack(tile as u32 * COLUMN),
         partial: if kernel.scales.per_16 {
-            e.stack((tile * BODY_QUADS) as u32 * 16)
+            e.stack((tile * tile_quads) as u32 * QUAD)
         } else {
             table
         },
@@ -100,9 +134,9 @@ pub(super) fn build(e: &mut Emit, frame: &Frame, q: &Quantized, isa: &Isa) {
 
 impl Kernel<'_> {
     fn pass(&self, e: &mut Emit, scratch: &Scratch, pass: &Pass) {
-        let in_place = pass.columns == 1 && self.dot == Dot::Vnni && self.codes.nibbles_in_place();
-        let constants = self.codes.constants(e, in_place);
         let halves = F16ToF32::new(e);
+        let shape = self.shape(e, pass.columns, halves);
+        let constants = self.codes.constants(e, shape.in_place);
         let zero = e.f32s(0.0);
         if pass.columns > 1 {
             for i in 0..pass.columns as u32 * 4 {
@@ -119,25 +153,28 @@ impl Kernel<'_> {
         if pass.columns == 1 {
             carried.extend([zero; QUADS]);
         }
-        let chunks = self.frame.k / 32 / self.chunk;
+        let chunks = self.frame.k / 32 / shape.blocks;
         let done = e.repeat(chunks, &carried, |e, v| {
-            let header = self.unpack(e, scratch, v[0], halves);
+            let (header, entry) = match shape.headers {
+                Some(_) => (v[0], v[0]),
+                None => (self.unpack(e, scratch, v[0], halves), scratch.table),
+            };
             let at = Cursor {
                 codes: v[1],
                 activations: v[2],
                 scales: v[3],
                 sums: v[4],
-                entry: scratch.table,
+                entry,
             };
             if pass.columns == 1 {
                 let sums = v[5..].try_into().expect("four quads");
-                let (at, sums) = self.chunk_of_column(e, &constants, scratch, at, sums, in_place);
+                let (at, sums) = self.chunk_of_column(e, &constants, scratch, at, sums, &shape);
                 let mut next = vec![header, at.codes, at.activations, at.scales, at.sums];
                 next.extend(sums);
                 next
             } else {
-                self.chunk_of_tile(e, &constants, scratch, at, pass.columns);
-                let blocks = self.chunk as u64;
+                self.chunk_of_tile(e, &constants, scratch, at, &shape, pass.columns);
+                let blocks = shape.blocks as u64;
                 vec![
                     header,
                     e.advance(at.codes, blocks * self.quant_bytes as u64),
@@ -157,6 +194,26 @@ impl Kernel<'_> {
                 };
                 self.frame.write(e, pass, column, quad, sum);
             }
+        }
+    }
+
+    fn shape(&self, e: &Emit, columns: usize, halves: F16ToF32) -> Shape {
+        let quads = if columns == 1 {
+            self.column_quads
+        } else {
+            self.tile_quads
+        };
+        // A body of all rows converts a header once.
+        let inline = quads == QUADS && e.arch == Arch::Aarch64 && self.scales.are_plain();
+        Shape {
+            quads,
+            blocks: if inline {
+                self.frame.k / 32
+            } else {
+                self.chunk
+            },
+            headers: inline.then_some(halves),
+            in_place: columns == 1 && self.dot == Dot::Vnni && self.codes.nibbles_in_place(),
         }
     }
 
@@ -181,14 +238,14 @@ impl Kernel<'_> {
         scratch: &Scratch,
         at: Cursor,
         sums: [Value; QUADS],
-        in_place: bool,
+        shape: &Shape,
     ) -> (Cursor, [Value; QUADS]) {
         let mut carried = at.to_vec();
         carried.extend(sums);
-        let v = e.repeat(self.chunk, &carried, |e, v| {
+        let v = e.repeat(shape.blocks, &carried, |e, v| {
             let at = Cursor::from_slice(v);
             let mut sums: [Value; QUADS] = v[Cursor::LEN..].try_into().expect("four quads");
-            for first in (0..QUADS).step_by(BODY_QUADS) {
+            for first in (0..QUADS).step_by(shape.quads) {
                 let body = Body {
                     kernel: self,
                     constants,
@@ -196,12 +253,12 @@ impl Kernel<'_> {
                     common: scratch.common,
                     partial: scratch.partial,
                     columns: 1,
+                    shape,
                     first_quad: first,
-                    in_place,
                 };
                 body.emit(e, &mut Sums::Registers(&mut sums));
             }
-            let mut next = self.next(e, at).to_vec();
+            let mut next = self.next(e, at, shape).to_vec();
             next.extend(sums);
             next
         });
@@ -211,47 +268,54 @@ impl Kernel<'_> {
         )
     }
 
-    /// Both halves of the panel's rows for all columns of a tile.
+    /// All of the panel's rows for all columns of a tile.
     fn chunk_of_tile(
         &self,
         e: &mut Emit,
         constants: &Constants,
         scratch: &Scratch,
         at: Cursor,
+        shape: &Shape,
         columns: usize,
     ) {
-        let halves = [at.codes, scratch.table, scratch.common, scratch.sums];
-        e.repeat(2, &halves, |e, half| {
+        let rows = [at.codes, at.entry, scratch.common, scratch.sums];
+        let bodies = (QUADS / shape.quads) as u32;
+        e.repeat(bodies, &rows, |e, rows| {
             let start = Cursor {
-                codes: half[0],
-                entry: half[1],
+                codes: rows[0],
+                entry: rows[1],
                 ..at
             };
-            e.repeat(self.chunk, &start.to_vec(), |e, v| {
+            e.repeat(shape.blocks, &start.to_vec(), |e, v| {
                 let body = Body {
                     kernel: self,
                     constants,
                     at: Cursor::from_slice(v),
-                    common: half[2],
+                    common: rows[2],
                     partial: scratch.partial,
                     columns,
+                    shape,
                     first_quad: 0,
-                    in_place: false,
                 };
-                body.emit(e, &mut Sums::Frame(half[3]));
-                self.next(e, body.at).to_vec()
+                body.emit(e, &mut Sums::Frame(rows[3]));
+                self.next(e, body.at, shape).to_vec()
             });
-            half.iter().map(|&p| e.advance(p, HALF_PANEL)).collect()
+            let bytes = shape.quads as u64 * QUAD as u64;
+            rows.iter().map(|&p| e.advance(p, bytes)).collect()
         });
     }
 
-    fn next(&self, e: &mut Emit, at: Cursor) -> Cursor {
+    fn next(&self, e: &mut Emit, at: Cursor, shape: &Shape) -> Cursor {
+        let entry = match shape.headers {
+            Some(_) => self.scales.header_bytes(),
+            None => self.scales.entry_bytes(),
+        };
         Cursor {
             codes: e.advance(at.codes, self.quant_bytes as u64),
             activations: e.advance(at.activations, 32),
             scales: e.advance(at.scales, 4),
             sums: e.advance(at.sums, 8),
-            entry: e.advance(at.entry, self.scales.entry_bytes() as u64),
+            entry: e.advance(at.entry, entry as u64),
         }
     }
 }
@@ -280,7 +344,7 @@ impl Cursor {
     }
 }
 
-/// One 32-block: two quads from `first_quad` on, all columns of the pass.
+/// One 32-block: `quads` quads from `first_quad` on, all columns of the pass.
 struct Body<'b, 'k> {
     kernel: &'b Kernel<'k>,
     constants: &'b Constants,
@@ -288,8 +352,8 @@ struct Body<'b, 'k> {
     common: Value,
     partial: Value,
     columns: usize,
+    shape: &'b Shape,
     first_quad: usize,
-    in_place: bool,
 }
 
 impl Body<'_, '_> {
@@ -297,6 +361,7 @@ impl Body<'_, '_> {
         let scales = &self.kernel.scales;
         if !scales.per_16 {
             let dots = self.dots(e, 0..GROUPS);
+            let [mut scale, mut minimum] = self.scale_and_minimum(e);
             for c in 0..self.columns {
                 let da = self.splat(e, F32X4, self.at.scales, c, 0);
                 let scaled_sum = (scales.minimum != Minimum::None).then(|| {
@@ -304,14 +369,14 @@ impl Body<'_, '_> {
                         self.kernel.layout.scaled_sums_offset - self.kernel.layout.scales_offset;
                     self.splat(e, F32X4, self.at.scales, c, offset)
                 });
-                for q in 0..BODY_QUADS {
-                    let dot = e.f32_from_int(dots[c * BODY_QUADS + q]);
-                    let dw = self.entry(e, 0, q);
+                for q in 0..self.shape.quads {
+                    let dot = e.f32_from_int(dots[c * self.shape.quads + q]);
+                    let dw = scale.load(e, q);
                     let d = e.b.ins().fmul(da, dw);
                     let product = e.b.ins().fmul(dot, d);
                     let mut sum = self.add(e, sums, c, q, product);
                     if let Some(scaled_sum) = scaled_sum {
-                        let m = self.entry(e, scales.minimum_field(), q);
+                        let m = minimum.load(e, q);
                         let product = e.b.ins().fmul(scaled_sum, m);
                         sum = self.apply_minimum(e, sum, product);
                     }
@@ -325,16 +390,19 @@ impl Body<'_, '_> {
         // holds them exactly and their sum is that of the i32.
         let dots = self.dots(e, 0..GROUPS / 2);
         let mut partial = Vec::new();
+        let mut scale = self.field(e, self.at.entry, 0);
         for (i, dot) in dots.into_iter().enumerate() {
             let dot = e.f32_from_int(dot);
-            let s0 = self.entry(e, 0, i % BODY_QUADS);
+            let s0 = scale.load(e, i % self.shape.quads);
             let product = e.b.ins().fmul(dot, s0);
             if self.columns > 1 {
-                e.store(product, Address::new(self.partial).plus(16 * i as u32));
+                e.store(product, Address::new(self.partial).plus(QUAD * i as u32));
             }
             partial.push(product);
         }
         let dots = self.dots(e, GROUPS / 2..GROUPS);
+        let mut scale = self.field(e, self.at.entry, 1);
+        let mut d_w = self.field(e, self.common, 0);
         for c in 0..self.columns {
             let da = self.splat(e, F32X4, self.at.scales, c, 0);
             let group_sums = (scales.minimum != Minimum::None).then(|| {
@@ -343,28 +411,28 @@ impl Body<'_, '_> {
                     e.f32_from_int(sum)
                 })
             });
-            for q in 0..BODY_QUADS {
-                let i = c * BODY_QUADS + q;
+            for q in 0..self.shape.quads {
+                let i = c * self.shape.quads + q;
                 let dot = e.f32_from_int(dots[i]);
-                let s1 = self.entry(e, 1, q);
+                let s1 = scale.load(e, q);
                 let product = e.b.ins().fmul(dot, s1);
                 let first = if self.columns > 1 {
-                    e.load(F32X4, Address::new(self.partial).plus(16 * i as u32))
+                    e.load(F32X4, Address::new(self.partial).plus(QUAD * i as u32))
                 } else {
                     partial[i]
                 };
                 let isum = e.b.ins().fadd(product, first);
-                let d = self.common(e, 0, q);
+                let d = d_w.load(e, q);
                 let d = e.b.ins().fmul(da, d);
                 let product = e.b.ins().fmul(isum, d);
                 let mut sum = self.add(e, sums, c, q, product);
                 if let Some([u0, u1]) = group_sums {
-                    let m0 = self.entry(e, scales.minimum_field(), q);
+                    let m0 = self.quad_of(e, self.at.entry, scales.minimum_field(), q);
                     let product = e.b.ins().fmul(u0, m0);
-                    let m1 = self.entry(e, scales.minimum_field() + 1, q);
+                    let m1 = self.quad_of(e, self.at.entry, scales.minimum_field() + 1, q);
                     let total = e.mul_add(product, u1, m1);
                     let scaled = e.b.ins().fmul(da, total);
-                    let dmin = self.common(e, 1, q);
+                    let dmin = self.quad_of(e, self.common, 1, q);
                     let product = e.b.ins().fmul(scaled, dmin);
                     sum = self.apply_minimum(e, sum, product);
                 }
@@ -376,43 +444,47 @@ impl Body<'_, '_> {
     /// Integer dot products of some groups, by column, then quad.
     fn dots(&self, e: &mut Emit, groups: std::ops::Range<u32>) -> Vec<Value> {
         let kernel = self.kernel;
-        let parts = if self.in_place { 2 } else { 1 };
+        let parts = if self.shape.in_place { 2 } else { 1 };
         let mut dots = Vec::new();
         for c in 0..self.columns {
             let correction = self.correction(e, c, &groups);
-            for _ in 0..BODY_QUADS {
+            for _ in 0..self.shape.quads {
                 dots.push(Sum::new(correction));
                 dots.extend((1..parts).map(|_| Sum::new(None)));
             }
         }
         let keep = self.steps_fit(e, &groups);
-        let mut steps: [_; BODY_QUADS] = std::array::from_fn(|_| Steps::new(keep));
-        let mut four_groups = None;
+        let mut steps: [_; QUADS] = std::array::from_fn(|_| Steps::new(keep));
+        // x86 merges loads into broadcasts; elsewhere lanes of one load are cheaper.
+        let by_lane = self.columns == 1 || e.arch == Arch::Aarch64;
+        let mut four_groups = vec![None; self.columns];
         for group in groups {
-            let weights: [_; BODY_QUADS] = std::array::from_fn(|q| {
-                let at = Address::new(self.at.codes).plus(16 * (self.first_quad + q) as u32);
-                let codes = kernel
-                    .codes
-                    .load(e, self.constants, &mut steps[q], at, group);
-                kernel.dot.weights(e, codes)
-            });
+            let mut weights = Vec::with_capacity(self.shape.quads);
+            for (q, steps) in steps.iter_mut().enumerate().take(self.shape.quads) {
+                let at = Address::new(self.at.codes).plus(QUAD * (self.first_quad + q) as u32);
+                let codes = kernel.codes.load(e, self.constants, steps, at, group);
+                weights.push(kernel.dot.weights(e, codes));
+            }
             for c in 0..self.columns {
-                let splat = if self.columns == 1 {
-                    let whole = match four_groups {
+                let splat = if by_lane {
+                    let whole = match four_groups[c] {
                         Some(whole) if !group.is_multiple_of(4) => whole,
                         Some(_) | None => {
-                            e.load(I8X16, Address::new(self.at.activations).plus(4 * group))
+                            let column = kernel.layout.stride * c as u32;
+                            let at = Address::new(self.at.activations);
+                            e.load(I8X16, at.plus(column + 4 * group))
                         }
                     };
-                    four_groups = Some(whole);
+                    four_groups[c] = Some(whole);
                     e.splat_lane(whole, group % 4)
                 } else {
                     self.splat(e, I8X16, self.at.activations, c, 4 * group)
                 };
                 let a = kernel.dot.activations(e, splat);
-                for (q, w) in weights.into_iter().enumerate() {
-                    let dot = &mut dots[(c * BODY_QUADS + q) * parts + group as usize % parts];
-                    *dot = kernel.dot.step(e, &kernel.codes, *dot, w, a);
+                for (q, w) in weights.iter().enumerate() {
+                    let dot =
+                        &mut dots[(c * self.shape.quads + q) * parts + group as usize % parts];
+                    *dot = kernel.dot.step(e, &kernel.codes, *dot, *w, a);
                 }
             }
         }
@@ -436,17 +508,17 @@ impl Body<'_, '_> {
     /// and the steps must fit into the registers.
     fn steps_fit(&self, e: &Emit, groups: &std::ops::Range<u32>) -> bool {
         let Kernel { dot, codes, .. } = self.kernel;
-        let registers = match e.arch {
-            Arch::X86_64 => 16,
-            Arch::Aarch64 => 32,
-        };
         let groups = groups.end - groups.start;
-        let parts = if self.in_place { 2 } else { 1 };
+        let parts = if self.shape.in_place { 2 } else { 1 };
         let per_quad =
             dot.sum_registers(codes, groups) * parts + dot.weight_registers() + codes.planes();
         let activations = 2;
         self.columns == 1
-            && QUADS + BODY_QUADS * per_quad + self.constants.registers() + activations <= registers
+            && QUADS
+                + self.shape.quads * per_quad
+                + codes.constant_registers(self.shape.in_place)
+                + activations
+                <= registers(e.arch)
     }
 
     /// What the codes' offset adds to the dot products of `groups`, negated.
@@ -485,21 +557,33 @@ impl Body<'_, '_> {
         e.load_splat(ty, at)
     }
 
-    fn entry(&self, e: &mut Emit, field: u32, q: usize) -> Value {
-        self.field(e, self.at.entry, field, q)
+    fn quad_of(&self, e: &mut Emit, base: Value, field: u32, q: usize) -> Value {
+        self.field(e, base, field).load(e, q)
     }
 
-    fn common(&self, e: &mut Emit, field: u32, q: usize) -> Value {
-        self.field(e, self.common, field, q)
+    /// `d_w` and `m_w` of a block with one scale.
+    fn scale_and_minimum(&self, e: &mut Emit) -> [Field; 2] {
+        let scales = &self.kernel.scales;
+        match self.shape.headers {
+            Some(halves) => scales
+                .convert(e, self.at.entry, halves)
+                .map(Field::Registers),
+            None => [0, scales.minimum_field()].map(|field| self.field(e, self.at.entry, field)),
+        }
     }
 
-    fn field(&self, e: &mut Emit, base: Value, field: u32, q: usize) -> Value {
-        let at = Address::new(base).plus(FIELD * field + 16 * (self.first_quad + q) as u32);
-        e.load(F32X4, at)
+    /// The body's quads of a field, which all columns use.
+    fn field(&self, e: &Emit, base: Value, field: u32) -> Field {
+        let first = Address::new(base).plus(FIELD * field + QUAD * self.first_quad as u32);
+        match e.arch {
+            // Loads merge into multiplications.
+            Arch::X86_64 => Field::Memory(first),
+            Arch::Aarch64 => Field::LoadedOnce(first, [None; QUADS]),
+        }
     }
 
     fn sum_address(&self, base: Value, c: usize, q: usize) -> Address {
-        Address::new(base).plus(COLUMN * c as u32 + 16 * (self.first_quad + q) as u32)
+        Address::new(base).plus(COLUMN * c as u32 + QUAD * (self.first_quad + q) as u32)
     }
 
     fn add(&self, e: &mut Emit, sums: &Sums, c: usize, q: usize, term: Value) -> Value {
@@ -523,5 +607,32 @@ impl Body<'_, '_> {
             Minimum::Subtracted => e.b.ins().fsub(sum, product),
             Minimum::None => panic!("the format has no minimum"),
         }
+    }
+}
+
+/// The quads of a field of scales.
+enum Field {
+    Registers([Value; QUADS]),
+    Memory(Address),
+    LoadedOnce(Address, [Option<Value>; QUADS]),
+}
+
+impl Field {
+    fn load(&mut self, e: &mut Emit, q: usize) -> Value {
+        let place = |first: &Address| first.plus(QUAD * q as u32);
+        match self {
+            Field::Registers(values) => values[q],
+            Field::Memory(first) => e.load(F32X4, place(first)),
+            Field::LoadedOnce(first, loaded) => {
+                *loaded[q].get_or_insert_with(|| e.load(F32X4, place(first)))
+            }
+        }
+    }
+}
+
+fn registers(arch: Arch) -> usize {
+    match arch {
+        Arch::X86_64 => 16,
+        Arch::Aarch64 => 32,
     }
 }

@@ -126,6 +126,26 @@ impl Scales {
         self.scales_per_block() * kinds * FIELD
     }
 
+    /// Whether a header is d, and a minimum where there is one, of one block.
+    pub(super) fn are_plain(&self) -> bool {
+        self.q.sub_scales == SubScales::None && self.blocks_per_header() == 1
+    }
+
+    /// The scales and minimums of a plain header; without minimums, the scales twice.
+    pub(super) fn convert(
+        &self,
+        e: &mut Emit,
+        header: Value,
+        halves: F16ToF32,
+    ) -> [[Value; QUADS]; 2] {
+        let header = Address::new(header);
+        let d = self.plane(e, header, halves);
+        match self.minimum {
+            Minimum::None => [d, d],
+            Minimum::Added | Minimum::Subtracted => [d, self.plane(e, header.plus(32), halves)],
+        }
+    }
+
     /// Unpacks one header into its entries at `table` and the common part.
     pub(super) fn unpack(
         &self,
