@@ -134,9 +134,9 @@ pub(super) fn build(e: &mut Emit, frame: &Frame, q: &Quantized, isa: &Isa) {
 
 impl Kernel<'_> {
     fn pass(&self, e: &mut Emit, scratch: &Scratch, pass: &Pass) {
+        let constants = self.codes.constants(e, self.in_place(pass.columns));
         let halves = F16ToF32::new(e);
         let shape = self.shape(e, pass.columns, halves);
-        let constants = self.codes.constants(e, shape.in_place);
         let zero = e.f32s(0.0);
         if pass.columns > 1 {
             for i in 0..pass.columns as u32 * 4 {
@@ -213,8 +213,12 @@ impl Kernel<'_> {
                 self.chunk
             },
             headers: inline.then_some(halves),
-            in_place: columns == 1 && self.dot == Dot::Vnni && self.codes.nibbles_in_place(),
+            in_place: self.in_place(columns),
         }
+    }
+
+    fn in_place(&self, columns: usize) -> bool {
+        columns == 1 && self.dot == Dot::Vnni && self.codes.nibbles_in_place()
     }
 
     /// Unpacks the headers of a chunk; returns the address of the next one.
