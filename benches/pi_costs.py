@@ -10,13 +10,11 @@ from the sources that `benches/peers.sh` fetches, with -O3 and -mcpu, and is the
 function that llama.cpp chooses on that CPU: an interleaved one where its
 `repack.cpp` has one, else the dot product of one row and column.
 
-Needs g++-aarch64-linux-gnu and qemu-user-static, and for the whole tokens
-`examples/cross_aarch64.sh` and `examples/fetch_model.sh`.
+Needs g++-aarch64-linux-gnu and qemu-user-static.
 """
 
 import argparse
 import collections
-import json
 import os
 import re
 import subprocess
@@ -26,7 +24,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "target/peers"
-SMOLLM2 = ROOT / "target/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 ROWS, K = 16, 2048
 # Columns of a step of decoding and of a tile of a prompt.
 DECODE, PREFILL = 1, 4
@@ -49,8 +46,8 @@ FORMATS = {
     "MXFP4": ("mxfp4", "q8_0", "4x4"),
 }
 DEVICES = {
-    "Pi 5, Cortex-A76": ("pi5", "cortex-a76", ["dotprod"]),
-    "Pi 4, Cortex-A72": ("pi4", "cortex-a72", []),
+    "Pi 5, Cortex-A76": ("cortex-a76", ["dotprod"]),
+    "Pi 4, Cortex-A72": ("cortex-a72", []),
 }
 
 Counts = collections.namedtuple("Counts", "instructions loads")
@@ -63,7 +60,7 @@ def run(command: list, **options) -> str:
     return result.stdout
 
 
-def count(cpu: str, command: list, counted, environment: dict | None = None) -> Counts:
+def count(cpu: str, command: list, counted) -> Counts:
     """What `command` executes in blocks for which `counted(address, symbol)`."""
     blocks: dict[int, Counts] = {}
     executions: collections.Counter[int] = collections.Counter()
@@ -71,7 +68,7 @@ def count(cpu: str, command: list, counted, environment: dict | None = None) -> 
         log = Path(folder, "log")
         os.mkfifo(log)
         emulator = ["qemu-aarch64-static", "-cpu", cpu, "-d", "in_asm,exec,nochain", "-D", log]
-        process = subprocess.Popen([*emulator, *command], stdout=subprocess.DEVNULL, env=environment)
+        process = subprocess.Popen([*emulator, *command], stdout=subprocess.DEVNULL)
         start, lines = None, []
         with log.open() as text:
             for line in text:
@@ -140,55 +137,19 @@ class Harness:
         return [f"-DKERNEL=ggml_vec_dot_{weights}_{activations}"]
 
 
-def tokens(target: str, cpu: str) -> tuple[Counts, Counts]:
-    """What one token of SmolLM2 executes in all, and in the plan's code."""
-    container = {
-        "omex_version": "0.3.0",
-        "task_id": "costs",
-        "task_type": "chat",
-        "model_requirements": {"max_sequence_tokens": 128},
-        "task_flow": [
-            {"id": "load", "type": "model_load", "output": "model"},
-            {"id": "read", "type": "tokenize", "input": "prompt.txt", "output": "tokens"},
-            {"id": "infer", "type": "forward_pass", "model": "model", "input": "tokens", "output": "logits"},
-            {"id": "pick", "type": "greedy_sample", "logits": "logits", "max_tokens": 16, "output": "ids"},
-            {"id": "text", "type": "decode", "input": "ids", "output": "answer"},
-        ],
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "OMEX_HOME": folder}
-        task, plan = Path(folder, "task.omex.json"), Path(folder, "plan.bin")
-        task.write_text(json.dumps(container))
-        build = [ROOT / "target/release/omexc", "build", task, "-m", SMOLLM2, "--any-path"]
-        run([*build, "--target", target, "-o", plan], env=environment, stderr=subprocess.DEVNULL)
-        small = ROOT / "target/cross/aarch64-unknown-linux-gnu/small/omex"
-
-        def total(predicted: int, counted) -> Counts:
-            flags = ["--raw", "-p", "Once", "-n", str(predicted), "-t", "1", "--no-allowance"]
-            return count(cpu, [small, "run", plan, *flags], counted, environment)
-
-        def one(counted) -> Counts:
-            return Counts(*(b - a for a, b in zip(total(2, counted), total(3, counted))))
-
-        # The program lies below; the plan's code is mapped above.
-        return one(lambda *_: True), one(lambda address, _: address >= 1 << 32)
-
-
 def cell(counts: Counts) -> str:
     return f"{counts.instructions:.1f} ({counts.loads:.1f})"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--no-tokens", action="store_true", help="count kernels alone")
-    arguments = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
     # With the features of the whole build, so that cranelift is built once.
     packages = ["--package", "omex", "--package", "omex-codegen", "--features", "omex-codegen/jit"]
     run(["cargo", "build", "--release", *packages, "--example", "kernel"], cwd=ROOT)
     peer = ""
-    for device, (target, cpu, cpu_features) in DEVICES.items():
+    for device, (cpu, features) in DEVICES.items():
         with tempfile.TemporaryDirectory() as folder:
-            harness = Harness(Path(folder), cpu, cpu_features)
+            harness = Harness(Path(folder), cpu, features)
             peer = harness.peer
             print(f"| {device} | decode: omex | llama.cpp | omex / llama.cpp | prompt: omex | llama.cpp | omex / llama.cpp |")
             print("|---|---|---|---|---|---|---|")
@@ -204,14 +165,6 @@ def main() -> None:
         f"Instructions (and loads among them) for 32 weights and one column, over {ROWS} rows of {K}; "
         f"prompts {PREFILL} columns at a time. {peer}, GCC -O3 -mcpu; its interleaved functions where it chooses them."
     )
-    if arguments.no_tokens:
-        return
-    print("\n| a token of SmolLM2 135M Q4_1 | instructions | in the plan's code | loads there |\n|---|---|---|---|")
-    for device, (target, cpu, _) in DEVICES.items():
-        whole, code = tokens(target, cpu)
-        millions = [f"{n / 1e6:.1f} M" for n in (whole.instructions, code.instructions, code.loads)]
-        print(f"| {device} | {' | '.join(millions)} |", flush=True)
-
 
 if __name__ == "__main__":
     main()
