@@ -4,17 +4,17 @@
 #[path = "common/puzzles.rs"]
 mod puzzles;
 
-use omex_compiler::arena::{Effort, Item, Layout, Problem, solve, validate};
+use omex_compiler::arena::{Effort, Item, Layout, Problem, forcing, solve, validate};
 use puzzles::{Cuts, Puzzle, Random};
 
-/// The least height, by trying every order of placing.
-fn least_height(problem: &Problem) -> u64 {
-    fn place(problem: &Problem, placed: &mut Vec<(usize, u64)>, best: &mut u64) {
+/// Whether there is a layout of so many bytes, by trying to stack the items in
+/// every order of their offsets.
+fn fits(problem: &Problem, limit: u64) -> bool {
+    fn stack(problem: &Problem, limit: u64, placed: &mut Vec<(usize, u64)>) -> bool {
         if placed.len() == problem.items.len() {
-            let end = |&(i, offset): &(usize, u64)| offset + problem.items[i].bytes;
-            *best = (*best).min(placed.iter().map(end).max().unwrap_or(0));
-            return;
+            return true;
         }
+        let last = placed.last().map_or(0, |(_, offset)| *offset);
         for (i, item) in problem.items.iter().enumerate() {
             if placed.iter().any(|(j, _)| *j == i) {
                 continue;
@@ -22,38 +22,186 @@ fn least_height(problem: &Problem) -> u64 {
             let below = placed
                 .iter()
                 .filter(|(j, _)| item.overlaps(&problem.items[*j]));
-            let offset = below.map(|&(j, o)| o + problem.items[j].bytes).max();
-            placed.push((i, offset.unwrap_or(0)));
-            place(problem, placed, best);
+            let end = below.map(|&(j, offset)| offset + problem.items[j].padded_bytes());
+            let offset = end.max().unwrap_or(0).next_multiple_of(item.align);
+            if offset < last || offset + item.padded_bytes() > limit {
+                continue;
+            }
+            placed.push((i, offset));
+            if stack(problem, limit, placed) {
+                return true;
+            }
             placed.pop();
         }
+        false
     }
-    let mut best = u64::MAX;
-    place(problem, &mut Vec::new(), &mut best);
-    best
+    stack(problem, limit, &mut Vec::new())
+}
+
+/// Items with times below `times`, sizes below `bytes` and one of the alignments.
+fn random_problem(
+    random: &mut Random,
+    items: usize,
+    times: u64,
+    bytes: u64,
+    aligns: &[u64],
+) -> Problem {
+    let item = |_| {
+        let (a, b) = (random.below(times) as u32, random.below(times) as u32);
+        Item {
+            lower: a.min(b),
+            upper: a.max(b) + 1,
+            bytes: 1 + random.below(bytes),
+            align: aligns[random.below(aligns.len() as u64) as usize],
+        }
+    };
+    Problem {
+        items: (0..items).map(item).collect(),
+    }
+}
+
+/// Items that fill so many bytes at every time, so that few layouts waste nothing.
+fn full_problem(random: &mut Random, times: u32, bytes: u64) -> Problem {
+    let mut items: Vec<Item> = Vec::new();
+    let mut free = bytes;
+    for time in 0..times {
+        for item in items.iter_mut().filter(|i| i.upper == times) {
+            if random.below(2) == 0 {
+                item.upper = time;
+                free += item.bytes;
+            }
+        }
+        while free > 0 {
+            let item = Item {
+                lower: time,
+                upper: times,
+                bytes: 1 + random.below(free),
+                align: 1,
+            };
+            free -= item.bytes;
+            items.push(item);
+        }
+    }
+    Problem { items }
 }
 
 #[test]
 fn small_problems_get_the_least_height() {
     let mut random = Random(7);
-    for _ in 0..60 {
-        let items = (0..6).map(|_| {
-            let lower = random.below(6) as u32;
-            Item {
-                lower,
-                upper: lower + 1 + random.below(4) as u32,
-                bytes: 64 * (1 + random.below(5)),
-                align: 64,
-            }
-        });
-        let problem = Problem {
-            items: items.collect(),
+    for i in 0..400 {
+        let problem = match i % 4 {
+            0 => random_problem(&mut random, 7, 6, 6, &[1]),
+            1 => random_problem(&mut random, 8, 6, 6, &[1, 2, 4]),
+            _ => full_problem(&mut random, 4, 12),
         };
+        if problem.items.len() > 9 {
+            continue;
+        }
         let layout = solve(&problem, Effort::default());
-        validate(&problem, &layout).unwrap();
+        assert_eq!(validate(&problem, &layout), Ok(()));
         assert!(layout.is_optimal(), "{problem:?}");
-        assert_eq!(layout.bytes, least_height(&problem), "{problem:?}");
+        assert!(fits(&problem, layout.bytes), "{problem:?}");
+        assert!(!fits(&problem, layout.bytes - 1), "{problem:?}");
+        if layout.gap_bytes() == 0 {
+            assert_eq!(forcing(&problem, layout.bytes), None);
+        }
     }
+}
+
+/// What forces a layout above the load does so alone, and every part of it is
+/// needed.
+#[test]
+fn gaps_are_explained() {
+    let mut random = Random(5);
+    let mut gaps = 0;
+    while gaps < 3 {
+        let problem = full_problem(&mut random, 7, 12);
+        if problem.items.len() > 13 {
+            continue;
+        }
+        let layout = solve(&problem, Effort::default());
+        assert!(layout.is_optimal(), "{problem:?}");
+        if layout.gap_bytes() == 0 {
+            continue;
+        }
+        gaps += 1;
+        let limit = layout.bytes - 1;
+        assert!(!fits(&problem, limit), "{problem:?}");
+        let forcing = forcing(&problem, limit).unwrap();
+        let fits = |forcing: &[usize]| {
+            let items = forcing.iter().map(|&i| problem.items[i]).collect();
+            fits(&Problem { items }, limit)
+        };
+        assert!(!fits(&forcing), "{problem:?}");
+        for left_out in &forcing {
+            let rest: Vec<usize> = forcing.iter().copied().filter(|i| i != left_out).collect();
+            assert!(fits(&rest), "{problem:?}");
+        }
+    }
+}
+
+#[test]
+fn any_problem_gets_a_sound_layout() {
+    let mut random = Random(11);
+    for i in 0..60 {
+        let problem = random_problem(&mut random, 10 + i, 40, 1 << 14, &[1, 64, 64, 4096]);
+        let effort = Effort {
+            search_nodes_max: 1 << 10,
+        };
+        let layout = solve(&problem, effort);
+        assert_eq!(validate(&problem, &layout), Ok(()));
+        assert!(layout.load_bytes <= layout.bound_bytes && layout.bound_bytes <= layout.bytes);
+        assert_eq!(layout, solve(&problem, effort), "deterministic");
+    }
+    // Deep trees are searched on small stacks.
+    let puzzle = Puzzle {
+        cuts: Cuts::Guillotine,
+        pieces: 2_000,
+        missing_percent: 0,
+        align: 64,
+        seed: 1,
+    };
+    let problem = puzzle.problem();
+    let effort = Effort {
+        search_nodes_max: 1 << 13,
+    };
+    assert_eq!(validate(&problem, &solve(&problem, effort)), Ok(()));
+    assert_eq!(
+        validate(&Problem::default(), &solve(&Problem::default(), effort)),
+        Ok(())
+    );
+}
+
+/// What always lives costs the search nothing, however much it is.
+#[test]
+fn resident_pages_lie_at_the_bottom() {
+    let puzzle = Puzzle {
+        cuts: Cuts::Pinwheels,
+        pieces: 60,
+        missing_percent: 0,
+        align: 64,
+        seed: 3,
+    };
+    let mut problem = puzzle.problem();
+    let first = problem.items.iter().map(|i| i.lower).min().unwrap();
+    let end = problem.items.iter().map(|i| i.upper).max().unwrap();
+    let page = Item {
+        lower: first,
+        upper: end,
+        bytes: 2 << 20,
+        align: 4096,
+    };
+    let ring = Item {
+        bytes: 192,
+        align: 64,
+        ..page
+    };
+    problem.items.extend([ring, ring]);
+    problem.items.extend([page; 4_000]);
+    let layout = solve(&problem, Effort::default());
+    assert_eq!(layout.gap_bytes(), 0);
+    let bytes = puzzle.height_bytes() + 2 * ring.bytes + 4_000 * page.bytes;
+    assert_eq!(layout.bytes, bytes);
 }
 
 #[test]

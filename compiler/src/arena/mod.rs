@@ -5,6 +5,7 @@
 //! which no layout undercuts, it searches.
 
 mod first_fit;
+pub mod forcing;
 mod order;
 pub mod problem;
 mod search;
@@ -13,6 +14,7 @@ pub mod solver;
 mod tree;
 pub mod validator;
 
+pub use forcing::forcing;
 pub use problem::{Item, Layout, Problem};
 pub use solver::{Effort, solve};
 pub use validator::validate;

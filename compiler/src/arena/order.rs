@@ -56,12 +56,3 @@ pub(super) fn order(problem: &Problem, keys: [Key; 3]) -> Vec<usize> {
     order.sort_by_cached_key(|&i| (keys.map(|key| Reverse(value(i, key))), i));
     order
 }
-
-/// Each item's position in the order.
-pub(super) fn ranks(problem: &Problem, keys: [Key; 3]) -> Vec<u32> {
-    let mut ranks = vec![0; problem.items.len()];
-    for (rank, i) in (0..).zip(order(problem, keys)) {
-        ranks[i] = rank;
-    }
-    ranks
-}

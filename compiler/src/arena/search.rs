@@ -8,7 +8,7 @@
 //! long a turn lasts follows Luby et al., "Optimal speedup of Las Vegas
 //! algorithms" (1993).
 
-use super::order::{Key, ranks};
+use super::order::{Key, order};
 use super::sections::Sections;
 use super::tree::{Tree, Verdict};
 use super::{Item, Problem};
@@ -31,19 +31,19 @@ pub(super) enum Outcome {
 
 /// Looks for a layout of at most `limit` bytes. Takes the visited nodes off
 /// `nodes_left`.
-pub(super) fn search(problem: &Problem, limit: u64, nodes_left: &mut u64) -> Outcome {
-    let mut offsets = vec![0; problem.items.len()];
+pub(super) fn search(items: &[Item], limit: u64, nodes_left: &mut u64) -> Outcome {
+    let mut offsets = vec![0; items.len()];
     let mut exhausted = false;
-    for component in components(&problem.items) {
-        let items: Vec<Item> = component.iter().map(|&i| problem.items[i]).collect();
-        match search_component(&Problem { items }, limit, nodes_left) {
+    for component in components(items) {
+        let connected: Vec<Item> = component.iter().map(|&i| items[i]).collect();
+        match search_connected(connected, limit, nodes_left) {
             Outcome::Found(found) => {
                 for (i, offset) in component.into_iter().zip(found) {
                     offsets[i] = offset;
                 }
             }
             Outcome::Infeasible => return Outcome::Infeasible,
-            // Another one may be infeasible.
+            // Another component may be infeasible.
             Outcome::Exhausted => exhausted = true,
         }
     }
@@ -54,21 +54,56 @@ pub(super) fn search(problem: &Problem, limit: u64, nodes_left: &mut u64) -> Out
     }
 }
 
-fn search_component(problem: &Problem, limit: u64, nodes_left: &mut u64) -> Outcome {
+/// What always lives may lie at the bottom of any layout: the others move up
+/// or down by whole alignments.
+fn search_connected(items: Vec<Item>, limit: u64, nodes_left: &mut u64) -> Outcome {
+    let first = items.iter().map(|i| i.lower).min().unwrap_or(0);
+    let end = items.iter().map(|i| i.upper).max().unwrap_or(0);
+    let always = |item: &Item| item.lower == first && item.upper == end;
+    let passing = items.iter().filter(|i| !always(i));
+    let align = passing.map(|i| i.align).max().unwrap_or(1);
+    let (mut bottom, rest): (Vec<usize>, Vec<usize>) = (0..items.len())
+        .partition(|&i| always(&items[i]) && items[i].padded_bytes().is_multiple_of(align));
+    if bottom.is_empty() {
+        return search_tree(&Problem { items }, limit, nodes_left);
+    }
+    bottom.sort_by_key(|&i| std::cmp::Reverse(items[i].align));
+    let mut offsets = vec![0; items.len()];
+    let mut top = 0u64;
+    for i in bottom {
+        offsets[i] = top;
+        top += items[i].padded_bytes();
+    }
+    let Some(limit) = limit.checked_sub(top) else {
+        return Outcome::Infeasible;
+    };
+    let above: Vec<Item> = rest.iter().map(|&i| items[i]).collect();
+    match search(&above, limit, nodes_left) {
+        Outcome::Found(found) => {
+            for (i, offset) in rest.into_iter().zip(found) {
+                offsets[i] = top + offset;
+            }
+            Outcome::Found(offsets)
+        }
+        other @ (Outcome::Infeasible | Outcome::Exhausted) => other,
+    }
+}
+
+fn search_tree(problem: &Problem, limit: u64, nodes_left: &mut u64) -> Outcome {
     if problem.load_bytes() > limit {
         return Outcome::Infeasible;
     }
     if problem.items.len() > ITEMS_MAX {
         return Outcome::Exhausted;
     }
-    let orders = Key::SEARCH.map(|keys| ranks(problem, keys));
+    let orders = Key::SEARCH.map(|keys| order(problem, keys));
     let mut tree = Tree::new(&problem.items, limit);
     for (turn, order) in (1..).zip(orders.iter().cycle()) {
         // The shortest turn places everything once.
         let turn_nodes = (luby(turn) * problem.items.len() as u64).min(*nodes_left);
         let mut turn_left = turn_nodes;
-        let ranks = corrected(order, tree.conflicts());
-        let verdict = tree.search(ranks, &mut turn_left);
+        let order = corrected(order, tree.conflicts());
+        let verdict = tree.search(&order, &mut turn_left);
         *nodes_left -= turn_nodes - turn_left;
         match verdict {
             Verdict::Solved => return Outcome::Found(tree.offsets()),
@@ -100,20 +135,16 @@ fn components(items: &[Item]) -> Vec<Vec<usize>> {
     components
 }
 
-/// Ranks, with those that failed most moved to the front.
-fn corrected(ranks: &[u32], conflicts: &[u64]) -> Vec<u32> {
-    let most = conflicts.iter().copied().max().unwrap_or(0).max(1);
-    let score = |i: usize| {
-        let place = f64::from(ranks[i]) / ranks.len() as f64;
-        place - CONFLICT_WEIGHT * (conflicts[i] as f64 / most as f64)
+/// An order in which items that failed most have moved to the front.
+fn corrected(order: &[usize], conflicts: &[u64]) -> Vec<u32> {
+    let most = conflicts.iter().copied().max().unwrap_or(0).max(1) as f64;
+    let place = |(rank, &i): (usize, &usize)| {
+        let moved = CONFLICT_WEIGHT * (conflicts[i] as f64 / most);
+        (rank as f64 / order.len() as f64 - moved, i as u32)
     };
-    let mut order: Vec<usize> = (0..ranks.len()).collect();
-    order.sort_by(|&a, &b| score(a).total_cmp(&score(b)).then(ranks[a].cmp(&ranks[b])));
-    let mut corrected = vec![0; ranks.len()];
-    for (rank, i) in (0..).zip(order) {
-        corrected[i] = rank;
-    }
-    corrected
+    let mut places: Vec<(f64, u32)> = order.iter().enumerate().map(place).collect();
+    places.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    places.into_iter().map(|(_, i)| i).collect()
 }
 
 /// 1, 1, 2, 1, 1, 2, 4, 1, 1, 2, ... for 1, 2, 3, ...

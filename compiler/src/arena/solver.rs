@@ -48,7 +48,7 @@ pub fn solve(problem: &Problem, effort: Effort) -> Layout {
         // What remains is for other limits.
         let share = nodes_left.div_ceil(2);
         let mut share_left = share;
-        match search(problem, limit, &mut share_left) {
+        match search(&problem.items, limit, &mut share_left) {
             Outcome::Found(found) => {
                 bytes = height(problem, &found);
                 offsets = found;

@@ -37,6 +37,7 @@ pub(super) enum Verdict {
 /// An item, with its lifetime in sections.
 struct Piece {
     bytes: u64,
+    /// A power of two.
     align: u64,
     first: u32,
     end: u32,
@@ -61,24 +62,26 @@ impl Piece {
 #[derive(Clone, Copy)]
 struct Open {
     piece: u32,
-    /// It does not lie at `lowest`.
-    postponed: bool,
     /// The lowest offset above the placed pieces that overlap it.
     lowest: u64,
-    /// The lowest offset that it can have.
+    /// It lies no lower; above `lowest` when it is postponed.
     bound: u64,
+}
+
+impl Open {
+    fn is_postponed(&self) -> bool {
+        self.bound > self.lowest
+    }
 }
 
 pub(super) struct Tree {
     limit: u64,
     nodes_left: u64,
     pieces: Vec<Piece>,
-    /// Among pieces that can lie equally low, the smallest rank goes first.
-    ranks: Vec<u32>,
     /// Per piece: sections with it that could not hold their pieces.
     conflicts: Vec<u64>,
     /// The open pieces of every node on the way from the root, the current
-    /// node's last.
+    /// node's last; of each node in the order of the search.
     open: Vec<Open>,
     /// Placed pieces and their offsets.
     placed: Vec<(u32, u64)>,
@@ -114,7 +117,6 @@ impl Tree {
         Tree {
             limit,
             nodes_left: 0,
-            ranks: vec![0; pieces.len()],
             conflicts: vec![0; pieces.len()],
             pieces,
             open: Vec::new(),
@@ -126,16 +128,15 @@ impl Tree {
         }
     }
 
-    /// Searches from the root. Takes the visited nodes off `nodes_left`.
-    pub(super) fn search(&mut self, ranks: Vec<u32>, nodes_left: &mut u64) -> Verdict {
+    /// Searches from the root: of pieces that can lie equally low, the first in
+    /// the order goes first. Takes the visited nodes off `nodes_left`.
+    pub(super) fn search(&mut self, order: &[u32], nodes_left: &mut u64) -> Verdict {
         if self.open_bytes.iter().any(|&open| open > self.limit) {
             return Verdict::Impossible;
         }
-        self.ranks = ranks;
         self.nodes_left = *nodes_left;
-        let open = (0..self.pieces.len() as u32).map(|piece| Open {
+        let open = order.iter().map(|&piece| Open {
             piece,
-            postponed: false,
             lowest: 0,
             bound: 0,
         });
@@ -211,7 +212,7 @@ impl Tree {
     fn component(&mut self, base: usize) -> Verdict {
         let end = self.open.len();
         if let [only] = self.open[base..] {
-            if only.postponed {
+            if only.is_postponed() {
                 return Verdict::Impossible;
             }
             self.place(only.piece, only.lowest);
@@ -240,7 +241,7 @@ impl Tree {
                 self.take_back(mark);
             }
             self.open.truncate(end);
-            self.open[at].postponed = true;
+            self.open[at].bound += 1;
             let span = self.pieces[piece as usize].span();
             if !self.raise_postponed(base..end, at) || !self.sections_hold(base..end, span, None) {
                 break;
@@ -253,8 +254,8 @@ impl Tree {
     /// The open piece to decide about.
     fn lowest(&self, base: usize) -> Option<usize> {
         (base..self.open.len())
-            .filter(|&i| !self.open[i].postponed)
-            .min_by_key(|&i| (self.open[i].lowest, self.ranks[self.open[i].piece as usize]))
+            .filter(|&i| !self.open[i].is_postponed())
+            .min_by_key(|&i| self.open[i].lowest)
     }
 
     /// Appends a node's open pieces as they are when one of them is placed.
@@ -278,18 +279,17 @@ impl Tree {
                 continue;
             }
             let other = &self.pieces[open.piece as usize];
-            let raised = top.next_multiple_of(other.align);
+            let raised = align_up(top, other.align);
             if open.lowest < raised && other.overlaps(&self.pieces[placed as usize]) {
                 if raised + other.bytes > self.limit {
                     return false;
                 }
                 open.lowest = raised;
-                open.bound = raised;
-                open.postponed = false;
+                open.bound = open.bound.max(raised);
                 changed.start = changed.start.min(other.first as usize);
                 changed.end = changed.end.max(other.end as usize);
             }
-            any_postponed |= open.postponed;
+            any_postponed |= open.is_postponed();
             self.open.push(open);
         }
         let child = base..self.open.len();
@@ -297,7 +297,10 @@ impl Tree {
             for i in child.clone() {
                 let span = self.pieces[self.open[i].piece as usize].span();
                 let affected = span.start < changed.end && changed.start < span.end;
-                if self.open[i].postponed && affected && !self.raise_postponed(child.clone(), i) {
+                if self.open[i].is_postponed()
+                    && affected
+                    && !self.raise_postponed(child.clone(), i)
+                {
                     return false;
                 }
             }
@@ -321,8 +324,8 @@ impl Tree {
         if bound == u64::MAX {
             return false;
         }
-        let bound = bound.next_multiple_of(piece.align);
-        self.open[at].bound = bound.max(open.bound);
+        let bound = align_up(bound.max(open.bound), piece.align);
+        self.open[at].bound = bound;
         bound + piece.bytes <= self.limit
     }
 
@@ -399,13 +402,17 @@ impl Tree {
     fn key(&self, base: usize) -> u128 {
         let (mut high, mut low) = (0u64, 0u64);
         for open in &self.open[base..] {
-            let state = open.lowest << 1 | u64::from(open.postponed);
-            let piece = u64::from(open.piece);
-            high = high.wrapping_add(mix(state ^ mix(piece)));
-            low = low.wrapping_add(mix(state.wrapping_add(mix(!piece))));
+            let state = mix(u64::from(open.piece) << 48 ^ open.lowest) ^ open.bound;
+            high = high.wrapping_add(mix(state));
+            low = low.wrapping_add(mix(!state));
         }
         u128::from(high) << 64 | u128::from(low)
     }
+}
+
+/// The least multiple of a power of two that is not below `x`.
+const fn align_up(x: u64, align: u64) -> u64 {
+    (x + (align - 1)) & !(align - 1)
 }
 
 /// The finalizer of SplitMix64 (Steele et al., OOPSLA 2014).
