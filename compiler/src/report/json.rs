@@ -62,6 +62,10 @@ pub(super) fn json(report: &MemoryReport<'_>) -> Value {
             "bytes": plan.arena_bytes,
             "lower_bound_bytes": arena.lower_bound_bytes,
             "gap_bytes": plan.arena_bytes.saturating_sub(arena.lower_bound_bytes),
+            "proved_bytes": arena.gap.as_ref().map_or(arena.lower_bound_bytes, |gap| gap.proved_bytes),
+            "gap_forced_by": arena.gap.iter().flat_map(|gap| &gap.forcing)
+                .map(|id| &plan.buffers[id.index()].name)
+                .collect::<Vec<_>>(),
             "peak_phase": arena.peak_phase,
             "peak_bytes": arena.peak_bytes,
             "alive_at_peak": alive,

@@ -13,7 +13,7 @@ use omex_kernels::spec::Access;
 use omex_plan::memory::MemoryItem;
 use omex_plan::{Arg, Buffer, BufferId, BufferKind, Plan, Step};
 
-use crate::arena::{Item, Problem};
+use crate::arena::{Effort, Item, Problem, forcing, solve};
 
 pub use measured::Measured;
 
@@ -38,6 +38,18 @@ struct ArenaReport {
     peak_bytes: u64,
     /// The buffers alive in it, the largest first.
     alive: Vec<BufferId>,
+    /// Where the arena is larger than the lower bound.
+    gap: Option<Gap>,
+}
+
+/// Why an arena is larger than its largest load.
+#[derive(Clone, Debug)]
+struct Gap {
+    /// The least that an arena for these buffers takes, as far as the planner
+    /// can prove it.
+    proved_bytes: u64,
+    /// Buffers that need so much without any other.
+    forcing: Vec<BufferId>,
 }
 
 impl<'a> MemoryReport<'a> {
@@ -122,11 +134,29 @@ impl ArenaReport {
             .filter(|id| is_alive(&plan.buffers[id.index()]))
             .collect();
         alive.sort_by_key(|id| (std::cmp::Reverse(plan.buffers[id.index()].bytes), *id));
+        let has_gap = plan.arena_bytes > lower_bound_bytes;
         ArenaReport {
+            gap: has_gap.then(|| Gap::new(&problem)),
             lower_bound_bytes,
             peak_phase,
             peak_bytes: alive.iter().map(|id| plan.buffers[id.index()].bytes).sum(),
             alive,
+        }
+    }
+}
+
+impl Gap {
+    fn new(problem: &Problem) -> Gap {
+        let proved_bytes = solve(problem, Effort::default()).bound_bytes;
+        // One byte less is what they do not fit in.
+        let forcing = proved_bytes
+            .checked_sub(1)
+            .filter(|_| proved_bytes > problem.load_bytes())
+            .and_then(|limit| forcing(problem, limit))
+            .unwrap_or_default();
+        Gap {
+            proved_bytes,
+            forcing: forcing.into_iter().map(BufferId::from).collect(),
         }
     }
 }

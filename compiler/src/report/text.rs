@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use omex_plan::task::NodeKind;
-use omex_plan::{BufferKind, WeightSource};
+use omex_plan::{BufferId, BufferKind, WeightSource};
 
 use super::chart::chart;
 use super::{MemoryReport, kind_name, mib, step_name};
@@ -141,11 +141,30 @@ fn arena(out: &mut String, report: &MemoryReport<'_>) {
         });
     let nodes: Vec<&str> = nodes.collect();
     let _ = writeln!(out, "they run for: {}", nodes.join(", "));
-    // What the planner could not put lower.
-    let above = plan.buffers.iter().filter(|b| b.offset + b.bytes > bound);
-    let above: Vec<&str> = above.map(|b| b.name.as_str()).collect();
-    if !above.is_empty() {
-        let _ = writeln!(out, "above the bound: {}", above.join(", "));
+    if let Some(gap) = &report.arena.gap {
+        let names = |ids: &[BufferId]| {
+            let names = ids.iter().map(|id| plan.buffers[id.index()].name.as_str());
+            names.collect::<Vec<_>>().join(", ")
+        };
+        let proved = mib(gap.proved_bytes);
+        if !gap.forcing.is_empty() {
+            let forcing = names(&gap.forcing);
+            let _ = writeln!(out, "the gap is forced: {proved} are needed for {forcing}");
+        }
+        if plan.arena_bytes > gap.proved_bytes {
+            let ids = (0..plan.buffers.len()).map(BufferId::from);
+            let above: Vec<BufferId> = ids
+                .filter(|id| {
+                    let buffer = &plan.buffers[id.index()];
+                    buffer.offset + buffer.bytes > gap.proved_bytes
+                })
+                .collect();
+            let _ = writeln!(
+                out,
+                "not proved to be needed is what exceeds {proved}: {}",
+                names(&above)
+            );
+        }
     }
 }
 
@@ -164,7 +183,7 @@ fn peak(out: &mut String, report: &MemoryReport<'_>) {
         arena.peak_phase,
         names.join(", ")
     );
-    let of = |id: &omex_plan::BufferId| &plan.buffers[id.index()];
+    let of = |id: &BufferId| &plan.buffers[id.index()];
     let passing = |kind: BufferKind| match kind {
         BufferKind::Activation | BufferKind::Logits | BufferKind::Tokens => true,
         BufferKind::KvRing | BufferKind::ResidentPage | BufferKind::PageSlot => false,
