@@ -13,9 +13,15 @@ page cache serves does not count.
     target/release/omexc synth --shape llama-3.2-1b --type Q8_0 --pure -o 1b-q8.gguf
     sudo benches/paging.py 1b-q8.gguf [--shares 0.75,0.5,0.25,0.1] [--llama DIR]
 
+    sudo benches/paging.py 1b-q8.gguf --windows 8 --shares 0.25
+
+With --windows it runs a document of that many windows instead, all windows
+together as the compiler chooses and one at a time, and compares both.
+
 Needs root for the cgroup (v1 or v2) and for dropping caches. --llama names a
-folder with llama.cpp's llama-bench: it then runs too, with mmap, in a cgroup of
-the same size.
+folder with llama.cpp's llama-bench: it then runs too, in a cgroup of the same
+size, in every load mode and with and without repacking; the fastest counts.
+Prints Markdown: `benches/paging.py ... | benches/readme.py paging`.
 """
 
 import argparse
@@ -186,20 +192,114 @@ class Omex:
 
 
 def llama(args, model, limit_bytes):
-    drop_caches()
-    group = Cgroup(limit_bytes)
-    command = [pathlib.Path(args.llama) / "llama-bench", "-m", model, "-p", "0", "-n", "4"]
-    command += ["-r", "1", "-t", str(args.threads), "-lm", "mmap", "--no-warmup", "-o", "json"]
-    try:
+    """Tokens per second of the fastest way that ends, and which it is."""
+    best = (0.0, "no mode ended")
+    for mode in ("mmap", "dio", "none"):
+        for repack in ("0", "1"):
+            drop_caches()
+            group = Cgroup(limit_bytes)
+            command = [pathlib.Path(args.llama) / "llama-bench", "-m", model, "-p", "0", "-n", "3"]
+            command += ["-r", "1", "-t", str(args.threads), "-lm", mode, "--repack", repack]
+            command += ["--no-warmup", "-o", "json"]
+            try:
+                done = subprocess.run(
+                    command,
+                    capture_output=True,
+                    text=True,
+                    preexec_fn=group.enter,
+                    timeout=args.timeout,
+                )
+                if done.returncode == 0:
+                    rate = json.loads(done.stdout)[0]["avg_ts"]
+                    best = max(best, (rate, f"{mode}, repack {repack}"))
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                group.remove()
+    return best
+
+
+def document(args, model, folder, tokens):
+    """A text of about so many tokens, at least."""
+    words = "the of and to in is that for it as was with on be at by this from".split()
+    path = folder / "document.txt"
+
+    def write(count):
+        path.write_text(" ".join(words[i * i % len(words)] for i in range(count)))
+
+    write(1000)
+    command = [pathlib.Path(args.bin) / "omex", "tokenize", model, "-f", path, "--ids"]
+    ids = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    write(tokens * 1000 // len(ids))
+    return path
+
+
+def windows_container(folder, size, tokens):
+    path = folder / "windows.omex.json"
+    task = {
+        "omex_version": "0.3.0",
+        "task_id": "windows",
+        "task_type": "summarization",
+        "max_tokens": tokens,
+        "execution_graph": {
+            "entry_node": "cut",
+            "nodes": [
+                {
+                    "id": "cut",
+                    "type": "token_chunk_parse",
+                    "input": {"name": "document", "path": "document.txt"},
+                    "output": "chunks",
+                    "window_size": size,
+                    "stride": size,
+                },
+                {"id": "answer", "type": "inference_slices", "input": "chunks"},
+            ],
+        },
+    }
+    path.write_text(json.dumps(task))
+    return path
+
+
+def compare_windows(args, omex, model, share):
+    """One row: all windows together, and one at a time."""
+    size, tokens = 64, args.tokens
+    omex.container = windows_container(omex.folder, size, tokens)
+    _, whole = omex.build("--weights", "paged", "--parallel", "1")
+    items = {item["kind"]: item["bytes"] for item in whole["items"]}
+    weights = items["resident pages"]
+    budget = int(whole["charge_peak_bytes"] - weights + SLOTS_BYTES + share * weights)
+    flags = ["--ram", f"{budget // MIB}MiB", "--weights", "paged"]
+    text = document(args, model, omex.folder, args.windows * size)
+    results = []
+    for more in ([], ["--parallel", "1"]):
+        plan, _ = omex.build(*flags, *more)
+        speed = bandwidth(omex.packed(plan))
+        drop_caches()
+        group = Cgroup(budget + args.slack)
+        command = [omex.bin / "omex", "run", plan, "-i", f"document={text}", "--json"]
+        command += ["--no-speculation", "-t", str(args.threads)]
         done = subprocess.run(
-            command, capture_output=True, text=True, preexec_fn=group.enter, timeout=args.timeout
+            command, env=omex.env, capture_output=True, text=True, preexec_fn=group.enter
         )
-        result = json.loads(done.stdout)[0]["avg_ts"] if done.returncode == 0 else None
-    except subprocess.TimeoutExpired:
-        result = 0.0
-    finally:
+        peak = group.peak_bytes()
         group.remove()
-    return result
+        if done.returncode:
+            raise SystemExit(f"exit {done.returncode}: {done.stderr}")
+        report = json.loads(done.stdout)
+        seconds = report["prompt_tokens"] / report["prefill_tps"]
+        seconds += report["generated_tokens"] / report["decode_tps"]
+        results.append((report, seconds, peak, speed))
+    (together, together_s, peak, speed), (alone, alone_s, _, alone_speed) = results
+    if together["token_ids"] != alone["token_ids"]:
+        raise SystemExit("the tokens differ")
+    rate = [r["generated_tokens"] / s for r, s in ((together, together_s), (alone, alone_s))]
+    print(
+        f"| {model.stem} | {share:g} | {budget / MIB:.0f} | {peak / MIB:.0f}"
+        f" | {alone_speed / 1e9:.2f} / {speed / 1e9:.2f} | {alone['generated_tokens']}"
+        f" | {alone['bytes_read'] / 1e9:.1f} | {together['bytes_read'] / 1e9:.1f}"
+        f" | {rate[1]:.2f} | {rate[0]:.2f} | {rate[0] / rate[1]:.2f} |",
+        flush=True,
+    )
 
 
 def main():
@@ -214,14 +314,45 @@ def main():
     parser.add_argument("--llama", help="folder of llama.cpp's binaries")
     parser.add_argument("--llama-shares", default="0.5")
     parser.add_argument("--slack", type=int, default=0, help="bytes beyond the budget")
+    parser.add_argument("--windows", type=int, help="windows of a document, instead")
     parser.add_argument("--timeout", type=float, default=120)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         args.home = args.home or folder
-        print("model           stay   RAM MiB  peak MiB  GB/s  mean s  p95 s  worst s", end="")
-        print("   MB/token  tokens/s  bound/s  % of bound  llama.cpp/s")
+        heads = [
+            "model",
+            "weights that stay",
+            "RAM, MiB",
+            "peak, MiB",
+            "disk, GB/s",
+            "token: mean, s",
+            "p95",
+            "worst",
+            "MB read per token",
+            "tokens/s",
+            "bound",
+            "% of the bound",
+            "llama.cpp, tokens/s",
+        ]
+        if args.windows:
+            heads = [
+                *heads[:4],
+                "disk, GB/s",
+                "tokens",
+                "GB read, one at a time",
+                "together",
+                "tokens/s, one at a time",
+                "together",
+                "together / one at a time",
+            ]
+        print("| " + " | ".join(heads) + " |")
+        print("|" + "---|" * len(heads))
         for model in args.models:
-            omex = Omex(args, model, pathlib.Path(folder))
+            omex = Omex(args, model.resolve(), pathlib.Path(folder))
+            if args.windows:
+                for share in map(float, args.shares.split(",")):
+                    compare_windows(args, omex, model, share)
+                continue
             _, whole = omex.build("--weights", "paged", "--ubatch-size", str(args.context // 4))
             items = {item["kind"]: item["bytes"] for item in whole["items"]}
             weights = items["resident pages"]
@@ -243,13 +374,13 @@ def main():
                 p95 = sorted(gaps)[int(0.95 * (len(gaps) - 1))]
                 other = ""
                 if args.llama and f"{share:g}" in args.llama_shares.split(","):
-                    rate = llama(args, model, budget)
-                    other = "failed" if rate is None else f"{rate:.2f}"
+                    rate, how = llama(args, model, budget)
+                    other = f"{rate:.2f} ({how}): {1 / mean / rate:.1f}x" if rate else how
                 print(
-                    f"{model.stem:<15} {share:>5} {budget / MIB:>9.0f} {peak / MIB:>9.0f}"
-                    f" {speed / 1e9:>5.2f} {mean:>7.3f} {p95:>6.3f} {max(gaps):>8.3f}"
-                    f" {token_bytes / 1e6:>10.1f} {1 / mean:>9.2f} {bound:>8.2f}"
-                    f" {100 / mean / bound:>11.1f} {other:>12}",
+                    f"| {model.stem} | {share:g} | {budget / MIB:.0f} | {peak / MIB:.0f}"
+                    f" | {speed / 1e9:.2f} | {mean:.3f} | {p95:.3f} | {max(gaps):.3f}"
+                    f" | {token_bytes / 1e6:.1f} | {1 / mean:.2f} | {bound:.2f}"
+                    f" | {100 / mean / bound:.1f} | {other} |",
                     flush=True,
                 )
 

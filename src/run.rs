@@ -38,8 +38,18 @@ fn run(args: &RunArgs) -> Result<(), RunError> {
         trust: places.map(|p| TrustStore::new(p.trust)),
         signature: args.signature.clone(),
         enforce_allowance: !args.no_allowance,
+        trace: args.trace.is_some(),
     };
     let mut session = Session::load(&args.plan, &load)?;
+    let result = run_session(&mut session, args);
+    // A run that failed has a trace, too.
+    match &args.trace {
+        Some(path) => result.and(session.write_trace(path)),
+        None => result,
+    }
+}
+
+fn run_session(session: &mut Session, args: &RunArgs) -> Result<(), RunError> {
     let options = RunOptions {
         bindings: bindings(args),
         raw: args.raw,

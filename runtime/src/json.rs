@@ -46,6 +46,13 @@ impl Object {
         self
     }
 
+    /// A value that is JSON already.
+    pub fn raw(mut self, key: &str, json: &str) -> Object {
+        self.key(key);
+        self.text.push_str(json);
+        self
+    }
+
     pub fn integer(mut self, key: &str, value: u64) -> Object {
         self.key(key);
         push(&mut self.text, value);

@@ -20,5 +20,6 @@ pub mod tokenizer;
 
 pub use error::RunError;
 pub use load::{LoadOptions, Places, TrustStore, TrustedKey, packed_file_name};
+pub use pager::timeline::TIMELINE_BYTES;
 pub use program::{Bindings, RunOptions, SamplingChanges};
 pub use session::{Report, Session};

@@ -1,8 +1,10 @@
 //! A session: a loaded plan that runs its task.
 
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use omex_plan::Plan;
+use omex_plan::{Plan, WeightSource};
 
 use crate::error::RunError;
 use crate::events::Sink;
@@ -101,6 +103,28 @@ impl Session {
 
     pub fn tokenizer(&self) -> Tokenizer<'_> {
         Tokenizer::from_bytes(&self.tables).expect("the tables were checked at load")
+    }
+
+    /// Writes when pages were read, waited for and computed with, as a trace in
+    /// the Trace Event Format: what was recorded since a load with
+    /// [`LoadOptions::trace`].
+    ///
+    /// Errors: nothing was recorded, because the plan's pages all stay.
+    pub fn write_trace(&self, path: &Path) -> Result<(), RunError> {
+        let plan = self.engine.plan();
+        let (Some(timeline), WeightSource::Paged(paged)) =
+            (self.engine.timeline(), &plan.weights.source)
+        else {
+            return Err(RunError::Usage(
+                "all pages of this plan stay in memory: a run has no reads to show".to_owned(),
+            ));
+        };
+        let failed = || RunError::io("write the trace", path);
+        let mut out = BufWriter::new(File::create(path).map_err(failed())?);
+        timeline
+            .write(plan, paged, &mut out)
+            .and_then(|()| out.flush())
+            .map_err(failed())
     }
 
     /// Runs the plan's task. The result's text goes to `sink`.

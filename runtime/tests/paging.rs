@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
@@ -13,7 +14,8 @@ use omex_kernels::WeightFormat;
 use omex_plan::paging::PagePlan;
 use omex_plan::{BufferId, PageId, PanelRange, Plan, Step, WeightSource, check};
 use omex_runtime::events::Collector;
-use omex_runtime::{Bindings, RunError, RunOptions, SamplingChanges, Session};
+use omex_runtime::{Bindings, LoadOptions, RunError, RunOptions, SamplingChanges, Session};
+use serde_json::Value;
 
 /// `weights_bytes_max` beyond the least that is possible.
 fn paged(plan: &Plan, spare: u64, slots_bytes_max: u64, read_bytes_max: u64, depth: u32) -> Plan {
@@ -343,6 +345,60 @@ fn generated(plan: &Path, no_speculation: bool, temperature: f32) -> (Vec<u8>, u
         report.drafted_tokens,
         report.accepted_tokens,
     )
+}
+
+#[test]
+fn traces_show_reads_waits_and_computing_in_lanes() {
+    let tiny = Tiny::new(Options::default());
+    let plan = paged(&tiny.plan, 0, 64 << 10, 1, 2);
+    let reads = match &plan.weights.source {
+        WeightSource::Paged(paged) => paged.reads.len(),
+        WeightSource::Mapped | WeightSource::Read { .. } => 0,
+    };
+    let small = Tiny { plan, ..tiny };
+    let folder = Folder::new("paged-trace");
+    let path = small.write(&folder.0);
+    let load = LoadOptions {
+        trace: true,
+        ..threads(2)
+    };
+    let mut session = Session::load(&path, &load).unwrap();
+    const PASSES: usize = 4;
+    for position in 0..PASSES as u32 {
+        pass(&mut session, position).unwrap();
+    }
+    let file = folder.0.join("trace.json");
+    session.write_trace(&file).unwrap();
+    let trace: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(trace["otherData"]["dropped_events"], 0);
+    let events = trace["traceEvents"].as_array().unwrap();
+    let mut lanes = BTreeMap::<u64, Vec<(f64, f64)>>::new();
+    let mut kinds = BTreeMap::<&str, usize>::new();
+    for event in events.iter().filter(|e| e["ph"] == "X") {
+        let number = |key: &str| event[key].as_f64().unwrap();
+        let (from, until) = (number("ts"), number("ts") + number("dur"));
+        assert!(from >= 0.0 && until >= from, "{event}");
+        let lane = event["tid"].as_u64().unwrap();
+        lanes.entry(lane).or_default().push((from, until));
+        let kind = event["cat"].as_str().unwrap();
+        *kinds.entry(kind).or_default() += 1;
+        assert_eq!(kind == "disk", event["args"]["bytes"].as_u64().unwrap() > 0);
+    }
+    // Reads of the pass that did not come may have started.
+    assert!((PASSES * reads..=(PASSES + 1) * reads).contains(&kinds["disk"]));
+    assert!(kinds["compute"] >= PASSES * 4, "{kinds:?}");
+    // What is in a lane never overlaps; times are rounded to nanoseconds.
+    for (lane, slices) in &mut lanes {
+        slices.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let overlap = slices.windows(2).find(|w| w[1].0 < w[0].1 - 0.001);
+        assert_eq!(overlap, None, "lane {lane}");
+        let named = |e: &&Value| e["ph"] == "M" && e["tid"] == *lane;
+        assert!(events.iter().any(|e| named(&e)), "lane {lane} has no name");
+    }
+    let whole = Folder::new("unpaged-trace");
+    let path = Tiny::new(Options::default()).write(&whole.0);
+    let session = Session::load(&path, &load).unwrap();
+    assert_eq!(session.write_trace(&file).unwrap_err().exit_code(), 2);
 }
 
 #[test]

@@ -128,6 +128,7 @@ impl PlanPath {
             trust: places.map(|p| TrustStore::new(p.trust)),
             signature: None,
             enforce_allowance: false,
+            trace: false,
         };
         Session::load(&self.path, &options)
     }

@@ -9,6 +9,7 @@ use super::machine::Machine;
 use super::pass::{Pass, Span, columns};
 use super::tile::Tiles;
 use crate::error::RunError;
+use crate::pager::timeline::Timeline;
 use crate::pool::Pool;
 
 /// Evaluates tokens.
@@ -254,7 +255,13 @@ impl Engine {
         let failed = self
             .machine
             .run(&mut self.pool, &self.tiles, first, phases, pass);
+        self.machine.pages.leave();
         self.outcome(failed, pass)
+    }
+
+    /// What was recorded, where the load asked for it and pages come and go.
+    pub(crate) fn timeline(&self) -> Option<&Timeline> {
+        self.machine.pages.timeline()
     }
 
     /// Why a run stopped early: pages that cannot be brought, or the first

@@ -7,6 +7,7 @@ use omex_plan::{CheckedPlan, KernelId, PageId, Plan};
 
 use crate::error::RunError;
 use crate::os::memory::{Code, FileMapping, Region};
+use crate::pager::timeline::Timeline;
 use crate::pager::{Gathered, Pager};
 
 /// Where each page of weights lies, whatever brought it there.
@@ -77,6 +78,18 @@ impl PageTable {
     /// for one of the threads that call it. Returns false after a fault.
     pub(super) fn enter(&self, phase: usize, first: bool) -> bool {
         self.pager.as_ref().is_none_or(|p| p.enter(phase, first))
+    }
+
+    /// The phases of a run are over.
+    pub(super) fn leave(&self) {
+        if let Some(pager) = &self.pager {
+            pager.leave();
+        }
+    }
+
+    /// See [`Pager::timeline`].
+    pub(super) fn timeline(&self) -> Option<&Timeline> {
+        self.pager.as_ref()?.timeline()
     }
 
     /// See [`Pager::gather`].

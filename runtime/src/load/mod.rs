@@ -45,6 +45,9 @@ pub struct LoadOptions {
     /// Refuse to start when the process uses more than the plan's allowance
     /// for it before anything is loaded.
     pub enforce_allowance: bool,
+    /// Record when pages are read and waited for; takes memory beyond the
+    /// plan's: [`crate::TIMELINE_BYTES`].
+    pub trace: bool,
 }
 
 /// A loaded plan.
@@ -176,7 +179,7 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
     let mut arena = allocate_arena(plan)?;
     let mut pool = Pool::new(threads)
         .map_err(|e| RunError::Memory(format!("cannot start {threads} threads: {e}")))?;
-    let pages = model.load(plan, &mut arena, &mut pool)?;
+    let pages = model.load(plan, &mut arena, &mut pool, options.trace)?;
     let machine = Machine::new(checked, arena, pages, code.entries, code.keep);
     let engine = Engine::new(machine, pool);
     memory::release_unused();

@@ -15,6 +15,7 @@ use crate::exec::PageTable;
 use crate::hex;
 use crate::os::file::{UncachedFile, open_regular};
 use crate::os::memory::{FileMapping, Region};
+use crate::pager::timeline::Timeline;
 use crate::pager::{Pager, Source};
 use crate::pool::Pool;
 
@@ -156,12 +157,14 @@ impl PackedModel {
             .map_err(RunError::io("read the packed model", &self.path))
     }
 
-    /// Brings every page to memory as the plan says, and verifies each.
+    /// Brings every page to memory as the plan says, and verifies each. With
+    /// `trace`, what comes and goes later is recorded.
     pub(super) fn load(
         self,
         plan: &Plan,
         arena: &mut Region,
         pool: &mut Pool,
+        trace: bool,
     ) -> Result<PageTable, RunError> {
         let pages = &plan.weights.pages;
         match &plan.weights.source {
@@ -196,7 +199,13 @@ impl PackedModel {
                     path: self.path,
                     offset: self.offset,
                 };
-                let pager = Pager::start(plan, paged, source, arena)?;
+                let pager = Pager::start(
+                    plan,
+                    paged,
+                    source,
+                    arena,
+                    trace.then(|| Timeline::new(plan)),
+                )?;
                 Ok(PageTable::paged(starts, pager))
             }
         }

@@ -12,6 +12,7 @@ mod gather;
 mod memory;
 #[cfg(test)]
 mod tests;
+pub(crate) mod timeline;
 
 use std::io;
 use std::ops::Range;
@@ -32,6 +33,7 @@ use crate::pool::Signal;
 use gather::Gather;
 pub(crate) use gather::Gathered;
 use memory::Window;
+use timeline::Timeline;
 
 /// Stack of an I/O thread: reads and hashing need a few KiB.
 pub(crate) const IO_STACK_BYTES: usize = 128 << 10;
@@ -82,6 +84,7 @@ struct Shared {
     body_reads: usize,
     pages: Vec<PageState>,
     gather: Option<Gather>,
+    timeline: Option<Timeline>,
     /// The current pass; the first is 1.
     pass: AtomicU64,
     /// Per read: the pass for which its pages are in memory.
@@ -134,7 +137,8 @@ enum Fault {
 }
 
 impl Pager {
-    /// Starts the reads of a checked plan. `arena` outlives the pager.
+    /// Starts the reads of a checked plan. `arena` outlives the pager; `timeline`
+    /// is told what happens when.
     ///
     /// Errors: the file cannot be examined, or a thread is refused.
     pub(crate) fn start(
@@ -142,6 +146,7 @@ impl Pager {
         paged: &PagePlan,
         source: Source,
         arena: &Region,
+        timeline: Option<Timeline>,
     ) -> Result<Pager, RunError> {
         let path = source.path.clone();
         let stamp = source
@@ -201,6 +206,7 @@ impl Pager {
             body_reads: paged.reads.iter().take_while(head).count(),
             pages: pages.collect(),
             gather,
+            timeline,
             pass: AtomicU64::new(0),
             arrived: reads.iter().map(|_| AtomicU64::new(0)).collect(),
             arrivals: Signal::default(),
@@ -227,7 +233,7 @@ impl Pager {
                 let thread = std::thread::Builder::new()
                     .name(format!("omex-io-{index}"))
                     .stack_size(IO_STACK_BYTES)
-                    .spawn(move || shared.serve())
+                    .spawn(move || shared.serve(index))
                     .map_err(|e| RunError::Memory(format!("cannot start an I/O thread: {e}")))?;
                 pager.threads.push(thread);
             }
@@ -261,6 +267,9 @@ impl Pager {
         if first && shared.opens[phase] {
             shared.set_clock(pass, phase as u64);
         }
+        let timeline = shared.timeline.as_ref().filter(|_| first);
+        let from_ns = timeline.map_or(0, Timeline::now_ns);
+        let mut waited = false;
         for read in shared.needed_by[phase].clone() {
             loop {
                 let seen = shared.arrivals.value();
@@ -270,10 +279,25 @@ impl Pager {
                 if shared.failed.load(Ordering::Acquire) {
                     return false;
                 }
+                waited = true;
                 shared.arrivals.wait_while(seen);
             }
         }
+        if let Some(timeline) = timeline {
+            timeline.phase(phase, from_ns, waited);
+        }
         true
+    }
+
+    /// The phases since the pass or its head began are over.
+    pub(crate) fn leave(&self) {
+        if let Some(timeline) = &self.shared.timeline {
+            timeline.end();
+        }
+    }
+
+    pub(crate) fn timeline(&self) -> Option<&Timeline> {
+        self.shared.timeline.as_ref()
     }
 
     /// Reads one unit of a table, unless its page stays in memory: `offset` and
@@ -359,7 +383,7 @@ impl Shared {
     }
 
     /// An I/O thread's work.
-    fn serve(&self) {
+    fn serve(&self, thread: u32) {
         let mut state = lock(&self.state);
         while !state.stop && !self.failed.load(Ordering::Relaxed) {
             let Some((pass, index)) = self.take(&mut state) else {
@@ -370,7 +394,11 @@ impl Shared {
                 continue;
             };
             drop(state);
+            let from_ns = self.timeline.as_ref().map(Timeline::now_ns);
             let result = self.read(index);
+            if let (Some(timeline), Some(from_ns)) = (&self.timeline, from_ns) {
+                timeline.read(thread, index, from_ns);
+            }
             state = lock(&self.state);
             state.busy[self.reads[index].slot_index] = false;
             match result {

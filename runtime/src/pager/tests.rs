@@ -154,7 +154,7 @@ fn run(name: &str, direct: Option<Fate>, buffered: Fate) -> Option<String> {
         offset: 0,
     };
     let slots = arena.base();
-    let pager = Pager::start(&plan, &paged, source, &arena).unwrap();
+    let pager = Pager::start(&plan, &paged, source, &arena, None).unwrap();
     let mut fault = None;
     'passes: for pass in 0..3 {
         let head = pass != 1;
