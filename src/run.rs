@@ -5,9 +5,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use omex_runtime::events::{Collector, Event, JsonLines, Sink};
+use omex_runtime::events::{Event, JsonLines, Sink};
+use omex_runtime::os::file::waiting_folder;
 use omex_runtime::os::memory::unify_heap;
 use omex_runtime::os::signal;
+use omex_runtime::transcript::Transcript;
 use omex_runtime::{
     Bindings, LoadOptions, Places, Report, RunError, RunOptions, SamplingChanges, Session,
     TrustStore,
@@ -71,14 +73,18 @@ fn run_session(session: &mut Session, args: &RunArgs) -> Result<(), RunError> {
         waiting_folder: PathBuf::new(),
     };
     if args.json {
-        let mut collector = Collector::default();
-        let report = session.run(&options, &mut collector)?;
-        let text = String::from_utf8_lossy(&collector.text);
-        let line = report.json(&text, &collector.token_ids) + "\n";
-        return stdout_written(io::stdout().lock().write_all(line.as_bytes()));
+        let folder = waiting_folder();
+        let transcript = Transcript::new(&folder);
+        let mut transcript = transcript.map_err(|error| RunError::Io {
+            doing: "keep the result until its end",
+            path: folder,
+            error,
+        })?;
+        let report = session.run(&options, &mut transcript)?;
+        return stdout_written(report.write_json(transcript, &mut io::stdout().lock()));
     }
     if args.events {
-        let mut lines = JsonLines(io::stdout().lock());
+        let mut lines = JsonLines::new(io::stdout().lock());
         let report = session.run(&options, &mut lines)?;
         summarize(&report);
         return Ok(());

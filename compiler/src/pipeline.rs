@@ -9,6 +9,7 @@ use omex_kernels::KernelSpec;
 use omex_kernels::spec::KvFormat;
 use omex_plan::memory::MemoryKind;
 use omex_plan::prompt::PromptTemplate;
+use omex_plan::session::SessionBytes;
 use omex_plan::{Model, Plan, Target};
 use omex_runtime::memory::Sections;
 
@@ -188,6 +189,7 @@ pub fn compile(inputs: &Inputs<'_>, options: &Options) -> Result<Compiled, Vec<D
             columns.body,
             columns.head,
             columns.sequences,
+            SessionBytes::new(&program, context, h.vocab_len, columns.sequences),
         );
         let (mut plan, layout) = assemble(&Parts {
             target: inputs.target,

@@ -4,6 +4,9 @@ use std::io::{self, Write};
 
 use crate::json::Object;
 
+/// Room for the longest line of an event, names of files apart.
+const LINE_BYTES: usize = 1024;
+
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
@@ -98,24 +101,43 @@ impl Sink for Collector {
 
 /// A sink that writes one JSON object a line for every event and text.
 #[derive(Debug)]
-pub struct JsonLines<W>(pub W);
+pub struct JsonLines<W> {
+    out: W,
+    /// The memory of lines.
+    line: String,
+}
 
 impl<W: Write> JsonLines<W> {
+    pub fn new(out: W) -> JsonLines<W> {
+        JsonLines {
+            out,
+            line: String::with_capacity(LINE_BYTES),
+        }
+    }
+
+    /// An event's object, before its fields.
+    fn named(&mut self, name: &str) -> Object {
+        Object::reusing(std::mem::take(&mut self.line)).string("event", name)
+    }
+
     fn line(&mut self, object: Object) -> io::Result<()> {
-        self.0.write_all((object.finish() + "\n").as_bytes())?;
-        self.0.flush()
+        self.line = object.finish();
+        self.line.push('\n');
+        self.out.write_all(self.line.as_bytes())?;
+        self.out.flush()
     }
 }
 
 impl<W: Write> Sink for JsonLines<W> {
     fn text(&mut self, bytes: &[u8]) -> io::Result<()> {
         let text = String::from_utf8_lossy(bytes);
-        self.line(Object::new().string("event", "text").string("text", &text))
+        let object = self.named("text").string("text", &text);
+        self.line(object)
     }
 
     fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
-        let named = |name: &str| Object::new().string("event", name);
-        self.line(match *event {
+        let mut named = |name: &str| self.named(name);
+        let object = match *event {
             Event::NodeStart { node } => named("node_start").string("node", node),
             Event::Prompt {
                 node,
@@ -148,6 +170,7 @@ impl<W: Write> Sink for JsonLines<W> {
                 .string("finish", finish.name()),
             Event::NodeEnd { node } => named("node_end").string("node", node),
             Event::Note { what } => named("note").string("what", what),
-        })
+        };
+        self.line(object)
     }
 }

@@ -16,9 +16,14 @@ impl Default for Object {
 
 impl Object {
     pub fn new() -> Object {
-        Object {
-            text: "{".to_owned(),
-        }
+        Object::reusing(String::new())
+    }
+
+    /// Writes to a string that earlier objects were written to.
+    pub fn reusing(mut text: String) -> Object {
+        text.clear();
+        text.push('{');
+        Object { text }
     }
 
     fn key(&mut self, key: &str) {
@@ -59,19 +64,6 @@ impl Object {
         self
     }
 
-    pub fn integers(mut self, key: &str, values: &[u32]) -> Object {
-        self.key(key);
-        self.text.push('[');
-        for (i, value) in values.iter().enumerate() {
-            if i > 0 {
-                self.text.push(',');
-            }
-            push(&mut self.text, value);
-        }
-        self.text.push(']');
-        self
-    }
-
     /// The object's text on one line.
     pub fn finish(mut self) -> String {
         self.text.push('}');
@@ -86,21 +78,22 @@ fn push(text: &mut String, value: impl Display) {
 /// Appends `value` as a JSON string (RFC 8259, section 7).
 fn push_string(text: &mut String, value: &str) {
     text.push('"');
-    for c in value.chars() {
-        match c {
-            '"' => text.push_str("\\\""),
-            '\\' => text.push_str("\\\\"),
-            '\n' => text.push_str("\\n"),
-            '\r' => text.push_str("\\r"),
-            '\t' => text.push_str("\\t"),
-            // DEL and C1 controls are legal in JSON but move terminals.
-            c if c.is_control() => {
-                write!(text, "\\u{:04x}", c as u32).expect("writing to a string succeeds");
-            }
-            c => text.push(c),
-        }
-    }
+    write_escaped(text, value).expect("writing to a string succeeds");
     text.push('"');
+}
+
+/// Writes what stands between the quotes of a JSON string.
+pub(crate) fn write_escaped(out: &mut impl Write, value: &str) -> std::fmt::Result {
+    value.chars().try_for_each(|c| match c {
+        '"' => out.write_str("\\\""),
+        '\\' => out.write_str("\\\\"),
+        '\n' => out.write_str("\\n"),
+        '\r' => out.write_str("\\r"),
+        '\t' => out.write_str("\\t"),
+        // DEL and C1 controls are legal in JSON but move terminals.
+        c if c.is_control() => write!(out, "\\u{:04x}", c as u32),
+        c => out.write_char(c),
+    })
 }
 
 #[cfg(test)]
@@ -114,13 +107,11 @@ mod tests {
             .float("b", 1.5)
             .float("c", f64::NAN)
             .integer("d", u64::MAX)
-            .integers("e", &[1, 2])
-            .integers("f", &[])
             .finish();
         assert_eq!(
             text,
             "{\"a\\\"\":\"é\\u0001\\u009b\\n\\\\\",\"b\":1.5,\"c\":null,\
-             \"d\":18446744073709551615,\"e\":[1,2],\"f\":[]}"
+             \"d\":18446744073709551615}"
         );
         assert_eq!(Object::new().finish(), "{}");
     }

@@ -17,6 +17,7 @@ pub mod program;
 pub mod sample;
 mod session;
 pub mod tokenizer;
+pub mod transcript;
 
 pub use error::RunError;
 pub use load::{LoadOptions, Places, TrustStore, TrustedKey, packed_file_name};

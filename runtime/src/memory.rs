@@ -3,14 +3,14 @@
 //! constants that were measured are held against measurements by tests.
 
 use omex_plan::memory::{MemoryItem, MemoryKind, plan_heap_bytes};
-use omex_plan::task::{NodeKind, Program, Window};
-use omex_plan::{Plan, WeightSource};
+use omex_plan::task::{NodeKind, Program};
+use omex_plan::{BufferKind, Plan, WeightSource};
 
 use crate::exec::tiles_bytes_max;
 use crate::pager::{IO_STACK_USED_BYTES, pager_bytes};
 use crate::pool::WORKER_STACK_USED_BYTES;
-use crate::program::{LOGITS_BUFFER_BYTES, WHOLE, WRITE_BUFFER_BYTES, lane_bytes, text_bytes};
-use crate::sample::sampler_bytes;
+use crate::program::{LANE_BYTES, LOGITS_BUFFER_BYTES, WRITE_BUFFER_BYTES};
+use crate::transcript::TRANSCRIPT_BYTES;
 
 /// The process before it loads anything, and what it touches of its own code,
 /// libraries and stack from then on: measured, rounded up.
@@ -137,37 +137,16 @@ fn metadata_bytes(plan: &Plan) -> u64 {
     plan_heap_bytes(plan) + pages * size_of::<*const u8>() as u64 + loading + tiles_bytes_max(plan)
 }
 
-/// Buffers of a run.
+/// Buffers of a run: the session's own of the arena, those of lanes and passes,
+/// and those of files.
 fn session_bytes(plan: &Plan) -> u64 {
-    let context = plan.model.context;
-    text_bytes_max(&plan.program, context)
-        + u64::from(plan.sequences_max) * lane_bytes(context)
-        + sampler_bytes(plan.model.vocabulary)
-        + streams(&plan.program) * WRITE_BUFFER_BYTES as u64
+    let buffers = plan.buffers.iter();
+    let session = buffers.filter(|b| b.kind == BufferKind::Session);
+    session.map(|b| b.bytes).sum::<u64>()
+        + u64::from(plan.sequences_max) * LANE_BYTES as u64
         + u64::from(plan.columns_max) * 4
-        + LOGITS_BUFFER_BYTES as u64
-}
-
-/// The largest buffer that a node's texts are read to.
-fn text_bytes_max(program: &Program, context: u32) -> u64 {
-    let whole = Window {
-        size: WHOLE,
-        stride: WHOLE,
-    };
-    let of_node = |kind: &NodeKind| match kind {
-        NodeKind::Parse { window, .. } => text_bytes(*window, context),
-        NodeKind::Infer { .. } => text_bytes(whole, context),
-        NodeKind::Merge { .. } => 0,
-    };
-    // Inferences read windows of parse nodes, and whole texts of others.
-    let reads = program.nodes.iter().flat_map(|node| match node.kind {
-        NodeKind::Infer { .. } => node.depends_on.as_slice(),
-        NodeKind::Parse { .. } | NodeKind::Merge { .. } => &[],
-    });
-    reads
-        .map(|source| of_node(&program.nodes[source.index()].kind))
-        .max()
-        .unwrap_or(0)
+        + streams(&plan.program) * WRITE_BUFFER_BYTES as u64
+        + (LOGITS_BUFFER_BYTES + TRANSCRIPT_BYTES) as u64
 }
 
 /// Files that are written at one time: outputs, and texts that wait.

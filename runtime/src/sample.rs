@@ -3,22 +3,8 @@
 //! random numbers are a function of seed and position alone.
 
 use omex_kernels::math::exp;
+use omex_plan::session::sampler_words;
 use omex_plan::task::Sampling;
-
-/// Working memory of the sampler, allocated once.
-#[derive(Debug)]
-pub struct Sampler {
-    sampling: Sampling,
-    /// Candidate tokens, most likely first once sorted.
-    candidates: Vec<u32>,
-    /// One bit per token: penalised already.
-    penalized: Vec<u64>,
-}
-
-/// Bytes that a sampler for this vocabulary allocates at most.
-pub const fn sampler_bytes(vocabulary: u32) -> u64 {
-    vocabulary as u64 * 4 + (vocabulary as u64).div_ceil(64) * 8
-}
 
 /// A number in [0, 1) with 53 bits, from a counter: BLAKE3 of seed and position.
 pub fn uniform(seed: u64, position: u32) -> f64 {
@@ -41,109 +27,93 @@ pub fn argmax(logits: &[f32]) -> u32 {
     best as u32
 }
 
-impl Sampler {
-    pub fn new(sampling: Sampling, vocabulary: u32) -> Sampler {
-        let greedy = sampling.temperature == 0.0;
-        let candidates = if greedy { 0 } else { vocabulary as usize };
-        let penalizes = sampling.repeat_penalty != 1.0;
-        let words = if penalizes {
-            vocabulary.div_ceil(64) as usize
-        } else {
-            0
-        };
-        Sampler {
-            sampling,
-            candidates: Vec::with_capacity(candidates),
-            penalized: vec![0; words],
+/// The token for the position behind `history` (prompt and generated tokens).
+/// `logits` are finite, one per token; the penalty changes them. `memory` has
+/// [`sampler_words`] of the vocabulary; what is in it does not matter.
+pub fn sample(sampling: &Sampling, logits: &mut [f32], memory: &mut [u32], history: &[u32]) -> u32 {
+    let (count, bits) = sampler_words(logits.len() as u32);
+    let (candidates, rest) = memory.split_at_mut(count);
+    penalize(sampling, logits, &mut rest[..bits], history);
+    if sampling.temperature == 0.0 {
+        return argmax(logits);
+    }
+    let &Sampling {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        seed,
+        repeat_penalty: _,
+        repeat_last: _,
+    } = sampling;
+    for (candidate, id) in candidates.iter_mut().zip(0..) {
+        *candidate = id;
+    }
+    let order = |a: &u32, b: &u32| {
+        let (x, y) = (logits[*a as usize], logits[*b as usize]);
+        // Zeros are equal: 0.0 and -0.0 differ in `total_cmp` only.
+        let (x, y) = (x + 0.0, y + 0.0);
+        y.total_cmp(&x).then(a.cmp(b))
+    };
+    let mut kept = count;
+    if top_k > 0 && (top_k as usize) < count {
+        kept = top_k as usize;
+        candidates.select_nth_unstable_by(kept - 1, order);
+    }
+    candidates[..kept].sort_unstable_by(order);
+
+    let top = logits[candidates[0] as usize];
+    let weight = |id: u32| exp(logits[id as usize] - top) as f64;
+    if top_p < 1.0 {
+        let total: f64 = candidates[..kept].iter().map(|&id| weight(id)).sum();
+        let wanted = top_p as f64 * total;
+        let mut sum = 0.0;
+        let reach = candidates[..kept].iter().position(|&id| {
+            sum += weight(id);
+            sum >= wanted
+        });
+        kept = reach.map_or(kept, |last| last + 1);
+    }
+    if min_p > 0.0 {
+        // The first has weight 1 and always stays.
+        let keep = candidates[..kept].partition_point(|&id| weight(id) >= min_p as f64);
+        kept = keep.max(1);
+    }
+    let candidates = &candidates[..kept];
+    let warm = |id: u32| exp((logits[id as usize] - top) / temperature) as f64;
+    let total: f64 = candidates.iter().map(|&id| warm(id)).sum();
+    let position = history.len() as u32;
+    let mut rest = uniform(seed, position) * total;
+    for &id in candidates {
+        rest -= warm(id);
+        if rest < 0.0 {
+            return id;
         }
     }
+    // Rounding may leave a rest of almost nothing.
+    candidates[candidates.len() - 1]
+}
 
-    /// The token for the position behind `history` (prompt and generated
-    /// tokens). `logits` are finite, one per token; the penalty changes them.
-    pub fn next(&mut self, logits: &mut [f32], history: &[u32]) -> u32 {
-        self.penalize(logits, history);
-        if self.sampling.temperature == 0.0 {
-            return argmax(logits);
-        }
-        let Sampling {
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            seed,
-            ..
-        } = self.sampling;
-        let candidates = &mut self.candidates;
-        candidates.clear();
-        candidates.extend(0..logits.len() as u32);
-        let order = |a: &u32, b: &u32| {
-            let (x, y) = (logits[*a as usize], logits[*b as usize]);
-            // Zeros are equal: 0.0 and -0.0 differ in `total_cmp` only.
-            let (x, y) = (x + 0.0, y + 0.0);
-            y.total_cmp(&x).then(a.cmp(b))
-        };
-        if top_k > 0 && (top_k as usize) < candidates.len() {
-            candidates.select_nth_unstable_by(top_k as usize - 1, order);
-            candidates.truncate(top_k as usize);
-        }
-        candidates.sort_unstable_by(order);
-
-        let top = logits[candidates[0] as usize];
-        let weight = |id: u32| exp(logits[id as usize] - top) as f64;
-        if top_p < 1.0 {
-            let total: f64 = candidates.iter().map(|&id| weight(id)).sum();
-            let wanted = top_p as f64 * total;
-            let mut sum = 0.0;
-            let reach = candidates.iter().position(|&id| {
-                sum += weight(id);
-                sum >= wanted
-            });
-            if let Some(last) = reach {
-                candidates.truncate(last + 1);
-            }
-        }
-        if min_p > 0.0 {
-            // The first has weight 1 and always stays.
-            let keep = candidates.partition_point(|&id| weight(id) >= min_p as f64);
-            candidates.truncate(keep.max(1));
-        }
-        let warm = |id: u32| exp((logits[id as usize] - top) / temperature) as f64;
-        let total: f64 = candidates.iter().map(|&id| warm(id)).sum();
-        let position = history.len() as u32;
-        let mut rest = uniform(seed, position) * total;
-        for &id in candidates.iter() {
-            rest -= warm(id);
-            if rest < 0.0 {
-                return id;
-            }
-        }
-        // Rounding may leave a rest of almost nothing.
-        candidates[candidates.len() - 1]
+/// Makes recent tokens less likely (Keskar et al., arXiv 1909.05858): positive
+/// logits are divided by the penalty, others multiplied. `bits` say which
+/// tokens had it.
+fn penalize(sampling: &Sampling, logits: &mut [f32], bits: &mut [u32], history: &[u32]) {
+    let penalty = sampling.repeat_penalty;
+    if penalty == 1.0 {
+        return;
     }
-
-    /// Makes recent tokens less likely (Keskar et al., arXiv 1909.05858):
-    /// positive logits are divided by the penalty, others multiplied.
-    fn penalize(&mut self, logits: &mut [f32], history: &[u32]) {
-        let penalty = self.sampling.repeat_penalty;
-        if penalty == 1.0 {
-            return;
-        }
-        let recent = history.len().min(self.sampling.repeat_last as usize);
-        let recent = &history[history.len() - recent..];
-        for &token in recent {
-            let (word, bit) = (token as usize / 64, 1u64 << (token % 64));
-            if self.penalized[word] & bit == 0 {
-                self.penalized[word] |= bit;
-                let logit = &mut logits[token as usize];
-                *logit = if *logit > 0.0 {
-                    *logit / penalty
-                } else {
-                    *logit * penalty
-                };
-            }
-        }
-        for &token in recent {
-            self.penalized[token as usize / 64] = 0;
+    bits.fill(0);
+    let recent = history.len().min(sampling.repeat_last as usize);
+    for &token in &history[history.len() - recent..] {
+        let (word, bit) = (token as usize / 32, 1 << (token % 32));
+        if bits[word] & bit == 0 {
+            bits[word] |= bit;
+            let logit = &mut logits[token as usize];
+            *logit = if *logit > 0.0 {
+                *logit / penalty
+            } else {
+                *logit * penalty
+            };
         }
     }
 }
@@ -161,14 +131,19 @@ mod tests {
         sampling
     }
 
+    /// Samples in memory that something else has used.
+    fn sample_dirty(sampling: &Sampling, logits: &mut [f32], history: &[u32]) -> u32 {
+        sample(sampling, logits, &mut [u32::MAX; 6], history)
+    }
+
     /// Share of each of five tokens in 20,000 draws at different positions.
     fn shares(change: impl FnOnce(&mut Sampling), logits: [f32; 5]) -> [f64; 5] {
-        let mut sampler = Sampler::new(sampling(change), 5);
+        let sampling = sampling(change);
         let mut counts = [0.0; 5];
         let draws = 20_000;
         let history = vec![4; draws];
         for position in 0..draws {
-            let token = sampler.next(&mut logits.clone(), &history[..position]);
+            let token = sample_dirty(&sampling, &mut logits.clone(), &history[..position]);
             counts[token as usize] += 1.0 / draws as f64;
         }
         counts
@@ -210,10 +185,10 @@ mod tests {
     fn ties_go_to_the_lowest_id() {
         assert_eq!(argmax(&[1.0, 3.0, 3.0, -0.0]), 1);
         assert_eq!(argmax(&[-0.0, 0.0]), 0);
-        let mut sampler = Sampler::new(sampling(|s| s.top_k = 1), 3);
+        let sampling = sampling(|s| s.top_k = 1);
         for position in 0..50 {
             let history = vec![0; position];
-            assert_eq!(sampler.next(&mut [-0.0, 0.0, 0.0], &history), 0);
+            assert_eq!(sample_dirty(&sampling, &mut [-0.0, 0.0, 0.0], &history), 0);
         }
     }
 
@@ -221,16 +196,12 @@ mod tests {
     fn the_penalty_counts_each_recent_token_once() {
         let penalized = |last: u32, history: &[u32]| {
             let mut logits = [2.0f32, -2.0, 1.0];
-            let mut sampler = Sampler::new(
-                Sampling {
-                    repeat_penalty: 2.0,
-                    repeat_last: last,
-                    ..Sampling::GREEDY
-                },
-                3,
-            );
-            sampler.next(&mut logits, history);
-            assert!(sampler.penalized.iter().all(|&word| word == 0));
+            let sampling = Sampling {
+                repeat_penalty: 2.0,
+                repeat_last: last,
+                ..Sampling::GREEDY
+            };
+            sample_dirty(&sampling, &mut logits, history);
             logits
         };
         assert_eq!(penalized(64, &[0, 1, 0]), [1.0, -4.0, 1.0]);

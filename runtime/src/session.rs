@@ -1,28 +1,29 @@
 //! A session: a loaded plan that runs its task.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use omex_plan::{Plan, WeightSource};
 
 use crate::error::RunError;
 use crate::events::Sink;
-use crate::exec::Engine;
+use crate::exec::{Engine, SessionMemory};
 use crate::hex;
 use crate::json::Object;
 use crate::load::{self, LoadOptions};
 use crate::os::memory::Frozen;
 use crate::os::process;
-use crate::program::{self, RunOptions, Workspace};
+use crate::program::{self, RunOptions};
 use crate::tokenizer::Tokenizer;
+use crate::transcript::Transcript;
 
 /// A loaded plan.
 #[derive(Debug)]
 pub struct Session {
     engine: Engine,
     tables: Frozen,
-    workspace: Workspace,
+    memory: SessionMemory,
 }
 
 /// What a run was, how fast and in how much memory.
@@ -55,12 +56,9 @@ pub struct Report {
 }
 
 impl Report {
-    /// The report as one JSON object, with the result's text and tokens.
-    pub fn json(&self, text: &str, token_ids: &[u32]) -> String {
-        Object::new()
-            .integer("schema_version", 1)
-            .string("text", text)
-            .integers("token_ids", token_ids)
+    /// Writes the report as one JSON object, with the result's text and tokens.
+    pub fn write_json(&self, transcript: Transcript, out: &mut dyn Write) -> io::Result<()> {
+        let fields = Object::new()
             .integer("prompt_tokens", self.prompt_tokens)
             .integer("generated_tokens", self.generated_tokens)
             .integer("drafted_tokens", self.drafted_tokens)
@@ -75,7 +73,8 @@ impl Report {
             .integer("barriers", self.barriers)
             .integer("threads", self.threads.into())
             .string("result_id", &hex::encode(&self.result_id))
-            .finish()
+            .finish();
+        transcript.write("\"schema_version\":1", &fields, out)
     }
 }
 
@@ -88,7 +87,7 @@ impl Session {
         Ok(Session {
             engine: loaded.engine,
             tables: loaded.tokenizer,
-            workspace: Workspace::default(),
+            memory: loaded.memory,
         })
     }
 
@@ -132,12 +131,12 @@ impl Session {
         let Session {
             engine,
             tables,
-            workspace,
+            memory,
         } = self;
         let tokenizer = Tokenizer::from_bytes(tables).expect("the tables were checked at load");
         let plan = engine.shared_plan();
         let barriers = engine.barriers();
-        let outcome = program::run(plan.plan(), engine, &tokenizer, workspace, options, sink)?;
+        let outcome = program::run(plan.plan(), engine, &tokenizer, memory, options, sink)?;
         let per_second = |count: u64, seconds: f64| {
             if seconds > 0.0 {
                 count as f64 / seconds

@@ -17,12 +17,13 @@ pub fn memory_contract(plan: &Plan, sections: Sections) -> MemoryContract {
     let kv = of_kind(BufferKind::KvRing);
     let resident = of_kind(BufferKind::ResidentPage);
     let slots = of_kind(BufferKind::PageSlot);
+    let session = of_kind(BufferKind::Session);
     let round = |bytes: u64| bytes.next_multiple_of(PAGE_BYTES);
     let planned = [
         // What comes and goes, alignment included.
         (
             MemoryKind::Activations,
-            round(plan.arena_bytes) - kv - resident - slots,
+            round(plan.arena_bytes) - kv - resident - slots - session,
         ),
         (MemoryKind::KvCache, kv),
         (MemoryKind::ResidentPages, resident),

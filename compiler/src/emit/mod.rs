@@ -12,6 +12,7 @@ use omex_kernels::KernelSpec;
 use omex_kernels::spec::{Access, OperandClass};
 use omex_plan::memory::MemoryContract;
 use omex_plan::packed::{Digest, FormatCode, PackedIndex, PackedLayout};
+use omex_plan::session::SessionBuffers;
 use omex_plan::task::Program;
 use omex_plan::{
     Arg, Buffer, BufferId, BufferKind, Kernel, KernelId, Model, Phase, Plan, Step, Target,
@@ -117,6 +118,7 @@ pub fn assemble(parts: &Parts<'_>) -> Result<(Plan, Layout), Diagnostic> {
         steps: phase.len() as u32,
     });
     let buffers = slots.into_iter().zip(&layout.offsets);
+    let session = parts.storage.session;
     let plan = Plan {
         target: parts.target.clone(),
         model: parts.model.clone(),
@@ -138,6 +140,12 @@ pub fn assemble(parts: &Parts<'_>) -> Result<(Plan, Layout), Diagnostic> {
         body_phases: parts.schedule.body_phases,
         tokens_buffer: tokens,
         logits_buffer: slot_of(parts.graph.result()),
+        session: SessionBuffers {
+            text: BufferId(session.text.0),
+            history: BufferId(session.history.0),
+            tokenizer: BufferId(session.tokenizer.0),
+            sampler: BufferId(session.sampler.0),
+        },
         columns_max: parts.columns_max,
         head_columns_max: parts.head_columns_max,
         sequences_max: parts.sequences_max,
@@ -161,7 +169,8 @@ fn page_slots(parts: &Parts<'_>, slots: &mut Vec<Slot>) -> WeightSource {
         kind: BufferKind::ResidentPage,
         bytes: page.bytes.next_multiple_of(PAGE_SLOT_ALIGN),
         first_phase: 0,
-        end_phase: parts.schedule.phases.len() as u32,
+        // Sampling and tokenizing included.
+        end_phase: parts.schedule.phases.len() as u32 + 2,
     }));
     WeightSource::Read {
         slots: (first..slots.len()).map(BufferId::from).collect(),
@@ -172,9 +181,12 @@ fn page_slots(parts: &Parts<'_>, slots: &mut Vec<Slot>) -> WeightSource {
 pub(crate) fn slot_align(kind: BufferKind) -> u64 {
     match kind {
         BufferKind::ResidentPage | BufferKind::PageSlot => PAGE_SLOT_ALIGN,
-        BufferKind::Tokens | BufferKind::Activation | BufferKind::KvRing | BufferKind::Logits => {
-            SLOT_ALIGN
-        }
+        BufferKind::Tokens
+        | BufferKind::Activation
+        | BufferKind::KvRing
+        | BufferKind::Logits
+        | BufferKind::Session
+        | BufferKind::Scratch => SLOT_ALIGN,
     }
 }
 

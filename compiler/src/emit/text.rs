@@ -10,6 +10,7 @@ use omex_plan::memory::{MemoryContract, MemoryItem, MemoryKind};
 use omex_plan::packed::{Digest, FormatCode, PackedLayout, Page, Piece, Tensor};
 use omex_plan::paging::{PagePlan, PageRead};
 use omex_plan::prompt::{PromptTemplate, Trim};
+use omex_plan::session::SessionBuffers;
 use omex_plan::task::{Input, Node, NodeKind, Program, Sampling, Window};
 use omex_plan::{
     Arg, Buffer, BufferId, BufferKind, CodeRange, InputId, Kernel, KernelId, Model, NodeId, PageId,
@@ -36,7 +37,8 @@ macro_rules! words {
 words! {
     BufferKind {
         Tokens = "tokens", Activation = "activation", KvRing = "kv_ring",
-        ResidentPage = "resident_page", PageSlot = "page_slot", Logits = "logits"
+        ResidentPage = "resident_page", PageSlot = "page_slot", Logits = "logits",
+        Session = "session", Scratch = "scratch"
     }
     PackedLayout { Rows = "rows", Panels = "panels", Vector = "vector" }
     Trim { None = "none", Left = "left", Right = "right", Both = "both" }
@@ -193,6 +195,7 @@ records! {
     put_paging take_paging PagePlan {
         resident, reads, depth, gather, storage_bytes_per_s, memory_bytes_per_s
     }
+    put_session take_session SessionBuffers { text, history, tokenizer, sampler }
     put_input take_input Input { name, path }
     put_prompt take_prompt PromptTemplate {
         prefix_tokens, prefix_text, trim, suffix_text, suffix_tokens, empty_tokens
@@ -230,6 +233,7 @@ pub fn plan_text(plan: &Plan) -> String {
             ("task_id", plan.program.task_id.literal()),
         ],
     );
+    out.record("session", &put_session(&plan.session));
     out.record("target", &put_target(&plan.target));
     out.record("model", &put_model(&plan.model));
     for item in &plan.memory.items {
@@ -347,6 +351,12 @@ pub fn parse_plan(text: &str) -> Result<Plan, TextError> {
         body_phases: 0,
         tokens_buffer: BufferId(0),
         logits_buffer: BufferId(0),
+        session: SessionBuffers {
+            text: BufferId(0),
+            history: BufferId(0),
+            tokenizer: BufferId(0),
+            sampler: BufferId(0),
+        },
         columns_max: 0,
         head_columns_max: 0,
         sequences_max: 0,
@@ -359,7 +369,15 @@ pub fn parse_plan(text: &str) -> Result<Plan, TextError> {
         memory: MemoryContract { items: Vec::new() },
         result_id: [0; 32],
     };
-    let mut missing = vec!["plan", "target", "model", "weights", "constants", "phases"];
+    let mut missing = vec![
+        "plan",
+        "session",
+        "target",
+        "model",
+        "weights",
+        "constants",
+        "phases",
+    ];
     for record in &parse_records(text)? {
         read_record(&mut plan, record).map_err(|e| TextError::at(record.span.start, e))?;
         missing.retain(|name| *name != record.name);
@@ -400,6 +418,7 @@ fn read_record(plan: &mut Plan, record: &Record) -> Result<(), String> {
             plan.logits_buffer = fields.take("logits_buffer")?;
             plan.program.task_id = fields.take("task_id")?;
         }
+        "session" => plan.session = take_session(&mut fields)?,
         "target" => plan.target = take_target(&mut fields)?,
         "model" => plan.model = take_model(&mut fields)?,
         "memory" => plan.memory.items.push(take_memory(&mut fields)?),

@@ -263,7 +263,7 @@ impl Draft {
     /// alive, so they lie nowhere better.
     fn finish(self, unpaged: &Plan, request: &Request, mut reads: Vec<PageRead>) -> Plan {
         let mut plan = self.cut;
-        let phases = plan.phases.len() as u32;
+        let moments = plan.moments();
         let mut end = unpaged.arena_bytes;
         let mut push = |name: String, kind: BufferKind, bytes: u64| {
             let offset = end.next_multiple_of(DIRECT_ALIGN);
@@ -274,7 +274,7 @@ impl Draft {
                 offset,
                 bytes,
                 first_phase: 0,
-                end_phase: phases,
+                end_phase: moments,
             });
             BufferId::from(plan.buffers.len() - 1)
         };

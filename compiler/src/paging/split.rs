@@ -23,8 +23,8 @@ pub(super) fn split(plan: &Plan, units: &[Unit]) -> Plan {
     }
     let mut steps = Vec::with_capacity(plan.steps.len());
     let mut phases = Vec::with_capacity(plan.phases.len());
-    // The first new phase of each old one, and one more at the end.
-    let mut first_new = Vec::with_capacity(plan.phases.len() + 1);
+    // The first new phase of each old one, and what comes behind the last.
+    let mut first_new = Vec::with_capacity(plan.phases.len() + 3);
     for phase in &plan.phases {
         first_new.push(phases.len() as u32);
         for group in groups(plan, *phase, &unit_of) {
@@ -35,7 +35,8 @@ pub(super) fn split(plan: &Plan, units: &[Unit]) -> Plan {
             steps.extend(group);
         }
     }
-    first_new.push(phases.len() as u32);
+    // The moments behind the phases.
+    first_new.extend((0..=2).map(|moment| phases.len() as u32 + moment));
     let mut plan = Plan {
         steps,
         phases,

@@ -3,10 +3,11 @@
 //!
 //! Requires: stage `Selected` and its schedule.
 //! Ensures: every computed value has a slot, live from the phase that writes it
-//! to the last that reads it, or to the end where the head reads it, because
-//! the head may run for several columns of one pass; persistent slots are live
-//! throughout. A matmul's residual and output share one slot where the residual
-//! dies there.
+//! to the last that reads it, or to the pass's end where the head reads it,
+//! because the head may run for several columns of one pass; rings are live
+//! throughout a generation, logits until a token is chosen. What the runtime
+//! works with between passes has slots too. A matmul's residual and output share
+//! one slot where the residual dies there.
 //! Breaks: nothing.
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use std::collections::BTreeMap;
 use omex_kernels::KernelSpec;
 use omex_kernels::spec::{Access, Operand, OperandClass};
 use omex_plan::BufferKind;
+use omex_plan::session::SessionBytes;
 
 use super::schedule::{PhaseId, Schedule};
 use crate::ir::op::OpClass;
@@ -29,9 +31,18 @@ pub struct Slot {
     pub name: String,
     pub kind: BufferKind,
     pub bytes: u64,
-    /// Half-open range of phases.
+    /// Half-open range of moments: phases, sampling, tokenizing.
     pub first_phase: u32,
     pub end_phase: u32,
+}
+
+/// Slots that no step touches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionSlots {
+    pub text: SlotId,
+    pub history: SlotId,
+    pub tokenizer: SlotId,
+    pub sampler: SlotId,
 }
 
 /// Where a computed value lies.
@@ -50,6 +61,7 @@ pub enum Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Storage {
     pub slots: Vec<Slot>,
+    pub session: SessionSlots,
     places: BTreeMap<ValueId, Place>,
 }
 
@@ -69,14 +81,47 @@ pub fn lifetimes(
     columns_max: u32,
     head_columns_max: u32,
     sequences_max: u32,
+    session: SessionBytes,
 ) -> Storage {
+    let sample = schedule.phases.len() as u32;
+    let (text, end) = (sample + 1, sample + 2);
+    let mut slots = Vec::new();
+    let mut push = |name: &str, kind, bytes, first_phase, end_phase| {
+        slots.push(Slot {
+            name: name.to_owned(),
+            kind,
+            bytes,
+            first_phase,
+            end_phase,
+        });
+        SlotId(slots.len() as u32 - 1)
+    };
+    let session = SessionSlots {
+        text: push("text", BufferKind::Session, session.text, 0, end),
+        history: push("history", BufferKind::Session, session.history, 0, end),
+        tokenizer: push(
+            "tokenizer",
+            BufferKind::Scratch,
+            session.tokenizer,
+            text,
+            end,
+        ),
+        sampler: push(
+            "sampler",
+            BufferKind::Scratch,
+            session.sampler,
+            sample,
+            text,
+        ),
+    };
     let mut builder = Builder {
         graph,
         schedule,
-        phases: schedule.phases.len() as u32,
+        phases: sample,
         sequences_max: sequences_max.into(),
         storage: Storage {
-            slots: Vec::new(),
+            slots,
+            session,
             places: BTreeMap::new(),
         },
     };
@@ -86,7 +131,13 @@ pub fn lifetimes(
             Op::Tokens => {
                 // The runtime writes it before the first phase.
                 let bytes = u64::from(columns_max) * 4;
-                let slot = builder.persistent("tokens".to_owned(), BufferKind::Tokens, bytes);
+                let slot = builder.push(Slot {
+                    name: "tokens".to_owned(),
+                    kind: BufferKind::Tokens,
+                    bytes,
+                    first_phase: 0,
+                    end_phase: sample,
+                });
                 builder.storage.places.insert(id, Place::Slot(slot));
             }
             Op::SelectColumn => {
@@ -125,16 +176,6 @@ impl Builder<'_> {
         SlotId(self.storage.slots.len() as u32 - 1)
     }
 
-    fn persistent(&mut self, name: String, kind: BufferKind, bytes: u64) -> SlotId {
-        self.push(Slot {
-            name,
-            kind,
-            bytes,
-            first_phase: 0,
-            end_phase: self.phases,
-        })
-    }
-
     fn kernel(&mut self, id: ValueId, spec: &KernelSpec, phase: PhaseId, columns: u32) {
         let name = self.graph.node(id).site.to_string();
         let operands = spec.operands(columns);
@@ -145,19 +186,30 @@ impl Builder<'_> {
             .collect();
         let place = match written[..] {
             [keys, values] if keys.class == OperandClass::KvRing => {
+                // Where several sequences are on their way, text becomes tokens
+                // while others have rings.
+                let end_phase = self.phases + if self.sequences_max > 1 { 2 } else { 1 };
                 let mut rings = |ring: &Operand| {
-                    let name = format!("{name}.{}", ring.name);
-                    let bytes = ring.bytes * self.sequences_max;
-                    self.persistent(name, BufferKind::KvRing, bytes)
+                    self.push(Slot {
+                        name: format!("{name}.{}", ring.name),
+                        kind: BufferKind::KvRing,
+                        bytes: ring.bytes * self.sequences_max,
+                        first_phase: 0,
+                        end_phase,
+                    })
                 };
                 Place::Rings {
                     keys: rings(keys),
                     values: rings(values),
                 }
             }
-            [_] if id == self.graph.result() => {
-                Place::Slot(self.persistent(name, BufferKind::Logits, written[0].bytes))
-            }
+            [out] if id == self.graph.result() => Place::Slot(self.push(Slot {
+                name,
+                kind: BufferKind::Logits,
+                bytes: out.bytes,
+                first_phase: phase.0,
+                end_phase: self.phases + 1,
+            })),
             [out] => {
                 let end_phase = self.end(id, phase);
                 let slot = match self.dying_residual(id, spec, phase) {

@@ -7,7 +7,7 @@ use omex_plan::memory::MemoryKind;
 use omex_plan::packed::{PackedLayout, Tensor};
 use omex_plan::{BufferKind, Plan, WeightSource};
 
-use super::{kind_name, mib};
+use super::{kind_name, mib, moment_name};
 use crate::choices::{self, span};
 use crate::container::{RamLimit, Task};
 use crate::diagnostic::{Code, Diagnostic};
@@ -121,7 +121,7 @@ fn too_much(plan: &Plan, limit_bytes: u64) -> String {
         alive.truncate(enough + 1);
         Some((phase, alive))
     };
-    let phases = (0..plan.phases.len() as u32).filter_map(of_phase);
+    let phases = (0..plan.moments()).filter_map(of_phase);
     let Some((phase, least)) = phases.min_by_key(|(phase, set)| (set.len(), *phase)) else {
         return format!(
             "no phase alone exceeds the {} that are left for the arena; their places together do",
@@ -137,9 +137,10 @@ fn too_much(plan: &Plan, limit_bytes: u64) -> String {
         format!("{count} x {} ({})", kind_name(kind), mib(bytes))
     });
     format!(
-        "{} of {} buffers, alive in phase {phase}, are more than the {} left for them: {}",
+        "{} of {} buffers, alive in {}, are more than the {} left for them: {}",
         least.len(),
         plan.buffers.len(),
+        moment_name(plan, phase),
         mib(room),
         parts.collect::<Vec<_>>().join(", ")
     )

@@ -12,7 +12,8 @@ pub(super) fn chart(plan: &Plan) -> Vec<String> {
     let buffers: Vec<_> = plan
         .buffers
         .iter()
-        .filter(|b| b.end_phase - b.first_phase < plan.phases.len() as u32)
+        .filter(|b| b.first_phase > 0 || b.end_phase < plan.sample_moment())
+        .filter(|b| b.first_phase < plan.text_moment())
         .collect();
     let low = buffers.iter().map(|b| b.offset).min().unwrap_or(0);
     let high = buffers
@@ -20,7 +21,8 @@ pub(super) fn chart(plan: &Plan) -> Vec<String> {
         .map(|b| b.offset + b.bytes)
         .max()
         .unwrap_or(0);
-    let phases = plan.phases.len() as u64;
+    // The moment of the sampler comes last.
+    let phases = u64::from(plan.text_moment());
     if buffers.is_empty() || phases == 0 {
         return Vec::new();
     }
@@ -52,7 +54,11 @@ pub(super) fn chart(plan: &Plan) -> Vec<String> {
     }
     let width = columns as usize;
     lines.push(format!("{:>12} └{}", super::mib(low), "─".repeat(width)));
-    lines.push(format!("{:>13} phases 0 to {}", "", phases - 1));
+    lines.push(format!(
+        "{:>13} phases 0 to {}, then the sampler",
+        "",
+        phases - 2
+    ));
     lines
 }
 

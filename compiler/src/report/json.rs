@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::paging::Cost;
 
-use super::{MemoryReport, SCHEMA_VERSION, kind_name};
+use super::{MemoryReport, SCHEMA_VERSION, kind_name, moment_name};
 
 pub(super) fn json(report: &MemoryReport<'_>) -> Value {
     let plan = report.plan;
@@ -67,6 +67,7 @@ pub(super) fn json(report: &MemoryReport<'_>) -> Value {
                 .map(|id| &plan.buffers[id.index()].name)
                 .collect::<Vec<_>>(),
             "peak_phase": arena.peak_phase,
+            "peak": moment_name(plan, arena.peak_phase),
             "peak_bytes": arena.peak_bytes,
             "alive_at_peak": alive,
         },

@@ -33,7 +33,7 @@ pub struct MemoryReport<'a> {
 struct ArenaReport {
     /// No arena for these buffers is smaller.
     lower_bound_bytes: u64,
-    /// The first phase with the largest load.
+    /// The first moment with the largest load.
     peak_phase: u32,
     peak_bytes: u64,
     /// The buffers alive in it, the largest first.
@@ -179,7 +179,24 @@ fn kind_name(kind: BufferKind) -> &'static str {
         BufferKind::ResidentPage => "resident page",
         BufferKind::PageSlot => "page slot",
         BufferKind::Logits => "logits",
+        BufferKind::Session => "session",
+        BufferKind::Scratch => "scratch",
     }
+}
+
+/// What goes on in a moment: the steps of a phase, or what lies between passes.
+fn moment_name(plan: &Plan, moment: u32) -> String {
+    let Some(phase) = plan.phases.get(moment as usize) else {
+        let between = if moment == plan.sample_moment() {
+            "a token is sampled"
+        } else {
+            "text becomes tokens"
+        };
+        return between.to_owned();
+    };
+    let steps = &plan.steps[phase.first_step as usize..][..phase.steps as usize];
+    let names: Vec<String> = steps.iter().map(step_name).collect();
+    format!("phase {moment}: {}", names.join(", "))
 }
 
 /// `ffn_down of layer 3`

@@ -24,16 +24,20 @@ const fn color(kind: BufferKind) -> &'static str {
         BufferKind::ResidentPage => "#76b7b2",
         BufferKind::PageSlot => "#59a14f",
         BufferKind::Logits => "#e15759",
+        BufferKind::Session => "#9c755f",
+        BufferKind::Scratch => "#edc948",
     }
 }
 
-const KINDS: [BufferKind; 6] = [
+const KINDS: [BufferKind; 8] = [
     BufferKind::Activation,
     BufferKind::KvRing,
     BufferKind::ResidentPage,
     BufferKind::PageSlot,
     BufferKind::Logits,
     BufferKind::Tokens,
+    BufferKind::Session,
+    BufferKind::Scratch,
 ];
 
 /// Text without markup.
@@ -73,7 +77,7 @@ impl Axes {
 pub(super) fn svg(report: &MemoryReport<'_>) -> String {
     let plan = report.plan;
     let axes = Axes {
-        phases: plan.phases.len().max(1) as f64,
+        phases: f64::from(plan.moments()),
         bytes: plan.arena_bytes.max(1) as f64,
     };
     let mut out = format!(

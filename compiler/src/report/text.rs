@@ -6,7 +6,7 @@ use omex_plan::task::NodeKind;
 use omex_plan::{BufferId, BufferKind, WeightSource};
 
 use super::chart::chart;
-use super::{MemoryReport, kind_name, mib, step_name};
+use super::{MemoryReport, kind_name, mib, moment_name, step_name};
 use crate::paging::Cost;
 
 /// Characters of a full bar.
@@ -171,21 +171,19 @@ fn arena(out: &mut String, report: &MemoryReport<'_>) {
 fn peak(out: &mut String, report: &MemoryReport<'_>) {
     let plan = report.plan;
     let arena = &report.arena;
-    let Some(phase) = plan.phases.get(arena.peak_phase as usize) else {
-        return;
-    };
-    let steps = &plan.steps[phase.first_step as usize..][..phase.steps as usize];
-    let names: Vec<String> = steps.iter().map(step_name).collect();
     let _ = writeln!(
         out,
-        "\npeak: {} in phase {} ({}), where these are alive",
+        "\npeak: {} in {}; these are alive there",
         mib(arena.peak_bytes),
-        arena.peak_phase,
-        names.join(", ")
+        moment_name(plan, arena.peak_phase),
     );
     let of = |id: &BufferId| &plan.buffers[id.index()];
     let passing = |kind: BufferKind| match kind {
-        BufferKind::Activation | BufferKind::Logits | BufferKind::Tokens => true,
+        BufferKind::Activation
+        | BufferKind::Logits
+        | BufferKind::Tokens
+        | BufferKind::Session
+        | BufferKind::Scratch => true,
         BufferKind::KvRing | BufferKind::ResidentPage | BufferKind::PageSlot => false,
     };
     // Rings and pages are many, alike and always alive: one line each.

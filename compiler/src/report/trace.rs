@@ -38,6 +38,8 @@ pub(super) fn trace(report: &MemoryReport<'_>) -> Value {
                 "page slots": alive(BufferKind::PageSlot),
                 "logits": alive(BufferKind::Logits),
                 "tokens": alive(BufferKind::Tokens),
+                "session": alive(BufferKind::Session),
+                "scratch": alive(BufferKind::Scratch),
             },
         }));
     }

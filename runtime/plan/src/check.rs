@@ -14,6 +14,7 @@ use crate::ids::{BufferId, TensorId};
 use crate::packed::{PAGE_ALIGN, PackedLayout, Tensor};
 use crate::paging::DIRECT_ALIGN;
 use crate::plan::{Arg, Buffer, BufferKind, Plan, SEQUENCES_MAX, Step, WeightSource};
+use crate::session::SessionBytes;
 use crate::task::{NodeKind, Sampling};
 
 /// Columns, threads and arena beyond these are refused before anything is
@@ -210,7 +211,8 @@ fn check_kernels(plan: &Plan, code_bytes: u64) -> Result<(), CheckError> {
 }
 
 fn check_arena(plan: &Plan) -> Result<(), CheckError> {
-    let phases = plan.phases.len() as u32;
+    let moments = plan.moments();
+    let (sample, text) = (plan.sample_moment(), plan.text_moment());
     for buffer in &plan.buffers {
         let name = &buffer.name;
         let end = buffer.offset.checked_add(buffer.bytes);
@@ -220,18 +222,23 @@ fn check_arena(plan: &Plan) -> Result<(), CheckError> {
                 && end.is_some_and(|e| e <= plan.arena_bytes),
             "buffer {name} leaves the arena"
         );
-        let persistent = match buffer.kind {
-            BufferKind::Activation => false,
-            BufferKind::Tokens
-            | BufferKind::KvRing
-            | BufferKind::ResidentPage
-            | BufferKind::PageSlot
-            | BufferKind::Logits => true,
-        };
         let (first, end) = (buffer.first_phase, buffer.end_phase);
+        let lives = match buffer.kind {
+            BufferKind::Activation => end <= sample,
+            BufferKind::Tokens => (first, end) == (0, sample),
+            BufferKind::Logits => end == text,
+            // A generation's, which begins once its text is tokens, unless others
+            // are on their way then.
+            BufferKind::KvRing if plan.sequences_max > 1 => (first, end) == (0, moments),
+            BufferKind::KvRing => first == 0 && end >= text,
+            BufferKind::Scratch => first >= sample,
+            BufferKind::ResidentPage | BufferKind::PageSlot | BufferKind::Session => {
+                (first, end) == (0, moments)
+            }
+        };
         ensure!(
-            first < end && end <= phases && (!persistent || (first == 0 && end == phases)),
-            "buffer {name} is live in phases {first}..{end} of {phases}"
+            first < end && end <= moments && lives,
+            "buffer {name} is live in moments {first}..{end} of {moments}"
         );
     }
     for (i, a) in plan.buffers.iter().enumerate() {
@@ -256,6 +263,35 @@ fn check_arena(plan: &Plan) -> Result<(), CheckError> {
     ensure!(
         logits.kind == BufferKind::Logits && logits.bytes >= row * u64::from(plan.head_columns_max),
         "the logits buffer does not hold the vocabulary"
+    );
+    check_session(plan)
+}
+
+/// Checks that what the runtime works with has room of its own. Buffers do not
+/// overlap where both are live.
+fn check_session(plan: &Plan) -> Result<(), CheckError> {
+    let (sample, text) = (plan.sample_moment(), plan.text_moment());
+    let needed = SessionBytes::of(plan);
+    let (session, scratch) = (BufferKind::Session, BufferKind::Scratch);
+    let ids = &plan.session;
+    for (id, kind, bytes, moment) in [
+        (ids.text, session, needed.text, text),
+        (ids.history, session, needed.history, text),
+        (ids.tokenizer, scratch, needed.tokenizer, text),
+        (ids.sampler, scratch, needed.sampler, sample),
+    ] {
+        let buffer = buffer(plan, id)?;
+        ensure!(
+            buffer.kind == kind
+                && buffer.bytes >= bytes
+                && (buffer.first_phase..buffer.end_phase).contains(&moment),
+            "buffer {} does not hold the {bytes} bytes that the runtime works with",
+            buffer.name
+        );
+    }
+    ensure!(
+        ids.text != ids.history,
+        "text and tokens are in the same buffer"
     );
     Ok(())
 }
@@ -531,7 +567,10 @@ fn check_slot(
         BufferKind::Activation => operand.class == OperandClass::Buffer && operand.name != "tokens",
         BufferKind::Logits => operand.class == OperandClass::Buffer && operand.name != "tokens",
         BufferKind::KvRing => operand.class == OperandClass::KvRing,
-        BufferKind::ResidentPage | BufferKind::PageSlot => false,
+        BufferKind::ResidentPage
+        | BufferKind::PageSlot
+        | BufferKind::Session
+        | BufferKind::Scratch => false,
     };
     ensure!(
         kind_ok,

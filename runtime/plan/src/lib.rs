@@ -14,6 +14,7 @@ pub mod packed;
 pub mod paging;
 pub mod plan;
 pub mod prompt;
+pub mod session;
 pub mod task;
 mod wire;
 

@@ -8,6 +8,7 @@ use crate::ids::{BufferId, KernelId, TensorId};
 use crate::memory::MemoryContract;
 use crate::packed::{Digest, Page, Tensor};
 use crate::paging::PagePlan;
+use crate::session::SessionBuffers;
 use crate::task::Program;
 use crate::wire::{Decode, Encode, SpecWire};
 
@@ -35,6 +36,7 @@ pub struct Plan {
     pub body_phases: u32,
     pub tokens_buffer: BufferId,
     pub logits_buffer: BufferId,
+    pub session: SessionBuffers,
     /// Columns (tokens) of the largest pass: the prefill chunk.
     pub columns_max: u32,
     /// Consecutive columns that the head computes at once, at most. More than
@@ -55,6 +57,22 @@ pub struct Plan {
 const SMALL_PHASE_ELEMENTS: u64 = 2048;
 
 impl Plan {
+    /// The moment behind a pass in which a sampler chooses the next token.
+    pub fn sample_moment(&self) -> u32 {
+        self.phases.len() as u32
+    }
+
+    /// The moment between two generations in which text becomes tokens.
+    pub fn text_moment(&self) -> u32 {
+        self.sample_moment() + 1
+    }
+
+    /// The number of moments that lifetimes are counted in: a pass's phases,
+    /// and what the runtime does between them.
+    pub fn moments(&self) -> u32 {
+        self.text_moment() + 1
+    }
+
     /// How many of `phases`, which are not empty, go by with one barrier: the first,
     /// and the small ones behind it, which the thread that arrives last computes
     /// before the others go on.
@@ -158,14 +176,18 @@ pub enum BufferKind {
     /// Token ids of a pass.
     Tokens,
     Activation,
-    /// Persists across passes.
+    /// Persists across the passes of a generation.
     KvRing,
     /// Holds one page of weights for the whole run.
     ResidentPage,
     /// Holds pages of weights that come and go.
     PageSlot,
-    /// Logits of the selected columns; persists until the next.
+    /// Logits of the selected columns, until a token is chosen.
     Logits,
+    /// The runtime's own text and tokens, for the whole run.
+    Session,
+    /// The runtime's own working memory between passes.
+    Scratch,
 }
 
 /// A slot of the arena.
@@ -175,7 +197,8 @@ pub struct Buffer {
     pub kind: BufferKind,
     pub offset: u64,
     pub bytes: u64,
-    /// Phases in which it is live: `first..end`. Persistent kinds span all.
+    /// Moments in which it is live, `first..end`: phases, then those of
+    /// [`Plan::sample_moment`] and [`Plan::text_moment`].
     pub first_phase: u32,
     pub end_phase: u32,
 }

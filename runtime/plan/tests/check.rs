@@ -7,6 +7,7 @@ use omex_plan::file::{self, Arch, FileError, HEADER_BYTES, Header, SectionKind};
 use omex_plan::memory::MemoryContract;
 use omex_plan::packed::{FormatCode, PackedLayout, Page, Piece, Tensor};
 use omex_plan::prompt::{PromptTemplate, Trim};
+use omex_plan::session::SessionBuffers;
 use omex_plan::task::{Input, Node, NodeKind, Program, Sampling, Window};
 use omex_plan::*;
 
@@ -123,11 +124,15 @@ fn tiny() -> Plan {
         buffer("tokens", BufferKind::Tokens, 4 * COLUMNS as u64, 0, 6),
         buffer("x", BufferKind::Activation, column, 0, 6),
         buffer("rope", BufferKind::Activation, column, 0, 3),
-        buffer("keys", BufferKind::KvRing, 1024, 0, 6),
-        buffer("values", BufferKind::KvRing, 1024, 0, 6),
+        buffer("keys", BufferKind::KvRing, 1024, 0, 7),
+        buffer("values", BufferKind::KvRing, 1024, 0, 7),
         buffer("attended", BufferKind::Activation, column, 2, 4),
         buffer("normed", BufferKind::Activation, 128, 4, 6),
-        buffer("logits", BufferKind::Logits, 128, 0, 6),
+        buffer("logits", BufferKind::Logits, 128, 5, 7),
+        buffer("text", BufferKind::Session, 2048, 0, 8),
+        buffer("history", BufferKind::Session, 64, 0, 8),
+        buffer("tokenizer", BufferKind::Scratch, 35_940, 7, 8),
+        buffer("sampler", BufferKind::Scratch, 124, 6, 7),
     ];
     let b = |i: u32| Arg::Buffer(BufferId(i));
     let t = |i: u32| Arg::Tensor(TensorId(i));
@@ -196,6 +201,12 @@ fn tiny() -> Plan {
         body_phases: 4,
         tokens_buffer: BufferId(0),
         logits_buffer: BufferId(7),
+        session: SessionBuffers {
+            text: BufferId(8),
+            history: BufferId(9),
+            tokenizer: BufferId(10),
+            sampler: BufferId(11),
+        },
         columns_max: COLUMNS,
         head_columns_max: 1,
         sequences_max: 1,
@@ -357,8 +368,31 @@ const SPOILED: &[(Spoil, &str)] = &[
     (|p| p.buffers[1].offset += 8, "leaves the arena"),
     (|p| p.buffers[1].offset -= 64, "overlap"),
     (|p| p.buffers[5].offset = p.buffers[2].offset, "overlap"),
-    (|p| p.buffers[3].end_phase = 5, "is live"),
-    (|p| p.buffers[1].end_phase = 7, "is live"),
+    (|p| p.buffers[9].offset = p.buffers[8].offset, "overlap"),
+    (|p| p.buffers[0].end_phase = 7, "tokens is live"),
+    (|p| p.buffers[1].end_phase = 7, "x is live"),
+    (|p| p.buffers[1].first_phase = 6, "x is live"),
+    (|p| p.buffers[3].end_phase = 6, "keys is live"),
+    (|p| p.buffers[7].end_phase = 6, "logits is live"),
+    (|p| p.buffers[7].first_phase = 6, "not live"),
+    (|p| p.buffers[8].end_phase = 7, "text is live"),
+    (|p| p.buffers[9].first_phase = 1, "history is live"),
+    (|p| p.buffers[10].first_phase = 5, "tokenizer is live"),
+    (|p| p.buffers[10].end_phase = 9, "tokenizer is live"),
+    // The sampler's memory may lie under the tokenizer's, not under logits.
+    (|p| p.buffers[11].offset = p.buffers[7].offset, "overlap"),
+    (|p| p.session.text = BufferId(10), "works with"),
+    (|p| p.session.history = BufferId(99), "does not exist"),
+    (|p| p.session.history = BufferId(8), "same buffer"),
+    (|p| p.session.sampler = BufferId(10), "works with"),
+    (|p| p.buffers[8].bytes = 1055, "works with"),
+    (|p| p.buffers[9].bytes = 63, "works with"),
+    (|p| p.buffers[10].bytes = 35_939, "works with"),
+    (|p| p.buffers[11].bytes = 123, "works with"),
+    (
+        |p| p.steps[6].args[2] = Arg::Buffer(BufferId(8)),
+        "another kind",
+    ),
     (|p| p.buffers[1].end_phase = 5, "dies before"),
     (|p| p.buffers[5].end_phase = 3, "not live"),
     (|p| p.buffers[5].bytes -= 1, "needs"),
@@ -373,9 +407,10 @@ const SPOILED: &[(Spoil, &str)] = &[
     (
         |p| {
             p.phases.pop();
-            p.buffers
-                .iter_mut()
-                .for_each(|b| b.end_phase = b.end_phase.min(5));
+            p.buffers.iter_mut().for_each(|b| {
+                b.first_phase -= (b.first_phase > 5) as u32;
+                b.end_phase -= (b.end_phase > 5) as u32;
+            });
         },
         "behind the last phase",
     ),

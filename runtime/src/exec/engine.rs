@@ -23,6 +23,8 @@ pub struct Engine {
     spans: Vec<Span>,
     /// First column and number of the columns whose logits are there.
     head: Option<(u32, u32)>,
+    /// The head's input is still where the last pass has put it.
+    is_selectable: bool,
     barriers: u64,
 }
 
@@ -39,6 +41,7 @@ impl Engine {
             machine,
             pool,
             head: None,
+            is_selectable: false,
             barriers: 0,
         }
     }
@@ -140,6 +143,7 @@ impl Engine {
         let body = self.plan().body_phases as usize;
         self.run_phases(0, body, Pass::body(spans))?;
         self.spans.extend_from_slice(spans);
+        self.is_selectable = true;
         Ok(())
     }
 
@@ -164,7 +168,7 @@ impl Engine {
     pub fn head(&mut self, first: u32, count: u32) -> Result<(), RunError> {
         let plan = self.plan();
         let last = columns(&self.spans);
-        assert!(last > 0, "logits follow a pass");
+        assert!(last > 0 && self.is_selectable, "logits follow a pass");
         assert!(
             (1..=plan.head_columns_max).contains(&count) && first < last && count <= last - first,
             "columns of the last pass"
@@ -204,6 +208,22 @@ impl Engine {
                 position,
             })
         }
+    }
+
+    /// As [`Engine::head_logits_mut`], with working memory for a sampler. The
+    /// head cannot select other columns of the pass any more.
+    pub fn sampling_memory(&mut self, index: u32) -> Result<(&mut [f32], &mut [u32]), RunError> {
+        self.head_logits_mut(index)?;
+        self.is_selectable = false;
+        Ok(self.machine.sampling_memory(index))
+    }
+
+    /// Working memory of the tokenizer. The last pass's logits are lost; so are
+    /// its keys and values, where the plan has one sequence.
+    pub fn tokenizer_memory(&mut self) -> &mut [u32] {
+        self.spans.clear();
+        self.head = None;
+        self.machine.tokenizer_memory()
     }
 
     /// As [`Engine::forward`] with the last column's logits, but one step after

@@ -155,7 +155,9 @@ pub struct Machine {
     pub(super) plan: Arc<CheckedPlan>,
     /// Before the arena, which its I/O threads write to until they end.
     pub(super) pages: PageTable,
-    pub(super) arena: Region,
+    pub(super) arena: Arc<Region>,
+    /// See [`Machine::take_session_memory`].
+    pub(super) session_taken: bool,
     pub(super) vectors: Vectors,
     /// Entry point of each kernel that has code.
     entries: Vec<Option<*const u8>>,
@@ -183,7 +185,8 @@ impl Machine {
         Machine {
             vectors: Vectors::of(&checked.target.features),
             plan: Arc::new(plan),
-            arena,
+            arena: Arc::new(arena),
+            session_taken: false,
             pages,
             entries,
             _code: code,

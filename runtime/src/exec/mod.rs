@@ -4,6 +4,7 @@ mod ahead;
 mod engine;
 mod machine;
 mod pass;
+mod session;
 mod step;
 mod tile;
 #[cfg(target_arch = "x86_64")]
@@ -12,4 +13,5 @@ mod vector;
 pub use engine::Engine;
 pub use machine::{KeptCode, Machine, PageTable};
 pub use pass::Span;
+pub use session::SessionMemory;
 pub use tile::tiles_bytes_max;

@@ -44,7 +44,7 @@ unsafe impl Send for Machine {}
 unsafe impl Sync for Machine {}
 
 /// Elements that any bit pattern is valid for.
-trait Plain: Copy {}
+pub(super) trait Plain: Copy {}
 impl Plain for u8 {}
 impl Plain for i8 {}
 impl Plain for u16 {}
@@ -54,12 +54,16 @@ impl Plain for f32 {}
 
 /// Bytes of one argument of a step.
 #[derive(Clone, Copy, Debug)]
-struct Bytes {
+pub(super) struct Bytes {
     start: *mut u8,
     len: usize,
 }
 
 impl Bytes {
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
+
     /// Address of `count` elements at byte `offset`, checked.
     fn address<T: Plain>(self, offset: usize, count: usize) -> *mut T {
         let end = count
@@ -102,7 +106,7 @@ impl Bytes {
     /// Nothing else reads or writes these elements while the slice lives, and
     /// they are not part of weights.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn slice_mut<'a, T: Plain>(self, offset: usize, count: usize) -> &'a mut [T] {
+    pub(super) unsafe fn slice_mut<'a, T: Plain>(self, offset: usize, count: usize) -> &'a mut [T] {
         let address = self.address(offset, count);
         // SAFETY: in bounds and aligned by the checks of `address`, initialised,
         // exclusive by the contract.
@@ -112,7 +116,7 @@ impl Bytes {
 
 impl Machine {
     /// Bytes of a buffer.
-    fn buffer(&self, id: BufferId) -> Bytes {
+    pub(super) fn buffer(&self, id: BufferId) -> Bytes {
         let buffer = &self.plan().buffers[id.index()];
         let end = buffer.offset.checked_add(buffer.bytes);
         assert!(

@@ -14,7 +14,7 @@ use omex_plan::file::{HEADER_BYTES, Header, SectionKind, decode_metadata};
 use omex_plan::{CheckedPlan, Plan};
 
 use crate::error::RunError;
-use crate::exec::{Engine, Machine};
+use crate::exec::{Engine, Machine, SessionMemory};
 use crate::memory::{allowance_bytes, charge_peak_bytes, rss_peak_bytes};
 use crate::os::file::{forget, open_regular};
 use crate::os::memory::{Frozen, Region};
@@ -54,6 +54,7 @@ pub struct LoadOptions {
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) engine: Engine,
+    pub(crate) memory: SessionMemory,
     /// The tokenizer's tables, which passed its checks.
     pub(crate) tokenizer: Frozen,
 }
@@ -180,10 +181,15 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
     let mut pool = Pool::new(threads)
         .map_err(|e| RunError::Memory(format!("cannot start {threads} threads: {e}")))?;
     let pages = model.load(plan, &mut arena, &mut pool, options.trace)?;
-    let machine = Machine::new(checked, arena, pages, code.entries, code.keep);
+    let mut machine = Machine::new(checked, arena, pages, code.entries, code.keep);
+    let memory = machine.take_session_memory();
     let engine = Engine::new(machine, pool);
     memory::release_unused();
-    Ok(Loaded { engine, tokenizer })
+    Ok(Loaded {
+        engine,
+        memory,
+        tokenizer,
+    })
 }
 
 /// Plans state a contract, but for those of tests.

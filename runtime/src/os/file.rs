@@ -269,6 +269,17 @@ impl LockFile {
     }
 }
 
+/// The folder for data that memory is not budgeted for: `$TMPDIR`, else
+/// `/var/tmp`, which is on disk where `/tmp` may be memory.
+pub fn waiting_folder() -> PathBuf {
+    let disk = Path::new("/var/tmp");
+    if std::env::var_os("TMPDIR").is_none() && disk.is_dir() {
+        disk.to_owned()
+    } else {
+        std::env::temp_dir()
+    }
+}
+
 /// An unnamed file in `folder`, for data that memory is not budgeted for.
 pub fn unnamed(folder: &Path) -> io::Result<File> {
     let anonymous = OpenOptions::new()

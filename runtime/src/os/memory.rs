@@ -164,6 +164,14 @@ fn synchronize_instructions(code: &[u8]) {
     }
 }
 
+/// The bytes of words.
+pub fn bytes_of_words(words: &mut [u32]) -> &mut [u8] {
+    let bytes = size_of_val(words);
+    // SAFETY: the same memory, which is aligned for bytes; words and bytes are
+    // valid with any bits; the borrow of `words` lasts as long as the result.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), bytes) }
+}
+
 /// Keeps the C heap in one place: threads share it instead of getting arenas
 /// of their own, and large blocks come from it instead of new mappings.
 /// Processes whose memory is planned call it first.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use omex_plan::memory::MemoryContract;
 use omex_plan::packed::Page;
 use omex_plan::paging::{PagePlan, PageRead};
+use omex_plan::session::SessionBuffers;
 use omex_plan::task::Program;
 use omex_plan::{
     Buffer, BufferId, BufferKind, Model, PageId, Phase, Plan, Target, WeightSource, Weights,
@@ -96,6 +97,12 @@ fn plan() -> (Plan, PagePlan) {
         body_phases: phases - 1,
         tokens_buffer: BufferId(0),
         logits_buffer: BufferId(0),
+        session: SessionBuffers {
+            text: BufferId(0),
+            history: BufferId(0),
+            tokenizer: BufferId(0),
+            sampler: BufferId(0),
+        },
         columns_max: 1,
         head_columns_max: 1,
         sequences_max: 1,

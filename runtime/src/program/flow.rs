@@ -49,36 +49,41 @@ impl Spool {
 pub(super) struct SpoolReader(File);
 
 impl SpoolReader {
-    /// Appends the next record of the current item to `bytes`; false at the
-    /// item's end.
-    fn record(&mut self, bytes: &mut Vec<u8>) -> io::Result<bool> {
+    /// Reads the next record of the current item to the start of `bytes`, and
+    /// returns its length; 0 at the item's end.
+    ///
+    /// Errors: a record that is longer than `bytes`.
+    fn record(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let mut len = [0; 4];
         self.0.read_exact(&mut len)?;
         let len = u32::from_le_bytes(len) as usize;
-        let old = bytes.len();
-        bytes.resize(old + len, 0);
-        self.0.read_exact(&mut bytes[old..])?;
-        Ok(len > 0)
+        let bytes = bytes.get_mut(..len).ok_or(io::ErrorKind::StorageFull)?;
+        self.0.read_exact(bytes)?;
+        Ok(len)
     }
 
-    /// Replaces `bytes` with the next item; false when none is left.
+    /// Reads the next item to the start of `bytes`, and returns its length;
+    /// `None` when none is left.
     ///
-    /// Errors: an item of more than `bytes_max` bytes.
-    pub(super) fn next(&mut self, bytes: &mut Vec<u8>, bytes_max: usize) -> io::Result<bool> {
-        bytes.clear();
+    /// Errors: an item that is longer than `bytes`.
+    pub(super) fn next(&mut self, bytes: &mut [u8]) -> io::Result<Option<usize>> {
         let position = self.0.stream_position()?;
         if position == self.0.metadata()?.len() {
-            return Ok(false);
+            return Ok(None);
         }
-        while self.record(bytes)? {
-            if bytes.len() > bytes_max {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("a text of more than {bytes_max} bytes does not fit the context"),
-                ));
+        let mut end = 0;
+        loop {
+            match self.record(&mut bytes[end..]) {
+                Ok(0) => return Ok(Some(end)),
+                Ok(len) => end += len,
+                Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+                    let most = bytes.len();
+                    let what = format!("a text of more than {most} bytes does not fit the context");
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+                }
+                Err(e) => return Err(e),
             }
         }
-        Ok(true)
     }
 }
 
@@ -294,11 +299,10 @@ impl<'a> Flow<'a> {
         let failed = || RunError::io("read a text back", folder);
         let mut reader = spool.read().map_err(failed())?;
         let end = reader.0.metadata().map_err(failed())?.len();
-        let mut bytes = Vec::with_capacity(RECORD_BYTES_MAX);
+        let mut bytes = [0; RECORD_BYTES_MAX];
         while reader.0.stream_position().map_err(failed())? < end {
-            bytes.clear();
-            reader.record(&mut bytes).map_err(failed())?;
-            self.forward(join, &bytes)?;
+            let len = reader.record(&mut bytes).map_err(failed())?;
+            self.forward(join, &bytes[..len])?;
         }
         Ok(())
     }
@@ -442,9 +446,9 @@ mod tests {
         let mut items = Vec::new();
         for source in [0, 1] {
             let mut reader = flow.items(NodeId(2), NodeId(source)).unwrap().unwrap();
-            let mut bytes = Vec::new();
-            while reader.next(&mut bytes, 10).unwrap() {
-                items.push(String::from_utf8(bytes.clone()).unwrap());
+            let mut bytes = [0; 10];
+            while let Some(len) = reader.next(&mut bytes).unwrap() {
+                items.push(String::from_utf8(bytes[..len].to_vec()).unwrap());
             }
         }
         assert_eq!(items, ["x", "", "yz", "xyz"]);

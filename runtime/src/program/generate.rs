@@ -5,13 +5,15 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use omex_plan::task::Sampling;
+
 use super::draft::{DRAFT_MAX, look_up};
 use super::lanes::Lanes;
 use crate::error::RunError;
 use crate::events::{Event, Finish, Sink};
 use crate::exec::{Engine, Span};
 use crate::os::signal;
-use crate::sample::Sampler;
+use crate::sample::sample;
 use crate::tokenizer::Tokenizer;
 
 /// Counts over a run.
@@ -49,8 +51,6 @@ pub(super) struct Generator<'a> {
     pub(super) tokenizer: &'a Tokenizer<'a>,
     /// Prompt tokens of a pass.
     pub(super) chunk: usize,
-    /// Windows that passes take together. One where logits are written.
-    pub(super) windows_max: usize,
     /// Whether tokens are drafted where the head has columns to spare.
     pub(super) drafts: bool,
     pub(super) logits_file: Option<LogitsFile<'a>>,
@@ -62,7 +62,7 @@ pub(super) struct Generator<'a> {
 pub(super) struct Request<'a> {
     pub(super) tokens_max: u32,
     pub(super) stop: &'a [String],
-    pub(super) sampler: Sampler,
+    pub(super) sampling: Sampling,
     /// The next pass takes the oldest window alone and without a draft: others
     /// made a value that is not finite, which the oldest may not.
     pub(super) alone: bool,
@@ -84,7 +84,7 @@ pub(super) trait Receiver {
 }
 
 /// The columns of a pass.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Columns {
     tokens: Vec<u32>,
     /// Those whose last columns' logits are wanted come first.
@@ -106,15 +106,18 @@ impl Columns {
     }
 
     /// Room for the largest pass of a plan.
-    pub(super) fn reserve(&mut self, columns_max: usize, sequences_max: usize) {
-        self.clear();
-        self.tokens.reserve_exact(columns_max);
-        self.spans.reserve_exact(sequences_max);
-        self.windows.reserve_exact(sequences_max);
+    pub(super) fn new(columns_max: usize, windows_max: usize) -> Columns {
+        Columns {
+            tokens: Vec::with_capacity(columns_max),
+            spans: Vec::with_capacity(windows_max),
+            windows: Vec::with_capacity(windows_max),
+            head: (0, 0),
+            generates: false,
+        }
     }
 
     /// Adds the next `count` waiting tokens of a window and its draft.
-    fn push(&mut self, lanes: &Lanes, window: u64, count: usize) {
+    fn push(&mut self, lanes: &Lanes<'_>, window: u64, count: usize) {
         let lane = lanes.lane(window);
         let at = lane.evaluated;
         self.tokens.extend_from_slice(&lane.tokens[at..at + count]);
@@ -140,7 +143,7 @@ impl Generator<'_> {
     /// or has a part of its prompt evaluated.
     pub(super) fn step(
         &mut self,
-        lanes: &mut Lanes,
+        lanes: &mut Lanes<'_>,
         request: &mut Request<'_>,
         columns: &mut Columns,
         out: &mut dyn Receiver,
@@ -185,20 +188,21 @@ impl Generator<'_> {
     /// columns: first comes the prompt that ends in this pass, if one does, then
     /// the windows that generate, then prompts that go on. Of a second prompt
     /// that could end, the last token waits for the next pass.
-    fn compose(&self, lanes: &mut Lanes, request: &Request<'_>, columns: &mut Columns) {
+    fn compose(&self, lanes: &mut Lanes<'_>, request: &Request<'_>, columns: &mut Columns) {
         columns.clear();
         let plan = self.engine.plan();
         let (columns_max, head_max) = (plan.columns_max as usize, plan.head_columns_max as usize);
-        let unfinished = |lanes: &Lanes, w: &u64| lanes.lane(*w).finish.is_none();
+        let unfinished = |lanes: &Lanes<'_>, w: &u64| lanes.lane(*w).finish.is_none();
         let windows = lanes.windows();
         let oldest = windows.clone().find(|w| unfinished(lanes, w));
-        let taking_part =
-            |lanes: &Lanes, w: &u64| unfinished(lanes, w) && (!request.alone || Some(*w) == oldest);
-        let generates = |lanes: &Lanes, w: &u64| {
+        let taking_part = |lanes: &Lanes<'_>, w: &u64| {
+            unfinished(lanes, w) && (!request.alone || Some(*w) == oldest)
+        };
+        let generates = |lanes: &Lanes<'_>, w: &u64| {
             let lane = lanes.lane(*w);
             taking_part(lanes, w) && lane.waiting() == 1 && lane.evaluated > 0
         };
-        let prompted = |lanes: &Lanes, w: &u64| taking_part(lanes, w) && !generates(lanes, w);
+        let prompted = |lanes: &Lanes<'_>, w: &u64| taking_part(lanes, w) && !generates(lanes, w);
         let generating = windows.clone().filter(|w| generates(lanes, w)).count();
         let first_prompt = windows.clone().find(|w| prompted(lanes, w));
         let drafts_max = match self.drafts && !request.alone && generating > 0 {
@@ -250,7 +254,7 @@ impl Generator<'_> {
     /// Chooses the next tokens of the windows whose logits were computed.
     fn sample(
         &mut self,
-        lanes: &mut Lanes,
+        lanes: &mut Lanes<'_>,
         request: &mut Request<'_>,
         columns: &Columns,
     ) -> Result<(), RunError> {
@@ -289,9 +293,9 @@ impl Generator<'_> {
                     Some(_) => 0,
                     None => wanted - first,
                 };
-                let logits = self.engine.head_logits_mut(index);
-                let logits = logits.inspect_err(|_| lane.evaluated -= 1)?;
-                let token = request.sampler.next(logits, &lane.tokens);
+                let memory = self.engine.sampling_memory(index);
+                let (logits, memory) = memory.inspect_err(|_| lane.evaluated -= 1)?;
+                let token = sample(&request.sampling, logits, memory, &lane.tokens);
                 let started = self.started;
                 (self.counts.first_token).get_or_insert_with(|| started.elapsed());
                 let ends = &self.engine.plan().model.end_tokens;

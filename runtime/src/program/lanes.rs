@@ -6,6 +6,7 @@
 
 use super::draft::DRAFT_MAX;
 use super::generate::Receiver;
+use super::history::History;
 use super::stops::{Emit, StopFilter};
 use crate::error::RunError;
 use crate::events::{Event, Finish};
@@ -94,11 +95,11 @@ fn text_of<'a>(tokenizer: &'a Tokenizer<'_>, token: u32, at_start: &mut bool) ->
 
 /// One window on its way.
 #[derive(Debug)]
-pub(super) struct Lane {
+pub(super) struct Lane<'m> {
     /// Of the node, counted from 0.
     pub(super) window: u64,
     /// The prompt, then what was generated.
-    pub(super) tokens: Vec<u32>,
+    pub(super) tokens: History<'m>,
     pub(super) prompt_tokens: usize,
     /// The first so many tokens have their keys and values in the rings.
     pub(super) evaluated: usize,
@@ -114,11 +115,11 @@ pub(super) struct Lane {
     told_tokens: usize,
 }
 
-impl Lane {
-    fn new(context: usize) -> Lane {
+impl<'m> Lane<'m> {
+    fn new(memory: &'m mut [u32]) -> Lane<'m> {
         Lane {
             window: 0,
-            tokens: Vec::with_capacity(context),
+            tokens: History::new(memory),
             prompt_tokens: 0,
             evaluated: 0,
             draft: [0; DRAFT_MAX],
@@ -202,27 +203,34 @@ impl Lane {
     }
 }
 
-/// Bytes that a lane takes for a context.
-pub(crate) fn lane_bytes(context: u32) -> u64 {
-    let speeches = 2 * super::STOP_BUFFER_BYTES as u64;
-    size_of::<Lane>() as u64 + u64::from(context) * 4 + speeches
-}
+/// Bytes that a lane takes beside its tokens.
+pub(crate) const LANE_BYTES: usize = size_of::<Lane<'_>>() + 2 * super::STOP_BUFFER_BYTES;
 
 /// The lanes of a plan. A window's lane, and its sequence, is its number modulo
 /// the number of lanes in use.
-#[derive(Debug, Default)]
-pub(super) struct Lanes {
-    lanes: Vec<Lane>,
+#[derive(Debug)]
+pub(super) struct Lanes<'m> {
+    lanes: Vec<Lane<'m>>,
     /// Windows from `first` to `next` are on their way.
     first: u64,
     next: u64,
 }
 
-impl Lanes {
-    /// Makes `count` empty lanes for tokens of `context` positions.
-    pub(super) fn reset(&mut self, count: usize, context: usize) {
-        self.lanes.truncate(count);
-        self.lanes.resize_with(count, || Lane::new(context));
+impl<'m> Lanes<'m> {
+    /// `count` lanes for tokens of `context` positions, in `memory`.
+    pub(super) fn new(memory: &'m mut [u32], count: usize, context: usize) -> Lanes<'m> {
+        let memory = memory.chunks_exact_mut(context);
+        let lanes: Vec<Lane<'m>> = memory.take(count).map(Lane::new).collect();
+        assert_eq!(lanes.len(), count, "memory of the lanes");
+        Lanes {
+            lanes,
+            first: 0,
+            next: 0,
+        }
+    }
+
+    /// Counts windows from 0 again. None is on its way.
+    pub(super) fn reset(&mut self) {
         (self.first, self.next) = (0, 0);
     }
 
@@ -244,11 +252,11 @@ impl Lanes {
         self.first..self.next
     }
 
-    pub(super) fn lane(&self, window: u64) -> &Lane {
+    pub(super) fn lane(&self, window: u64) -> &Lane<'m> {
         &self.lanes[self.sequence(window) as usize]
     }
 
-    pub(super) fn lane_mut(&mut self, window: u64) -> &mut Lane {
+    pub(super) fn lane_mut(&mut self, window: u64) -> &mut Lane<'m> {
         let sequence = self.sequence(window);
         &mut self.lanes[sequence as usize]
     }
@@ -256,7 +264,7 @@ impl Lanes {
     /// The tokens of the lane that the next window will take.
     ///
     /// Panics when all are taken.
-    pub(super) fn free_tokens(&mut self) -> &mut Vec<u32> {
+    pub(super) fn free_tokens(&mut self) -> &mut History<'m> {
         assert!(!self.is_full(), "a lane is free");
         &mut self.lane_mut(self.next).tokens
     }

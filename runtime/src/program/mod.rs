@@ -3,6 +3,7 @@
 mod draft;
 mod flow;
 mod generate;
+mod history;
 mod inputs;
 mod lanes;
 mod stops;
@@ -13,23 +14,23 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use omex_plan::session::{WHOLE, text_bytes};
 use omex_plan::task::{NodeKind, Sampling, Window};
 use omex_plan::{NodeId, Plan, WeightSource};
 
 use crate::error::RunError;
 use crate::events::{Event, Finish, Sink};
-use crate::exec::Engine;
-use crate::sample::Sampler;
+use crate::exec::{Engine, SessionMemory};
+use crate::os::file::waiting_folder;
 use crate::tokenizer::{Scratch, SpecialText, Tokenizer};
 
 use flow::Flow;
 pub use flow::WRITE_BUFFER_BYTES;
 use generate::{Columns, Counts, Generator, LogitsFile, Receiver, Request};
 pub use inputs::{Bindings, Source};
+pub(crate) use lanes::LANE_BYTES;
 use lanes::Lanes;
-pub(crate) use lanes::lane_bytes;
 use text::Text;
-pub use text::{WHOLE, text_bytes};
 
 /// Buffer of the logits file.
 pub const LOGITS_BUFFER_BYTES: usize = 64 << 10;
@@ -95,7 +96,7 @@ pub struct RunOptions {
     pub dump_logits: Option<PathBuf>,
     /// Where the task's outputs go; empty is the working directory.
     pub output_folder: PathBuf,
-    /// Where texts wait for later nodes; empty is the system's.
+    /// Where texts wait for later nodes; empty is [`waiting_folder`].
     pub waiting_folder: PathBuf,
 }
 
@@ -110,15 +111,6 @@ pub struct Outcome {
     pub decode_seconds: f64,
     pub first_token_seconds: f64,
     pub result_id: [u8; 32],
-}
-
-/// Buffers that windows reuse.
-#[derive(Debug, Default)]
-pub struct Workspace {
-    text: Vec<u8>,
-    lanes: Lanes,
-    columns: Columns,
-    scratch: Scratch,
 }
 
 /// Digest of everything that decides the result's bits.
@@ -157,7 +149,10 @@ struct Run<'a> {
     options: &'a RunOptions,
     generator: Generator<'a>,
     flow: Flow<'a>,
-    workspace: &'a mut Workspace,
+    /// Text that is cut into windows; taken while a text is open.
+    text: &'a mut [u8],
+    lanes: Lanes<'a>,
+    columns: Columns,
     result_id: ResultId,
 }
 
@@ -166,7 +161,7 @@ pub(crate) fn run(
     plan: &Plan,
     engine: &mut Engine,
     tokenizer: &Tokenizer<'_>,
-    workspace: &mut Workspace,
+    memory: &mut SessionMemory,
     options: &RunOptions,
     sink: &mut dyn Sink,
 ) -> Result<Outcome, RunError> {
@@ -197,12 +192,18 @@ pub(crate) fn run(
             })
         }
     };
-    let system_folder = std::env::temp_dir();
+    let system_folder = waiting_folder();
     let waiting_folder = match options.waiting_folder.as_os_str().is_empty() {
         true => system_folder.as_path(),
         false => options.waiting_folder.as_path(),
     };
     let flow = Flow::new(&plan.program, &options.output_folder, waiting_folder, sink)?;
+    let (text, history) = memory.split();
+    // The logits file has those of the positions in order.
+    let windows_max = match logits_file {
+        Some(_) => 1,
+        None => parallel as usize,
+    };
     let mut run = Run {
         plan,
         options,
@@ -210,11 +211,6 @@ pub(crate) fn run(
             engine,
             tokenizer,
             chunk: chunk as usize,
-            // The logits file has those of the positions in order.
-            windows_max: match logits_file {
-                Some(_) => 1,
-                None => parallel as usize,
-            },
             // Columns cost nothing where passes wait for pages.
             drafts: matches!(plan.weights.source, WeightSource::Paged(_))
                 && !options.no_speculation
@@ -224,7 +220,9 @@ pub(crate) fn run(
             started,
         },
         flow,
-        workspace,
+        text,
+        lanes: Lanes::new(history, windows_max, plan.model.context as usize),
+        columns: Columns::new(plan.columns_max as usize, windows_max),
         result_id: ResultId::new(plan, options),
     };
     for (index, node) in plan.program.nodes.iter().enumerate() {
@@ -258,11 +256,8 @@ impl Run<'_> {
             NodeKind::Parse { .. } => {
                 if self.flow.is_text_wanted(id) {
                     self.each_window(id, &mut |run, text| {
-                        let cut = text.cut(
-                            run.generator.tokenizer,
-                            &mut run.workspace.scratch,
-                            u32::MAX,
-                        );
+                        let scratch = Scratch::given(run.generator.engine.tokenizer_memory());
+                        let cut = text.cut(run.generator.tokenizer, scratch, u32::MAX);
                         run.flow.write(id, &text.bytes()[..cut.bytes])?;
                         Ok(cut)
                     })?;
@@ -288,13 +283,13 @@ impl Run<'_> {
         let NodeKind::Parse { inputs, window } = &plan.program.nodes[parse.index()].kind else {
             unreachable!("windows are cut by parse nodes")
         };
-        let mut buffer = std::mem::take(&mut self.workspace.text);
+        let buffer = std::mem::take(&mut self.text);
         let mut texts = 0u64;
         for &input in inputs {
-            for source in self.options.bindings.sources(&plan.program, input)? {
+            for source in &self.options.bindings.sources(&plan.program, input)? {
                 let context = plan.model.context;
-                let Some(mut text) = Text::open(&source, *window, context, &mut buffer)? else {
-                    if let Source::Found(path) = &source {
+                let Some(mut text) = Text::open(source, *window, context, buffer)? else {
+                    if let Source::Found(path) = source {
                         let what = format!("{} is not text and is passed over", path.display());
                         self.flow.event(&Event::Note { what: &what })?;
                     }
@@ -309,7 +304,7 @@ impl Run<'_> {
                 self.result_id.input(digest);
             }
         }
-        self.workspace.text = buffer;
+        self.text = buffer;
         if texts == 0 && !inputs.is_empty() {
             return Err(RunError::Usage(format!(
                 "none of the files of node {} is text",
@@ -337,7 +332,7 @@ impl Run<'_> {
             request: Request {
                 tokens_max: self.options.predict.unwrap_or(*tokens_max),
                 stop,
-                sampler: Sampler::new(sampling, plan.model.vocabulary),
+                sampling,
                 alone: false,
             },
         };
@@ -349,11 +344,7 @@ impl Run<'_> {
                 context: plan.model.context.into(),
             });
         }
-        let context = plan.model.context as usize;
-        let windows_max = self.generator.windows_max;
-        self.workspace.lanes.reset(windows_max, context);
-        let columns_max = plan.columns_max as usize;
-        self.workspace.columns.reserve(columns_max, windows_max);
+        self.lanes.reset();
         for &source in &node.depends_on {
             match &plan.program.nodes[source.index()].kind {
                 NodeKind::Parse { .. } => self.each_window(source, &mut |run, text| {
@@ -368,19 +359,19 @@ impl Run<'_> {
                         stride: WHOLE,
                     };
                     let room = text_bytes(whole, plan.model.context) as usize;
-                    let mut bytes = std::mem::take(&mut self.workspace.text);
+                    let buffer = std::mem::take(&mut self.text);
                     let name = &plan.program.nodes[source.index()].id;
                     let failed = || RunError::io("read a text back", Path::new(name));
-                    while items.next(&mut bytes, room).map_err(failed())? {
-                        let fits = self.render(id, &bytes, tokens_max);
+                    while let Some(len) = items.next(&mut buffer[..room]).map_err(failed())? {
+                        let fits = self.render(id, &buffer[..len], tokens_max);
                         fits.map_err(|needed| self.too_long(needed, tokens_max))?;
                         self.start(&mut inference, name)?;
                     }
-                    self.workspace.text = bytes;
+                    self.text = buffer;
                 }
             }
         }
-        while !self.workspace.lanes.is_empty() {
+        while !self.lanes.is_empty() {
             self.step(&mut inference)?;
         }
         Ok(())
@@ -397,7 +388,8 @@ impl Run<'_> {
         let mut tokens_max = u32::MAX;
         loop {
             let tokenizer = self.generator.tokenizer;
-            let mut cut = text.cut(tokenizer, &mut self.workspace.scratch, tokens_max);
+            let scratch = Scratch::given(self.generator.engine.tokenizer_memory());
+            let mut cut = text.cut(tokenizer, scratch, tokens_max);
             let must_be_whole = text.is_whole_wanted();
             if must_be_whole && !cut.is_last {
                 cut.tokens = cut.tokens.max(self.plan.model.context);
@@ -432,8 +424,8 @@ impl Run<'_> {
             unreachable!("only inferences have prompts")
         };
         let tokenizer = self.generator.tokenizer;
-        let Workspace { lanes, scratch, .. } = &mut *self.workspace;
-        let tokens = lanes.free_tokens();
+        let scratch = &mut Scratch::given(self.generator.engine.tokenizer_memory());
+        let tokens = self.lanes.free_tokens();
         tokens.clear();
         if self.options.raw {
             if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.adds_bos()) {
@@ -443,7 +435,7 @@ impl Run<'_> {
         } else {
             tokenizer.encode_prompt(prompt, text, scratch, tokens);
         }
-        let needed = tokens.len() as u64;
+        let needed = tokens.count() as u64;
         if needed + tokens_max as u64 <= self.plan.model.context as u64 {
             Ok(())
         } else {
@@ -463,7 +455,7 @@ impl Run<'_> {
     /// room for the next.
     fn start(&mut self, inference: &mut Inference<'_>, source: &str) -> Result<(), RunError> {
         let plan = self.plan;
-        let lanes = &mut self.workspace.lanes;
+        let lanes = &mut self.lanes;
         let prompt_tokens = lanes.free_tokens().len();
         if prompt_tokens == 0 {
             return Err(RunError::Usage(
@@ -478,7 +470,7 @@ impl Run<'_> {
             source,
             prompt_tokens: prompt_tokens as u32,
         })?;
-        while self.workspace.lanes.is_full() {
+        while self.lanes.is_full() {
             self.step(inference)?;
         }
         Ok(())
@@ -486,7 +478,7 @@ impl Run<'_> {
 
     /// One pass over the windows on their way.
     fn step(&mut self, inference: &mut Inference<'_>) -> Result<(), RunError> {
-        let Workspace { lanes, columns, .. } = &mut *self.workspace;
+        let (lanes, columns) = (&mut self.lanes, &mut self.columns);
         let mut out = NodeReceiver {
             flow: &mut self.flow,
             node: inference.node,

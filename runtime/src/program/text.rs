@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use omex_plan::session::{WHOLE, text_bytes};
 use omex_plan::task::Window;
 
 use super::inputs::Source;
@@ -16,60 +17,35 @@ use crate::error::RunError;
 use crate::os::file::open_regular;
 use crate::tokenizer::{Scratch, SpecialText, Tokenizer};
 
-/// Bytes of text per token that the buffer has room for: several times what
-/// text needs. A window of fewer tokens only means more windows; a text that
-/// must be taken whole gets more room.
-const BYTES_PER_TOKEN: u64 = 8;
-const BYTES_PER_TOKEN_WHOLE: u64 = 16;
-/// Room for texts of few tokens.
-const BYTES_MIN: u64 = 1024;
-
-/// A window size that means the whole text.
-pub const WHOLE: u32 = u32::MAX;
-
-/// Bytes of the buffer that windows of a context are cut in.
-pub const fn text_bytes(window: Window, context: u32) -> u64 {
-    let (tokens, bytes) = if window.size == WHOLE {
-        (context, BYTES_PER_TOKEN_WHOLE)
-    } else if window.size < context {
-        (window.size, BYTES_PER_TOKEN)
-    } else {
-        (context, BYTES_PER_TOKEN)
-    };
-    tokens as u64 * bytes + BYTES_MIN
-}
-
-enum Stream {
+enum Stream<'a> {
     File(File),
     StandardInput(io::Stdin),
-    Bytes { text: Vec<u8>, done: usize },
+    /// What is left of it.
+    Bytes(&'a [u8]),
 }
 
-impl Stream {
+impl Stream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Stream::File(file) => file.read(buffer),
             Stream::StandardInput(stdin) => stdin.lock().read(buffer),
-            Stream::Bytes { text, done } => {
-                let size = buffer.len().min(text.len() - *done);
-                buffer[..size].copy_from_slice(&text[*done..*done + size]);
-                *done += size;
-                Ok(size)
-            }
+            Stream::Bytes(text) => text.read(buffer),
         }
     }
 }
 
 /// A text that is being read.
 pub(super) struct Text<'a> {
-    stream: Stream,
+    stream: Stream<'a>,
     path: PathBuf,
     window: Window,
     /// Offset of the buffer's first byte in the text.
     start: u64,
-    buffer: &'a mut Vec<u8>,
-    capacity: usize,
-    /// Bytes of the buffer that are known to be text.
+    /// As long as the window's texts may be.
+    buffer: &'a mut [u8],
+    /// Bytes of the buffer that are read.
+    len: usize,
+    /// Those of them that are known to be text.
     valid: usize,
     at_end: bool,
     finished: bool,
@@ -90,14 +66,15 @@ pub(super) struct Cut {
 }
 
 impl<'a> Text<'a> {
-    /// Opens a text. `buffer` is reused from text to text.
+    /// Opens a text. `buffer` is reused from text to text, and has
+    /// [`text_bytes`] of the window.
     ///
     /// `None`: a file that a folder led to and that is not text.
     pub(super) fn open(
-        source: &Source,
+        source: &'a Source,
         window: Window,
         context: u32,
-        buffer: &'a mut Vec<u8>,
+        buffer: &'a mut [u8],
     ) -> Result<Option<Text<'a>>, RunError> {
         let (stream, path) = match source {
             Source::File(path) | Source::Found(path) => {
@@ -123,20 +100,18 @@ impl<'a> Text<'a> {
                 (stream, PathBuf::from("standard input"))
             }
             Source::Text(text) => {
-                let text = text.clone().into_bytes();
-                (Stream::Bytes { text, done: 0 }, PathBuf::from("the prompt"))
+                let stream = Stream::Bytes(text.as_bytes());
+                (stream, PathBuf::from("the prompt"))
             }
         };
-        let capacity = text_bytes(window, context) as usize;
-        buffer.clear();
-        buffer.reserve_exact(capacity);
+        let buffer = &mut buffer[..text_bytes(window, context) as usize];
         Ok(Some(Text {
             stream,
             path,
             window,
             start: 0,
             buffer,
-            capacity,
+            len: 0,
             valid: 0,
             at_end: false,
             finished: false,
@@ -164,16 +139,12 @@ impl<'a> Text<'a> {
         if self.finished {
             return Ok(false);
         }
-        while !self.at_end && self.buffer.len() < self.capacity {
-            let old = self.buffer.len();
-            self.buffer.resize(self.capacity, 0);
-            let result = self.stream.read(&mut self.buffer[old..]);
-            let size = *result.as_ref().unwrap_or(&0);
-            self.buffer.truncate(old + size);
-            match result {
+        while !self.at_end && self.len < self.buffer.len() {
+            match self.stream.read(&mut self.buffer[self.len..]) {
                 Ok(0) => self.at_end = true,
-                Ok(_) => {
-                    self.hasher.update(&self.buffer[old..]);
+                Ok(size) => {
+                    self.hasher.update(&self.buffer[self.len..][..size]);
+                    self.len += size;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {
                     if let Some(exit_code) = crate::os::signal::stop_requested() {
@@ -184,7 +155,7 @@ impl<'a> Text<'a> {
             }
         }
         let offset = self.start + self.valid as u64;
-        let fresh = &self.buffer[self.valid..];
+        let fresh = &self.buffer[self.valid..self.len];
         self.valid += check_text(fresh, self.at_end, offset, &self.path)?;
         Ok(true)
     }
@@ -199,14 +170,14 @@ impl<'a> Text<'a> {
     pub(super) fn cut(
         &self,
         tokenizer: &Tokenizer<'_>,
-        scratch: &mut Scratch,
+        mut scratch: Scratch<'_>,
         tokens_max: u32,
     ) -> Cut {
         let bytes = self.bytes();
         let size = self.window.size.min(tokens_max).max(1);
         let stride = self.window.stride.min(size);
         let (mut tokens, mut end, mut next, mut last) = (0u32, None, None, 0);
-        tokenizer.encode_spans(bytes, SpecialText::Literal, scratch, &mut |_, span| {
+        tokenizer.encode_spans(bytes, SpecialText::Literal, &mut scratch, &mut |_, span| {
             if tokens == stride {
                 next = Some(span.start);
             }
@@ -243,7 +214,8 @@ impl<'a> Text<'a> {
             self.finished = true;
             return;
         }
-        self.buffer.drain(..cut.next);
+        self.buffer.copy_within(cut.next..self.len, 0);
+        self.len -= cut.next;
         self.valid -= cut.next;
         self.start += cut.next as u64;
     }

@@ -1,13 +1,14 @@
 //! Merging: the pair of neighbours with the lowest rank becomes one, leftmost first, until
 //! no pair has a rank.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::ops::Range;
+
+use omex_plan::session::{CANDIDATE_WORDS, SYMBOL_WORDS, merge_words};
 
 use super::scan::character;
 use super::table::{self, Model, NONE, option};
 use super::{Field, Tokenizer};
+use crate::os::memory::bytes_of_words;
 
 /// Up to this many symbols, looking at all of them beats a heap.
 const SHORT_MAX: usize = 32;
@@ -23,128 +24,310 @@ struct Symbol {
     next: u32,
 }
 
-/// Working memory of the encoder, reused from piece to piece. It grows with the longest
-/// piece that cannot be split (about 40 bytes per byte), not with the text.
-#[derive(Clone, Debug, Default)]
-pub struct Scratch {
-    symbols: Vec<Symbol>,
-    /// Candidates by rank, then place; a candidate that no longer holds is passed over.
-    heap: BinaryHeap<Reverse<(u32, u32)>>,
-    /// The rank of each symbol with its next one, for short pieces.
-    ranks: Vec<u32>,
-    /// The piece's bytes as the vocabulary spells them, for characters.
-    piece: Vec<u8>,
+/// Working memory of the encoder, reused from piece to piece. What it takes
+/// depends on the longest piece that cannot be split, not on the text.
+#[derive(Debug)]
+pub struct Scratch<'a>(Memory<'a>);
+
+#[derive(Debug)]
+enum Memory<'a> {
+    /// Grows with the longest piece.
+    Owned(Vec<u32>),
+    /// Enough for every text of its user.
+    Given(&'a mut [u32]),
 }
 
-/// What two neighbouring symbols become: rank and token.
-type Merge = Option<(u32, u32)>;
+impl Default for Scratch<'_> {
+    fn default() -> Self {
+        Scratch(Memory::Owned(Vec::new()))
+    }
+}
 
-impl Scratch {
+impl<'a> Scratch<'a> {
+    /// Allocates what it needs.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    fn clear(&mut self) {
-        self.symbols.clear();
-        self.heap.clear();
+    /// Uses `words` alone, which have [`omex_plan::session::tokenizer_bytes`]
+    /// for the longest text and the prompt around it.
+    pub fn given(words: &'a mut [u32]) -> Self {
+        Scratch(Memory::Given(words))
+    }
+
+    fn words(&mut self, count: usize) -> &mut [u32] {
+        match &mut self.0 {
+            Memory::Owned(words) => {
+                if words.len() < count {
+                    words.resize(count, 0);
+                }
+                &mut words[..count]
+            }
+            Memory::Given(words) => &mut words[..count],
+        }
+    }
+
+    /// A place for a text of `bytes` bytes, and the rest to encode it with.
+    pub(super) fn split(&mut self, bytes: usize) -> (&mut [u8], Scratch<'_>) {
+        let text_words = bytes.div_ceil(4);
+        let all = text_words + merge_words(bytes + 1);
+        let (text, rest) = self.words(all).split_at_mut(text_words);
+        (&mut bytes_of_words(text)[..bytes], Scratch::given(rest))
+    }
+
+    /// For a piece of at most so many symbols, which spell as many bytes at
+    /// least.
+    fn piece(&mut self, symbols: usize) -> Piece<'_> {
+        let words = self.words(merge_words(symbols));
+        let (symbol_words, rest) = words.split_at_mut(symbols * SYMBOL_WORDS);
+        let (candidate_words, bytes) = rest.split_at_mut(2 * symbols * CANDIDATE_WORDS);
+        Piece {
+            symbols: Symbols {
+                words: symbol_words.as_chunks_mut().0,
+                len: 0,
+            },
+            candidates: Candidates {
+                words: candidate_words.as_chunks_mut().0,
+                len: 0,
+            },
+            bytes: bytes_of_words(bytes),
+            bytes_len: 0,
+        }
+    }
+}
+
+/// Symbols in their order.
+struct Symbols<'a> {
+    words: &'a mut [[u32; SYMBOL_WORDS]],
+    len: usize,
+}
+
+impl Symbols<'_> {
+    fn at(&self, index: usize) -> Symbol {
+        let [id, start, previous, next] = self.words[..self.len][index];
+        Symbol {
+            id,
+            start,
+            previous,
+            next,
+        }
+    }
+
+    fn get(&self, index: usize) -> Option<Symbol> {
+        (index < self.len).then(|| self.at(index))
+    }
+
+    fn set(&mut self, index: usize, symbol: Symbol) {
+        let Symbol {
+            id,
+            start,
+            previous,
+            next,
+        } = symbol;
+        self.words[..self.len][index] = [id, start, previous, next];
     }
 
     fn push(&mut self, id: u32, start: usize) {
-        let at = self.symbols.len() as u32;
-        self.symbols.push(Symbol {
+        let at = self.len as u32;
+        self.len += 1;
+        let symbol = Symbol {
             id,
             start: start as u32,
             previous: at.wrapping_sub(1),
             next: at + 1,
-        });
+        };
+        self.set(at as usize, symbol);
     }
 
-    /// Merges the symbols of a piece of `len` bytes. `pair` gives what two neighbours
-    /// become: of two symbols, with the range of bytes that both span.
-    fn merge(&mut self, len: usize, pair: impl Fn(u32, u32, Range<usize>) -> Merge) {
-        if self.symbols.len() <= SHORT_MAX {
-            self.merge_short(len, pair);
-        } else {
-            self.merge_long(len, pair);
+    fn remove(&mut self, index: usize) {
+        self.words[..self.len].copy_within(index + 1.., index);
+        self.len -= 1;
+    }
+
+    /// Each symbol with the byte at which it ends, in a piece of `len` bytes.
+    fn spans(&self, len: usize) -> impl Iterator<Item = (Symbol, usize)> {
+        (0..self.len).map(move |at| {
+            let end = self.get(at + 1).map_or(len, |s| s.start as usize);
+            (self.at(at), end)
+        })
+    }
+}
+
+/// Pairs by rank, then place, the lowest first: a binary heap. A pair that no
+/// longer holds is passed over. Every merge takes one out and puts two in at
+/// most, so twice the symbols suffice.
+struct Candidates<'a> {
+    words: &'a mut [[u32; CANDIDATE_WORDS]],
+    len: usize,
+}
+
+impl Candidates<'_> {
+    fn push(&mut self, rank: u32, place: u32) {
+        let mut at = self.len;
+        self.len += 1;
+        let heap = &mut self.words[..self.len];
+        heap[at] = [rank, place];
+        while at > 0 && heap[at] < heap[(at - 1) / 2] {
+            heap.swap(at, (at - 1) / 2);
+            at = (at - 1) / 2;
         }
     }
 
-    /// Removes merged symbols from the list, which stays dense.
-    fn merge_short(&mut self, len: usize, pair: impl Fn(u32, u32, Range<usize>) -> Merge) {
-        let symbols = &mut self.symbols;
-        let rank = |symbols: &[Symbol], at: usize| {
-            let [left, right] = symbols.get(at..at + 2)?.try_into().ok()?;
-            let end = symbols
-                .get(at + 2)
-                .map_or(len, |s: &Symbol| s.start as usize);
-            let (left, right): (Symbol, Symbol) = (left, right);
-            pair(left.id, right.id, left.start as usize..end)
-        };
-        self.ranks.clear();
-        self.ranks
-            .extend((0..symbols.len()).map(|at| rank(symbols, at).map_or(NONE, |(rank, _)| rank)));
-        while let Some((at, &lowest)) = self.ranks.iter().enumerate().min_by_key(|&(_, r)| r) {
-            if lowest == NONE {
+    fn pop(&mut self) -> Option<(u32, u32)> {
+        self.len = self.len.checked_sub(1)?;
+        self.words.swap(0, self.len);
+        let heap = &mut self.words[..self.len];
+        let mut at = 0;
+        while 2 * at + 1 < heap.len() {
+            let left = 2 * at + 1;
+            let lower = left + usize::from(left + 1 < heap.len() && heap[left + 1] < heap[left]);
+            if heap[at] <= heap[lower] {
                 break;
             }
-            let (_, id) = rank(symbols, at).expect("a pair with a rank has a merge");
-            symbols[at].id = id;
-            symbols.remove(at + 1);
-            self.ranks.remove(at + 1);
-            for changed in at.saturating_sub(1)..=at {
-                self.ranks[changed] = rank(symbols, changed).map_or(NONE, |(rank, _)| rank);
-            }
+            heap.swap(at, lower);
+            at = lower;
         }
+        let [rank, place] = self.words[self.len];
+        Some((rank, place))
     }
+}
 
-    /// Links symbols by index and finds the lowest rank with a heap: O(n log n).
-    fn merge_long(&mut self, len: usize, pair: impl Fn(u32, u32, Range<usize>) -> Merge) {
-        let symbols = &mut self.symbols;
-        let count = symbols.len() as u32;
-        // A symbol that was merged into its left neighbour is its own next.
-        let at_pair = |symbols: &[Symbol], at: u32| -> Merge {
-            let left = symbols[at as usize];
-            if left.next == at || left.next >= count {
-                return None;
-            }
-            let right = symbols[left.next as usize];
-            let end = symbols
-                .get(right.next as usize)
-                .map_or(len, |s| s.start as usize);
-            pair(left.id, right.id, left.start as usize..end)
-        };
-        for at in 0..count {
-            if let Some((rank, _)) = at_pair(symbols, at) {
-                self.heap.push(Reverse((rank, at)));
-            }
-        }
-        while let Some(Reverse((rank, at))) = self.heap.pop() {
-            let Some((_, id)) = at_pair(symbols, at).filter(|&(now, _)| now == rank) else {
-                continue;
-            };
-            let right = symbols[at as usize].next;
-            let next = symbols[right as usize].next;
-            symbols[right as usize].next = right;
-            symbols[at as usize].id = id;
-            symbols[at as usize].next = next;
-            if next < count {
-                symbols[next as usize].previous = at;
-            }
-            for changed in [symbols[at as usize].previous, at] {
-                if changed < count
-                    && let Some((rank, _)) = at_pair(symbols, changed)
-                {
-                    self.heap.push(Reverse((rank, changed)));
-                }
-            }
-        }
-        let mut at = 0;
-        symbols.retain(|symbol| {
-            at += 1;
-            symbol.next != at - 1
-        });
+/// What two neighbouring symbols become: rank and token.
+type Merge = Option<(u32, u32)>;
+
+/// A piece that is being merged.
+struct Piece<'a> {
+    symbols: Symbols<'a>,
+    candidates: Candidates<'a>,
+    /// The piece as the vocabulary spells it, for characters.
+    bytes: &'a mut [u8],
+    bytes_len: usize,
+}
+
+impl Piece<'_> {
+    /// Appends a symbol, which the vocabulary spells so.
+    fn push_spelled(&mut self, id: u32, spelled: &[u8]) {
+        self.symbols.push(id, self.bytes_len);
+        self.bytes[self.bytes_len..][..spelled.len()].copy_from_slice(spelled);
+        self.bytes_len += spelled.len();
     }
+}
+
+/// Merges the symbols of a piece of `len` bytes. `pair` gives what two
+/// neighbours become: of two symbols, with the range of bytes that both span.
+fn merge(
+    symbols: &mut Symbols<'_>,
+    candidates: &mut Candidates<'_>,
+    len: usize,
+    pair: impl Fn(u32, u32, Range<usize>) -> Merge,
+) {
+    if symbols.len <= SHORT_MAX {
+        merge_short(symbols, len, pair);
+    } else {
+        merge_long(symbols, candidates, len, pair);
+    }
+}
+
+/// Removes merged symbols from the list, which stays dense.
+fn merge_short(
+    symbols: &mut Symbols<'_>,
+    len: usize,
+    pair: impl Fn(u32, u32, Range<usize>) -> Merge,
+) {
+    let merge_at = |symbols: &Symbols<'_>, at: usize| {
+        let (left, right) = (symbols.get(at)?, symbols.get(at + 1)?);
+        let end = symbols.get(at + 2).map_or(len, |s| s.start as usize);
+        pair(left.id, right.id, left.start as usize..end)
+    };
+    let rank = |symbols: &Symbols<'_>, at| merge_at(symbols, at).map_or(NONE, |(rank, _)| rank);
+    let mut ranks = [NONE; SHORT_MAX];
+    for (at, slot) in ranks[..symbols.len].iter_mut().enumerate() {
+        *slot = rank(symbols, at);
+    }
+    while let Some((at, &lowest)) =
+        (ranks[..symbols.len].iter().enumerate()).min_by_key(|&(_, r)| r)
+    {
+        if lowest == NONE {
+            break;
+        }
+        let (_, id) = merge_at(symbols, at).expect("a pair with a rank has a merge");
+        symbols.set(
+            at,
+            Symbol {
+                id,
+                ..symbols.at(at)
+            },
+        );
+        ranks[..symbols.len].copy_within(at + 2.., at + 1);
+        symbols.remove(at + 1);
+        for changed in at.saturating_sub(1)..=at {
+            ranks[changed] = rank(symbols, changed);
+        }
+    }
+}
+
+/// Links symbols by index and finds the lowest rank with a heap: O(n log n).
+fn merge_long(
+    symbols: &mut Symbols<'_>,
+    candidates: &mut Candidates<'_>,
+    len: usize,
+    pair: impl Fn(u32, u32, Range<usize>) -> Merge,
+) {
+    let count = symbols.len as u32;
+    // A symbol that was merged into its left neighbour is its own next.
+    let merge_at = |symbols: &Symbols<'_>, at: u32| -> Merge {
+        let left = symbols.at(at as usize);
+        if left.next == at || left.next >= count {
+            return None;
+        }
+        let right = symbols.at(left.next as usize);
+        let end = symbols.get(right.next as usize);
+        let end = end.map_or(len, |s| s.start as usize);
+        pair(left.id, right.id, left.start as usize..end)
+    };
+    for at in 0..count {
+        if let Some((rank, _)) = merge_at(symbols, at) {
+            candidates.push(rank, at);
+        }
+    }
+    while let Some((rank, at)) = candidates.pop() {
+        let Some((_, id)) = merge_at(symbols, at).filter(|&(now, _)| now == rank) else {
+            continue;
+        };
+        let left = symbols.at(at as usize);
+        let right = symbols.at(left.next as usize);
+        let next = right.next;
+        let merged_away = Symbol {
+            next: left.next,
+            ..right
+        };
+        symbols.set(left.next as usize, merged_away);
+        symbols.set(at as usize, Symbol { id, next, ..left });
+        if let Some(behind) = symbols.get(next as usize) {
+            let behind = Symbol {
+                previous: at,
+                ..behind
+            };
+            symbols.set(next as usize, behind);
+        }
+        for changed in [left.previous, at] {
+            if changed < count
+                && let Some((rank, _)) = merge_at(symbols, changed)
+            {
+                candidates.push(rank, changed);
+            }
+        }
+    }
+    let mut kept = 0;
+    for at in 0..symbols.len {
+        let symbol = symbols.at(at);
+        if symbol.next != at as u32 {
+            symbols.set(kept, symbol);
+            kept += 1;
+        }
+    }
+    symbols.len = kept;
 }
 
 impl Tokenizer<'_> {
@@ -164,22 +347,27 @@ impl Tokenizer<'_> {
             sink(id, piece);
             return 0;
         }
-        scratch.clear();
+        let Piece {
+            mut symbols,
+            mut candidates,
+            ..
+        } = scratch.piece(bytes.len());
         let mut lost = 0;
         for (start, &byte) in bytes.iter().enumerate() {
             match self.tables.byte_ids.at(usize::from(byte)) {
                 NONE => lost += 1,
-                id => scratch.push(id, start),
+                id => symbols.push(id, start),
             }
         }
-        scratch.merge(bytes.len(), |left, right, _| self.find_merge(left, right));
-        let mut rest = scratch.symbols.iter().peekable();
-        while let Some(symbol) = rest.next() {
-            let end = rest.peek().map_or(bytes.len(), |s| s.start as usize);
-            sink(
-                symbol.id,
-                piece.start + symbol.start as usize..piece.start + end,
-            );
+        merge(
+            &mut symbols,
+            &mut candidates,
+            bytes.len(),
+            |left, right, _| self.find_merge(left, right),
+        );
+        for (symbol, end) in symbols.spans(bytes.len()) {
+            let start = symbol.start as usize;
+            sink(symbol.id, piece.start + start..piece.start + end);
         }
         lost
     }
@@ -219,34 +407,46 @@ impl Tokenizer<'_> {
         let mut start = range.start;
         let mut prefix = prefix;
         while start < text.len() {
-            scratch.clear();
-            scratch.piece.clear();
+            let end = self.piece_end(text, start, prefix);
+            let mut piece = scratch.piece(end - start + usize::from(prefix));
             if prefix {
-                scratch.push(self.find_text(b" ").unwrap_or(NONE), 0);
-                scratch.piece.push(b' ');
+                piece.push_spelled(self.find_text(b" ").unwrap_or(NONE), b" ");
             }
             let mut at = start;
-            while at < text.len() {
-                let (_, len) = character(text, at);
-                let spelled = match self.spelled(text, at) {
-                    (b' ', _) => b" ",
-                    _ => &text[at..at + len],
-                };
-                if let Some(&before) = scratch.piece.last()
-                    && !self.meet(before, spelled[0])
-                {
-                    break;
-                }
-                let id = self.find_text(spelled).unwrap_or(NONE);
-                scratch.push(id, scratch.piece.len());
-                scratch.piece.extend_from_slice(spelled);
+            while at < end {
+                let (spelled, len) = self.spelled_character(text, at);
+                piece.push_spelled(self.find_text(spelled).unwrap_or(NONE), spelled);
                 at += len;
             }
-            lost += self.merge_piece(text, start..at, prefix, scratch, sink);
+            lost += self.merge_piece(text, start, prefix, piece, sink);
             prefix = false;
-            start = at;
+            start = end;
         }
         lost
+    }
+
+    /// The character at `at` as the vocabulary spells it, and its length in the text.
+    fn spelled_character<'t>(&self, text: &'t [u8], at: usize) -> (&'t [u8], usize) {
+        let (_, len) = character(text, at);
+        match self.spelled(text, at) {
+            (b' ', _) => (b" ", len),
+            _ => (&text[at..at + len], len),
+        }
+    }
+
+    /// Where the text from `start` on, behind a space if `prefix`, is cut.
+    fn piece_end(&self, text: &[u8], start: usize, prefix: bool) -> usize {
+        let mut before = prefix.then_some(b' ');
+        let mut at = start;
+        while at < text.len() {
+            let (spelled, len) = self.spelled_character(text, at);
+            if before.is_some_and(|before| !self.meet(before, spelled[0])) {
+                break;
+            }
+            before = spelled.last().copied();
+            at += len;
+        }
+        at
     }
 
     fn meet(&self, left: u8, right: u8) -> bool {
@@ -254,38 +454,40 @@ impl Tokenizer<'_> {
         self.tables.joints[bit / 8] & (1 << (bit % 8)) != 0
     }
 
-    /// Merges the symbols in `scratch` and gives the tokens; `source` is where the piece
-    /// is in `text`, in which a space may have three bytes and a prefix has none.
+    /// Merges the symbols of `piece` and gives the tokens; it is at `start` in `text`, in
+    /// which a space may have three bytes and a prefix has none.
     fn merge_piece(
         &self,
         text: &[u8],
-        source: Range<usize>,
+        start: usize,
         prefix: bool,
-        scratch: &mut Scratch,
+        mut piece: Piece<'_>,
         sink: &mut dyn FnMut(u32, Range<usize>),
     ) -> usize {
-        let piece = std::mem::take(&mut scratch.piece);
+        let longest = self.tables.field(Field::TokenBytesMax) as usize;
+        let spelled = &piece.bytes[..piece.bytes_len];
+        let pair = |_, _, span: Range<usize>| {
+            let bytes = (span.len() <= longest).then(|| &spelled[span])?;
+            let id = self.find_text(bytes)?;
+            let rank = self.tables.ranks.at(id as usize);
+            (rank != NONE).then_some((rank, id))
+        };
+        let (symbols, candidates) = (&mut piece.symbols, &mut piece.candidates);
         if self.model() == Model::Scores {
-            let longest = self.tables.field(Field::TokenBytesMax) as usize;
-            scratch.merge(piece.len(), |_, _, span| {
-                let bytes = (span.len() <= longest).then(|| &piece[span])?;
-                let id = self.find_text(bytes)?;
-                let rank = self.tables.ranks.at(id as usize);
-                (rank != NONE).then_some((rank, id))
-            });
+            merge(symbols, candidates, spelled.len(), pair);
         } else {
-            scratch.merge(piece.len(), |left, right, _| self.find_merge(left, right));
+            merge(symbols, candidates, spelled.len(), |left, right, _| {
+                self.find_merge(left, right)
+            });
         }
         let mut lost = 0;
         let mut unknown_before = false;
-        let mut from = source.start;
-        let mut rest = scratch.symbols.iter().peekable();
-        while let Some(symbol) = rest.next() {
+        let mut from = start;
+        for (symbol, end) in symbols.spans(spelled.len()) {
             let start = symbol.start as usize;
-            let end = rest.peek().map_or(piece.len(), |s| s.start as usize);
             if symbol.id != NONE {
                 let mut to = from;
-                for &byte in &piece[start + usize::from(prefix && start == 0)..end] {
+                for &byte in &spelled[start + usize::from(prefix && start == 0)..end] {
                     to += if byte == b' ' && text[to] != b' ' {
                         3
                     } else {
@@ -297,7 +499,7 @@ impl Tokenizer<'_> {
                 unknown_before = false;
                 continue;
             }
-            let bytes = &piece[start..end];
+            let bytes = &spelled[start..end];
             let byte_ids = self.tables.byte_ids;
             let all = bytes
                 .iter()
@@ -330,7 +532,6 @@ impl Tokenizer<'_> {
             }
             unknown_before = !all;
         }
-        scratch.piece = piece;
         lost
     }
 }

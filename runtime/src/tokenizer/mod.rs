@@ -238,9 +238,11 @@ impl<'a> Tokenizer<'a> {
         text: &[u8],
         special: SpecialText,
         scratch: &mut Scratch,
-        out: &mut Vec<u32>,
+        out: &mut impl Extend<u32>,
     ) -> usize {
-        self.encode_spans(text, special, scratch, &mut |id, _| out.push(id))
+        self.encode_spans(text, special, scratch, &mut |id, _| {
+            out.extend(std::iter::once(id));
+        })
     }
 
     /// As [`Self::encode`], giving each token with the range of bytes of `text` that it

@@ -20,6 +20,7 @@ use omex_plan::packed::{
     packed_header,
 };
 use omex_plan::prompt::PromptTemplate;
+use omex_plan::session::{SessionBuffers, SessionBytes};
 use omex_plan::task::{Input, Node, NodeKind, Program, Sampling, Window};
 use omex_plan::{
     Arg, Buffer, BufferId, BufferKind, InputId, Kernel, KernelId, Model, NodeId, PageId, Phase,
@@ -703,9 +704,26 @@ impl Draft {
         } else {
             Vec::new()
         };
+        let program = program();
+        let needed = SessionBytes::new(&program, CONTEXT, vocabulary, options.sequences);
+        let session = SessionBuffers {
+            text: d.buffer("text", BufferKind::Session, needed.text),
+            history: d.buffer("history", BufferKind::Session, needed.history),
+            tokenizer: d.buffer("tokenizer", BufferKind::Scratch, needed.tokenizer),
+            sampler: d.buffer("sampler", BufferKind::Scratch, needed.sampler),
+        };
         let phases = d.phases.len() as u32;
         for buffer in &mut d.buffers {
-            buffer.end_phase = phases;
+            let life = match buffer.kind {
+                BufferKind::Tokens | BufferKind::Activation => 0..phases,
+                BufferKind::Logits => 0..phases + 1,
+                BufferKind::KvRing => 0..phases + if options.sequences > 1 { 2 } else { 1 },
+                BufferKind::Scratch => phases..phases + 2,
+                BufferKind::ResidentPage | BufferKind::PageSlot | BufferKind::Session => {
+                    0..phases + 2
+                }
+            };
+            (buffer.first_phase, buffer.end_phase) = (life.start, life.end);
         }
 
         let (packed, index, digest) = pack(&pages);
@@ -746,11 +764,12 @@ impl Draft {
             body_phases,
             tokens_buffer: tokens,
             logits_buffer: logits,
+            session,
             columns_max: options.columns_max,
             head_columns_max: options.head_columns,
             sequences_max: options.sequences,
             threads_max: 4,
-            program: program(),
+            program,
             memory: MemoryContract { items: vec![] },
             result_id: [3; 32],
         };
