@@ -138,6 +138,28 @@ pub struct Stages {
 /// What the container or the model asks for and cannot have; a budget that is
 /// too small.
 pub fn compile(inputs: &Inputs<'_>, options: &Options) -> Result<Compiled, Vec<Diagnostic>> {
+    match attempt(inputs, options)? {
+        Attempt::Fits(compiled) => Ok(*compiled),
+        Attempt::TooLarge { plan, limit } => Err(vec![over_budget(&Overrun {
+            task: inputs.task,
+            plan: &plan,
+            limit,
+            options,
+            planned: &|options| match attempt(inputs, options) {
+                Ok(Attempt::Fits(compiled)) => Some(compiled.plan),
+                Ok(Attempt::TooLarge { .. }) | Err(_) => None,
+            },
+        })]),
+    }
+}
+
+/// A plan within its limit, or the smallest there is.
+enum Attempt {
+    Fits(Box<Compiled>),
+    TooLarge { plan: Box<Plan>, limit: RamLimit },
+}
+
+fn attempt(inputs: &Inputs<'_>, options: &Options) -> Result<Attempt, Vec<Diagnostic>> {
     let h = &inputs.model.hyperparameters;
     let program = program(inputs.task, inputs.prompts)?;
     let context = choices::context(inputs.task, &program, h.context_len, options.context);
@@ -219,14 +241,20 @@ pub fn compile(inputs: &Inputs<'_>, options: &Options) -> Result<Compiled, Vec<D
         runs: choices::runs(&program, context),
         sequences: choices::sequences(&program, options.sequences_max),
     };
-    let (plan, layout) = fitting.plan(context, &assembled)?;
+    let (plan, layout) = match fitting.plan(context, &assembled)? {
+        Fitted::Plan(plan, layout) => (*plan, layout),
+        Fitted::Smallest(plan) => {
+            let limit = limit.expect("only a limit refuses a plan");
+            return Ok(Attempt::TooLarge { plan, limit });
+        }
+    };
     let warnings = warning.into_iter().chain(paging::slow_plan(&plan));
     let Lowered {
         graphs,
         schedule,
         code,
     } = lowered(plan.columns_max)?;
-    Ok(Compiled {
+    Ok(Attempt::Fits(Box::new(Compiled {
         warnings: warnings.collect(),
         plan,
         code: code.bytes,
@@ -235,7 +263,7 @@ pub fn compile(inputs: &Inputs<'_>, options: &Options) -> Result<Compiled, Vec<D
             schedule,
             layout,
         },
-    })
+    })))
 }
 
 /// A model as kernels in their order, before anything has a place.
@@ -311,12 +339,15 @@ impl Columns {
 /// Makes the plan without page plan for a chunk; its weights are read or mapped.
 type Assembled<'a> = dyn Fn(Columns, bool) -> Result<(Plan, Layout), Vec<Diagnostic>> + 'a;
 
+/// What [`Fitting`] found.
+enum Fitted {
+    Plan(Box<Plan>, Layout),
+    /// Not even this one fits.
+    Smallest(Box<Plan>),
+}
+
 impl Fitting<'_> {
-    fn plan(
-        &self,
-        context: u32,
-        assembled: &Assembled<'_>,
-    ) -> Result<(Plan, Layout), Vec<Diagnostic>> {
+    fn plan(&self, context: u32, assembled: &Assembled<'_>) -> Result<Fitted, Vec<Diagnostic>> {
         let level = self.memory_level();
         // A stated budget bounds the page cache too, so the weights are read then.
         let stated = self.limit.is_some_and(|l| l.origin != RamOrigin::Target);
@@ -340,7 +371,7 @@ impl Fitting<'_> {
                     let columns = Columns::new(columns, sequences);
                     let (plan, layout) = assembled(columns, read_weights)?;
                     if self.fits(&plan) && self.is_worth_its_rings(&plan) {
-                        return Ok((plan, layout));
+                        return Ok(Fitted::Plan(Box::new(plan), layout));
                     }
                     smallest = Some(plan);
                 }
@@ -370,24 +401,12 @@ impl Fitting<'_> {
             }
             if let Some((_, plan, layout)) = best {
                 let drafting = self.drafting(&plan, level, assembled)?;
-                return Ok(drafting.unwrap_or((plan, layout)));
+                let (plan, layout) = drafting.unwrap_or((plan, layout));
+                return Ok(Fitted::Plan(Box::new(plan), layout));
             }
         }
         let smallest = smallest.expect("one chunk is tried at least");
-        let paged_bytes = if paged {
-            None
-        } else {
-            let columns = Columns::new(smallest.columns_max, 1);
-            let (unpaged, _) = assembled(columns, false)?;
-            let paged = self.page(&unpaged, level).unwrap_or_else(|least| *least);
-            Some(paged.memory.needed_bytes())
-        };
-        Err(vec![over_budget(&Overrun {
-            task: self.inputs.task,
-            plan: &smallest,
-            limit: self.limit.expect("only a limit refuses a plan"),
-            paged_bytes,
-        })])
+        Ok(Fitted::Smallest(Box::new(smallest)))
     }
 
     /// The plan with room to verify drafts, where reading takes so long that

@@ -261,8 +261,9 @@ fn merge_short(
         );
         ranks[..symbols.len].copy_within(at + 2.., at + 1);
         symbols.remove(at + 1);
-        for changed in at.saturating_sub(1)..=at {
-            ranks[changed] = rank(symbols, changed);
+        ranks[at] = rank(symbols, at);
+        if let Some(before) = at.checked_sub(1) {
+            ranks[before] = rank(symbols, before);
         }
     }
 }
