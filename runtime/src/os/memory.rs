@@ -200,7 +200,16 @@ pub fn release_unused() {
     }
 }
 
-/// Drops the pages of an object's segments that nothing ever writes.
+/// Most of a program or library that one page fault makes resident.
+///
+/// Around a fault Linux maps what the page cache has, 64 KiB as a rule, and
+/// since 6.18 the whole folio, which may be 2 MiB large: how much of a program
+/// is resident would depend on how its file came to the cache. No fault maps
+/// beyond its mapping, so mappings are cut to pieces of this size.
+const FAULT_BYTES: u64 = 32 << 10;
+
+/// Drops the pages of an object's segments that nothing ever writes, and lets
+/// them come back in small pieces.
 unsafe extern "C" fn release_segments(
     object: *mut libc::dl_phdr_info,
     _bytes: libc::size_t,
@@ -232,6 +241,20 @@ unsafe extern "C" fn release_segments(
                     (end - start) as usize,
                     libc::MADV_DONTNEED,
                 );
+            }
+            // Neighbours of different advice are mappings of their own. This
+            // one concerns core dumps, which leave files' pages out anyway.
+            for piece in (start / FAULT_BYTES..end.div_ceil(FAULT_BYTES)).step_by(2) {
+                let from = (piece * FAULT_BYTES).max(start);
+                let until = ((piece + 1) * FAULT_BYTES).min(end);
+                // SAFETY: as above; the advice changes no byte.
+                unsafe {
+                    libc::madvise(
+                        from as *mut libc::c_void,
+                        (until - from) as usize,
+                        libc::MADV_DONTDUMP,
+                    );
+                }
             }
         }
     }
