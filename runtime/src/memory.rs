@@ -18,7 +18,7 @@ pub const RUNTIME_BYTES: u64 = 1920 << 10;
 
 /// What a runtime with a code generator has more: relocated tables, and code
 /// that lies further apart. Measured, rounded up.
-pub const GENERATOR_BYTES: u64 = 1024 << 10;
+pub const GENERATOR_BYTES: u64 = 512 << 10;
 
 /// The peak of a process that has only read its command line and a plan. A
 /// plan that needs less all in all states this.
