@@ -10,7 +10,7 @@ use std::ffi::{c_int, c_void};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::{Scratch, smollm2};
+use common::{Scratch, ok, smollm2, windows_container};
 use omex_runtime::events::{Event, Sink};
 use omex_runtime::{Bindings, LoadOptions, RunOptions, SamplingChanges, Session, TrustStore};
 
@@ -66,10 +66,12 @@ unsafe extern "C" fn posix_memalign(out: *mut *mut c_void, align: usize, bytes: 
     0
 }
 
-/// Counts from the prompt, tokenized, to the last token.
+/// Counts from the first prompt, tokenized, to the end of the last window.
+#[derive(Default)]
 struct Counted {
     tokens: u64,
-    tokens_max: u64,
+    windows: u64,
+    allocations: u64,
 }
 
 impl Sink for Counted {
@@ -82,13 +84,13 @@ impl Sink for Counted {
             Event::Prompt { .. } => COUNTING.store(true, Ordering::Relaxed),
             Event::Token { .. } => {
                 self.tokens += 1;
-                if self.tokens == self.tokens_max {
-                    COUNTING.store(false, Ordering::Relaxed);
-                }
+            }
+            Event::WindowEnd { .. } => {
+                self.windows += 1;
+                self.allocations = ALLOCATIONS.load(Ordering::Relaxed);
             }
             Event::NodeStart { .. }
             | Event::Prefill { .. }
-            | Event::WindowEnd { .. }
             | Event::NodeEnd { .. }
             | Event::Note { .. } => {}
         }
@@ -115,13 +117,7 @@ fn generations_allocate_nothing() {
     };
     for (source, flags) in [("mapped", &[][..]), ("read", &["--ram", "1GiB"][..])] {
         let plan = scratch.build(&smollm2(), &format!("{source}.bin"), context, flags);
-        let load = LoadOptions {
-            threads: Some(2),
-            model_folders: vec![scratch.path("home/cache")],
-            trust: Some(TrustStore::new(scratch.path("home/trust"))),
-            ..LoadOptions::default()
-        };
-        let mut session = Session::load(&plan, &load).unwrap();
+        let mut session = Session::load(&plan, &load(&scratch)).unwrap();
         for (name, sampling) in [("greedy", SamplingChanges::default()), ("sampled", sampled)] {
             let options = RunOptions {
                 bindings: Bindings {
@@ -132,16 +128,48 @@ fn generations_allocate_nothing() {
                 sampling,
                 ..RunOptions::default()
             };
-            let mut sink = Counted {
-                tokens: 0,
-                tokens_max: 24,
-            };
+            let mut sink = Counted::default();
             ALLOCATIONS.store(0, Ordering::Relaxed);
             session.run(&options, &mut sink).unwrap();
             COUNTING.store(false, Ordering::Relaxed);
             assert!(sink.tokens > 12, "{source}, {name}: {} tokens", sink.tokens);
-            let allocations = ALLOCATIONS.load(Ordering::Relaxed);
-            assert_eq!(allocations, 0, "{source}, {name}");
+            assert_eq!(sink.allocations, 0, "{source}, {name}");
         }
+    }
+
+    // Windows of one text, one by one and several at a time.
+    let file = scratch.write("windows.omex.json", windows_container(&smollm2()));
+    let sentences = "The river runs slowly to the sea. ".repeat(60);
+    let text = scratch.write("long.txt", sentences);
+    let plan = scratch.path("windows.bin");
+    let mut build = scratch.omexc();
+    build.args(["build", "--any-path"]).arg(&file);
+    ok(build.arg("-o").arg(&plan));
+    let mut session = Session::load(&plan, &load(&scratch)).unwrap();
+    for parallel in [Some(1), None] {
+        let options = RunOptions {
+            bindings: Bindings {
+                inputs: vec![(String::new(), text.clone())],
+                ..Bindings::default()
+            },
+            parallel,
+            output_folder: scratch.path("."),
+            ..RunOptions::default()
+        };
+        let mut sink = Counted::default();
+        ALLOCATIONS.store(0, Ordering::Relaxed);
+        session.run(&options, &mut sink).unwrap();
+        COUNTING.store(false, Ordering::Relaxed);
+        assert!(sink.windows > 5, "{} windows", sink.windows);
+        assert_eq!(sink.allocations, 0, "windows, {parallel:?} at a time");
+    }
+}
+
+fn load(scratch: &Scratch) -> LoadOptions {
+    LoadOptions {
+        threads: Some(2),
+        model_folders: vec![scratch.path("home/cache")],
+        trust: Some(TrustStore::new(scratch.path("home/trust"))),
+        ..LoadOptions::default()
     }
 }

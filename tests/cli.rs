@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 
-use common::{Scratch, container, fails, ok, report, root, smollm2, u64_of};
+use common::{Scratch, container, fails, ok, report, root, smollm2, u64_of, windows_container};
 
 const SMALL: &str = r#""model_requirements": {"max_sequence_tokens": 256},"#;
 
@@ -322,27 +322,7 @@ fn execute_builds_once_and_reads_containers_from_pipes() {
 #[test]
 fn windows_of_any_number_run_in_one_plan() {
     let scratch = Scratch::new("windows");
-    let model = smollm2();
-    let task = format!(
-        r#"{{
-  "omex_version": "0.3.0",
-  "task_id": "windows",
-  "task_type": "summarization",
-  "model_requirements": {{"max_sequence_tokens": 256}},
-  "execution_graph": {{
-    "entry_node": "cut",
-    "nodes": [
-      {{"id": "cut", "type": "token_chunk_parse", "input": ["long.txt"], "output": ["chunks"],
-        "window_size": 64, "stride": 64}},
-      {{"id": "infer", "type": "inference_slices", "depends_on": ["cut"], "input": ["chunks"],
-        "output": ["parts"], "model_reference": "{}", "max_tokens": 4}},
-      {{"id": "join", "type": "output_merge_and_decode", "depends_on": ["infer"],
-        "output": ["joined.txt"]}}
-    ]
-  }}
-}}"#,
-        model.display()
-    );
+    let task = windows_container(&smollm2());
     let file = scratch.write("windows.omex.json", task);
     let plan = scratch.path("windows.bin");
     let mut build = scratch.omexc();

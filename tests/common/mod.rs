@@ -122,6 +122,31 @@ pub(crate) fn container(model: &Path, fields: &str) -> String {
     )
 }
 
+/// A container that cuts `long.txt` into windows of 64 tokens and generates 4
+/// tokens from each, to `joined.txt`.
+pub(crate) fn windows_container(model: &Path) -> String {
+    format!(
+        r#"{{
+  "omex_version": "0.3.0",
+  "task_id": "windows",
+  "task_type": "summarization",
+  "model_requirements": {{"max_sequence_tokens": 256}},
+  "execution_graph": {{
+    "entry_node": "cut",
+    "nodes": [
+      {{"id": "cut", "type": "token_chunk_parse", "input": ["long.txt"], "output": ["chunks"],
+        "window_size": 64, "stride": 64}},
+      {{"id": "infer", "type": "inference_slices", "depends_on": ["cut"], "input": ["chunks"],
+        "output": ["parts"], "model_reference": "{}", "max_tokens": 4}},
+      {{"id": "join", "type": "output_merge_and_decode", "depends_on": ["infer"],
+        "output": ["joined.txt"]}}
+    ]
+  }}
+}}"#,
+        model.display()
+    )
+}
+
 /// Runs a command that must succeed.
 pub(crate) fn ok(command: &mut Command) -> Output {
     let output = command.output().expect("the binary starts");
