@@ -339,6 +339,14 @@ impl Columns {
 /// Makes the plan without page plan for a chunk; its weights are read or mapped.
 type Assembled<'a> = dyn Fn(Columns, bool) -> Result<(Plan, Layout), Vec<Diagnostic>> + 'a;
 
+/// Keeps the plan that needs less.
+fn keep_smaller(smallest: &mut Option<Plan>, plan: Plan) {
+    let needed = plan.memory.needed_bytes();
+    if (smallest.as_ref()).is_none_or(|least| needed <= least.memory.needed_bytes()) {
+        *smallest = Some(plan);
+    }
+}
+
 /// What [`Fitting`] found.
 enum Fitted {
     Plan(Box<Plan>, Layout),
@@ -373,7 +381,7 @@ impl Fitting<'_> {
                     if self.fits(&plan) && self.is_worth_its_rings(&plan) {
                         return Ok(Fitted::Plan(Box::new(plan), layout));
                     }
-                    smallest = Some(plan);
+                    keep_smaller(&mut smallest, plan);
                 }
             }
         }
@@ -392,7 +400,7 @@ impl Fitting<'_> {
                                 best = Some((seconds, plan, layout));
                             }
                         }
-                        Err(plan) => smallest = Some(*plan),
+                        Err(plan) => keep_smaller(&mut smallest, *plan),
                     }
                 }
                 if let Some((_, plan, _)) = &best {

@@ -88,7 +88,7 @@ pub fn own_items(plan: &Plan, sections: Sections, plan_bytes: u64) -> Vec<Memory
     let mut items = vec![
         (MemoryKind::Tokenizer, page(sections.tokenizer_bytes)),
         (MemoryKind::Code, page(sections.code_bytes)),
-        (MemoryKind::Session, page(session_bytes(plan))),
+        (MemoryKind::Session, session_bytes(plan)),
         (MemoryKind::PlanMetadata, page(metadata_bytes(plan))),
         (
             MemoryKind::Stacks,
@@ -142,11 +142,13 @@ fn metadata_bytes(plan: &Plan) -> u64 {
 fn session_bytes(plan: &Plan) -> u64 {
     let buffers = plan.buffers.iter();
     let session = buffers.filter(|b| b.kind == BufferKind::Session);
-    session.map(|b| b.bytes).sum::<u64>()
-        + u64::from(plan.sequences_max) * LANE_BYTES as u64
+    let lanes = u64::from(plan.sequences_max) * LANE_BYTES as u64;
+    let others = lanes
         + u64::from(plan.columns_max) * 4
         + streams(&plan.program) * WRITE_BUFFER_BYTES as u64
-        + (LOGITS_BUFFER_BYTES + TRANSCRIPT_BYTES) as u64
+        + (LOGITS_BUFFER_BYTES + TRANSCRIPT_BYTES) as u64;
+    // The arena as a whole is rounded to pages.
+    session.map(|b| b.bytes).sum::<u64>() + others.next_multiple_of(4096)
 }
 
 /// Files that are written at one time: outputs, and texts that wait.
