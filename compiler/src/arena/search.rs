@@ -13,8 +13,9 @@ use super::sections::Sections;
 use super::tree::{Tree, Verdict};
 use super::{Item, Problem};
 
-/// How far failures move an item up in its order, in parts of the order.
-const CONFLICT_WEIGHT: f64 = 1.0;
+/// How far failures move an item up in its order, in parts of the order. How
+/// much they tell differs, so that the weights take turns as the orders do.
+const CONFLICT_WEIGHTS: [f64; 3] = [0.0, 1.0, 2.0];
 /// Turns after which failures count half.
 const FADE_TURNS: u64 = 8;
 /// The tree is as deep as there are items, and searched recursively.
@@ -102,7 +103,8 @@ fn search_tree(problem: &Problem, limit: u64, nodes_left: &mut u64) -> Outcome {
         // The shortest turn places everything once.
         let turn_nodes = (luby(turn) * problem.items.len() as u64).min(*nodes_left);
         let mut turn_left = turn_nodes;
-        let order = corrected(order, tree.conflicts());
+        let weight = CONFLICT_WEIGHTS[turn as usize / orders.len() % CONFLICT_WEIGHTS.len()];
+        let order = corrected(order, tree.conflicts(), weight);
         let verdict = tree.search(&order, &mut turn_left);
         *nodes_left -= turn_nodes - turn_left;
         match verdict {
@@ -136,10 +138,10 @@ fn components(items: &[Item]) -> Vec<Vec<usize>> {
 }
 
 /// An order in which items that failed most have moved to the front.
-fn corrected(order: &[usize], conflicts: &[u64]) -> Vec<u32> {
+fn corrected(order: &[usize], conflicts: &[u64], weight: f64) -> Vec<u32> {
     let most = conflicts.iter().copied().max().unwrap_or(0).max(1) as f64;
     let place = |(rank, &i): (usize, &usize)| {
-        let moved = CONFLICT_WEIGHT * (conflicts[i] as f64 / most);
+        let moved = weight * (conflicts[i] as f64 / most);
         (rank as f64 / order.len() as f64 - moved, i as u32)
     };
     let mut places: Vec<(f64, u32)> = order.iter().enumerate().map(place).collect();
