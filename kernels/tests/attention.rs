@@ -1,23 +1,16 @@
 //! Attention of several queries equals that of each, bit for bit.
 
+mod common;
+
+use common::Random;
 use omex_kernels::attention::attend_many;
 use omex_kernels::reference::{
     AttentionHead, HeadTransform, KvHead, KvRing, KvRingMut, attend, kv_store,
 };
 use omex_kernels::spec::KvFormat;
 
-struct Random(u32);
-
-impl Random {
-    fn next(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(1664525).wrapping_add(1013904223);
-        self.0 >> 8
-    }
-
-    fn row(&mut self, len: usize) -> Vec<f32> {
-        let element = |_| self.next() as f32 / 8388608.0 - 1.0;
-        (0..len).map(element).collect()
-    }
+fn row(r: &mut Random, len: usize) -> Vec<f32> {
+    (0..len).map(|_| r.uniform()).collect()
 }
 
 /// One head's ring after `total` positions.
@@ -57,7 +50,7 @@ impl Ring {
                         },
                     });
             let (mut keys, mut values) = (parts.next().unwrap(), parts.next().unwrap());
-            let (k, v) = (r.row(dim), r.row(dim));
+            let (k, v) = (row(r, dim), row(r, dim));
             kv_store(&k, &v, plain, position, &mut keys, &mut values).unwrap();
         }
         made
@@ -104,7 +97,7 @@ fn check<const B: usize, const G: usize>(format: KvFormat, dim: usize) {
                     softcap,
                 }
             });
-            let queries: [Vec<f32>; B] = std::array::from_fn(|_| r.row(dim));
+            let queries: [Vec<f32>; B] = std::array::from_fn(|_| row(&mut r, dim));
             let q = queries.each_ref().map(Vec::as_slice);
             let mut results: [Vec<f32>; B] = std::array::from_fn(|_| vec![f32::NAN; dim]);
             let mut out = results.each_mut().map(Vec::as_mut_slice);

@@ -1,6 +1,9 @@
 //! Elementwise kernels on lanes equal the reference, bit for bit, for lengths with
 //! and without a rest, on ordinary and extreme values.
 
+mod common;
+
+use common::Random;
 use omex_kernels::elementwise;
 use omex_kernels::reference::{
     self, HeadTransform, KvRingMut, NonFinite, Q8BlocksMut, SumOfSquares,
@@ -11,30 +14,21 @@ type V = [f32; 16];
 
 const LENGTHS: [usize; 9] = [1, 15, 16, 17, 32, 48, 100, 256, 577];
 
-struct Random(u32);
-
-impl Random {
-    fn next(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(1664525).wrapping_add(1013904223);
-        self.0 >> 8
-    }
-
-    /// Magnitudes from denormals to far above what activations are.
-    fn row(&mut self, len: usize) -> Vec<f32> {
-        let element = |_| {
-            let x = self.next() as f32 / 8388608.0 - 1.0;
-            match self.next() % 16 {
-                0 => 0.0,
-                1 => -0.0,
-                2 => x * 1e-39,
-                3 => x * 1e-6,
-                4 => x * 300.0,
-                5 => x * 1e12,
-                _ => x * 4.0,
-            }
-        };
-        (0..len).map(element).collect()
-    }
+/// Magnitudes from denormals to far above what activations are.
+fn row(r: &mut Random, len: usize) -> Vec<f32> {
+    let element = |_| {
+        let x = r.uniform();
+        match r.next() % 16 {
+            0 => 0.0,
+            1 => -0.0,
+            2 => x * 1e-39,
+            3 => x * 1e-6,
+            4 => x * 300.0,
+            5 => x * 1e12,
+            _ => x * 4.0,
+        }
+    };
+    (0..len).map(element).collect()
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -78,7 +72,7 @@ fn quantized_blocks_are_the_reference_s() {
     let mut r = Random(1);
     for _ in 0..200 {
         for blocks in 1..6 {
-            let mut x = r.row(32 * blocks);
+            let mut x = row(&mut r, 32 * blocks);
             let [a, b] = [
                 quantized(&x, elementwise::quantize::<V>),
                 quantized(&x, reference::quantize),
@@ -99,7 +93,7 @@ fn norms_and_sums_are_the_reference_s() {
     let mut r = Random(2);
     for len in LENGTHS {
         for _ in 0..50 {
-            let (x, weight) = (r.row(len), r.row(len));
+            let (x, weight) = (row(&mut r, len), row(&mut r, len));
             let x: Vec<f32> = x.iter().map(|x| x * 1e-3).collect();
             let of_lanes = elementwise::rms_reciprocal::<V>(&x, 1e-5).unwrap();
             let of_reference = reference::rms_reciprocal(&x, 1e-5).unwrap();
@@ -122,7 +116,7 @@ fn norms_and_sums_are_the_reference_s() {
             let of_parts = squares.reciprocal(len, 1e-5).unwrap();
             assert_eq!(of_parts.to_bits(), of_reference.to_bits());
         }
-        let mut x = r.row(len);
+        let mut x = row(&mut r, len);
         x[len / 2] = f32::NAN;
         assert_eq!(elementwise::rms_reciprocal::<V>(&x, 1e-5), Err(NonFinite));
     }
@@ -133,7 +127,7 @@ fn gates_and_caps_are_the_reference_s() {
     let mut r = Random(3);
     for len in LENGTHS {
         for _ in 0..50 {
-            let (gate, up) = (r.row(len), r.row(len));
+            let (gate, up) = (row(&mut r, len), row(&mut r, len));
             let [mut a, mut b] = [vec![0.0; len], vec![0.0; len]];
             for function in [GateFunction::Silu, GateFunction::GeluTanh] {
                 elementwise::gate::<V>(function, &gate, &up, &mut a);
@@ -150,7 +144,7 @@ fn gates_and_caps_are_the_reference_s() {
         }
         for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for at in [0, len / 2, len - 1] {
-                let mut x = r.row(len);
+                let mut x = row(&mut r, len);
                 x[at] = wrong;
                 let capped = elementwise::softcap_all::<V>(&x, 30.0, &mut vec![0.0; len]);
                 assert_eq!(capped, Err(NonFinite));
@@ -166,8 +160,12 @@ fn stored_keys_and_values_are_the_reference_s() {
         for position in 0..32 {
             let small =
                 |x: Vec<f32>| -> Vec<f32> { x.iter().map(|x| x.clamp(-9e3, 9e3)).collect() };
-            let (k, v, table) = (small(r.row(dim)), small(r.row(dim)), small(r.row(dim)));
-            let (weight, rope) = (small(r.row(dim)), rope(dim as u32 / 2));
+            let (k, v, table) = (
+                small(row(&mut r, dim)),
+                small(row(&mut r, dim)),
+                small(row(&mut r, dim)),
+            );
+            let (weight, rope) = (small(row(&mut r, dim)), rope(dim as u32 / 2));
             let table: Vec<f32> = table.iter().map(|x| x.clamp(-1.0, 1.0)).collect();
             let transforms = [
                 HeadTransform {
