@@ -9,7 +9,7 @@ use omex_plan::{BufferKind, Plan, WeightSource};
 use crate::exec::tiles_bytes_max;
 use crate::pager::{IO_STACK_USED_BYTES, pager_bytes};
 use crate::pool::WORKER_STACK_USED_BYTES;
-use crate::program::{LANE_BYTES, LOGITS_BUFFER_BYTES, WRITE_BUFFER_BYTES};
+use crate::program::{LANE_BYTES, LOGITS_BUFFER_BYTES, WALK_BYTES, WRITE_BUFFER_BYTES};
 use crate::transcript::TRANSCRIPT_BYTES;
 
 /// The process before it loads anything, and what it touches of its own code,
@@ -138,7 +138,7 @@ fn metadata_bytes(plan: &Plan) -> u64 {
 }
 
 /// Buffers of a run: the session's own of the arena, those of lanes and passes,
-/// and those of files.
+/// those of files, and the names of files that are found.
 fn session_bytes(plan: &Plan) -> u64 {
     let buffers = plan.buffers.iter();
     let session = buffers.filter(|b| b.kind == BufferKind::Session);
@@ -146,7 +146,7 @@ fn session_bytes(plan: &Plan) -> u64 {
     let others = lanes
         + u64::from(plan.columns_max) * 4
         + streams(&plan.program) * WRITE_BUFFER_BYTES as u64
-        + (LOGITS_BUFFER_BYTES + TRANSCRIPT_BYTES) as u64;
+        + (LOGITS_BUFFER_BYTES + TRANSCRIPT_BYTES + WALK_BYTES) as u64;
     // The arena as a whole is rounded to pages.
     session.map(|b| b.bytes).sum::<u64>() + others.next_multiple_of(4096)
 }

@@ -6,18 +6,55 @@ use std::path::{Path, PathBuf};
 use omex_plan::InputId;
 use omex_plan::task::Program;
 
+use super::pattern::{PARTS_MAX, Pattern};
+use super::walk::Walk;
 use crate::error::RunError;
 
 /// A text before it is opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source<'a> {
     /// A file that the user or the container names.
-    File(PathBuf),
+    File(&'a Path),
     /// A file that a folder or a glob led to: passed over when it is not text.
-    Found(PathBuf),
+    Found(&'a Path),
     StandardInput,
     /// The text itself.
-    Text(String),
+    Text(&'a str),
+}
+
+/// The texts of an input, in order.
+#[derive(Debug)]
+pub(super) struct Sources<'a> {
+    place: Place<'a>,
+    is_taken: bool,
+}
+
+#[derive(Debug)]
+enum Place<'a> {
+    File(PathBuf),
+    StandardInput,
+    Text(&'a str),
+    Files(Walk),
+}
+
+impl<'a> Sources<'a> {
+    fn new(place: Place<'a>) -> Sources<'a> {
+        Sources {
+            place,
+            is_taken: false,
+        }
+    }
+
+    /// Errors: a folder cannot be listed.
+    pub(super) fn next(&mut self) -> Result<Option<Source<'_>>, RunError> {
+        let is_first = !std::mem::replace(&mut self.is_taken, true);
+        Ok(match &mut self.place {
+            Place::Files(walk) => walk.next()?.map(Source::Found),
+            Place::File(path) => is_first.then_some(Source::File(path)),
+            Place::StandardInput => is_first.then_some(Source::StandardInput),
+            Place::Text(text) => is_first.then_some(Source::Text(text)),
+        })
+    }
 }
 
 /// What a run binds to the program's inputs.
@@ -66,9 +103,9 @@ impl Bindings {
         &self,
         program: &Program,
         input: InputId,
-    ) -> Result<Vec<Source>, RunError> {
+    ) -> Result<Sources<'_>, RunError> {
         if let Some(prompt) = &self.prompt {
-            return Ok(vec![Source::Text(prompt.clone())]);
+            return Ok(Sources::new(Place::Text(prompt)));
         }
         let input = &program.inputs[input.index()];
         let bound = self
@@ -76,16 +113,17 @@ impl Bindings {
             .iter()
             .rev()
             .find(|(name, _)| *name == input.name || name.is_empty());
-        match bound {
-            Some((_, path)) => expand(path, &[]),
-            None => expand(Path::new(&input.path), &self.folders),
-        }
+        let place = match bound {
+            Some((_, path)) => find(path, &[]),
+            None => find(Path::new(&input.path), &self.folders),
+        };
+        place.map(Sources::new)
     }
 }
 
-fn expand(path: &Path, folders: &[PathBuf]) -> Result<Vec<Source>, RunError> {
+fn find<'a>(path: &Path, folders: &[PathBuf]) -> Result<Place<'a>, RunError> {
     if path == Path::new("-") {
-        return Ok(vec![Source::StandardInput]);
+        return Ok(Place::StandardInput);
     }
     let here = [PathBuf::new()];
     let folders = if folders.is_empty() || path.is_absolute() {
@@ -97,11 +135,14 @@ fn expand(path: &Path, folders: &[PathBuf]) -> Result<Vec<Source>, RunError> {
         let path = folder.join(path);
         match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => {
-                let mut found = Vec::new();
-                walk(&path, &mut found)?;
-                return non_empty(found, &path);
+                let files = files(&path, Pattern::all())?;
+                return files.ok_or_else(|| RunError::Input {
+                    path,
+                    byte: None,
+                    what: "the folder holds no files".to_owned(),
+                });
             }
-            Ok(_) => return Ok(vec![Source::File(path)]),
+            Ok(_) => return Ok(Place::File(path)),
             Err(e)
                 if matches!(
                     e.kind(),
@@ -111,18 +152,24 @@ fn expand(path: &Path, folders: &[PathBuf]) -> Result<Vec<Source>, RunError> {
         }
     }
     let text = path.to_string_lossy();
-    if text.contains(['*', '?', '[']) {
+    let is_wild = |part: &&str| part.contains(['*', '?', '[']);
+    let parts: Vec<&str> = text.split('/').collect();
+    let wild = parts.iter().position(is_wild);
+    if let Some((start, parts)) = wild.map(|wild| parts.split_at(wild)) {
+        if parts.len() > PARTS_MAX {
+            return Err(RunError::Usage(format!(
+                "a pattern has at most {PARTS_MAX} parts behind its first wildcard: {text}"
+            )));
+        }
+        let start = match start {
+            [""] => "/".to_owned(),
+            start => start.join("/"),
+        };
         for folder in folders {
-            let mut found = Vec::new();
-            let parts: Vec<&str> = text.split('/').collect();
-            let (start, parts) = match parts[..] {
-                ["", ref rest @ ..] => (PathBuf::from("/"), rest),
-                ref all => (folder.clone(), all),
-            };
-            glob(&start, parts, &mut found)?;
-            if !found.is_empty() {
-                found.dedup();
-                return Ok(found);
+            let folder = folder.join(&start);
+            let is_folder = folder.as_os_str().is_empty() || folder.is_dir();
+            if is_folder && let Some(files) = files(&folder, Pattern::new(parts))? {
+                return Ok(files);
             }
         }
     }
@@ -131,179 +178,19 @@ fn expand(path: &Path, folders: &[PathBuf]) -> Result<Vec<Source>, RunError> {
     ))
 }
 
-fn non_empty(found: Vec<Source>, path: &Path) -> Result<Vec<Source>, RunError> {
-    if found.is_empty() {
-        return Err(RunError::Input {
-            path: path.to_owned(),
-            byte: None,
-            what: "the folder holds no files".to_owned(),
-        });
+/// The files below a folder that match, if there are any.
+fn files<'a>(folder: &Path, pattern: Pattern) -> Result<Option<Place<'a>>, RunError> {
+    let mut walk = Walk::new(folder, pattern);
+    if walk.next()?.is_none() {
+        return Ok(None);
     }
-    Ok(found)
-}
-
-/// The visible entries of a folder, sorted by name.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, RunError> {
-    let listed = if folder.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        folder
-    };
-    let list = || -> io::Result<Vec<PathBuf>> {
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(listed)? {
-            let name = entry?.file_name();
-            if !name.as_encoded_bytes().starts_with(b".") {
-                names.push(name);
-            }
-        }
-        names.sort_unstable();
-        Ok(names.into_iter().map(|name| folder.join(name)).collect())
-    };
-    list().map_err(RunError::io("list the folder", listed))
-}
-
-/// Whether a path is a folder; a link to one is not, so walks end.
-fn is_folder(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir())
-}
-
-/// The regular files below a folder, depth first, hidden ones left out.
-fn walk(folder: &Path, found: &mut Vec<Source>) -> Result<(), RunError> {
-    for path in entries(folder)? {
-        if is_folder(&path) {
-            walk(&path, found)?;
-        } else if path.is_file() {
-            found.push(Source::Found(path));
-        }
-    }
-    Ok(())
-}
-
-/// The files that match a pattern, part by part: `*`, `?` and `[a-z]` within
-/// a name, `**` for any number of folders.
-fn glob(folder: &Path, parts: &[&str], found: &mut Vec<Source>) -> Result<(), RunError> {
-    let Some((&part, rest)) = parts.split_first() else {
-        if folder.is_file() {
-            found.push(Source::Found(folder.to_owned()));
-        }
-        return Ok(());
-    };
-    if part == "**" {
-        glob(folder, rest, found)?;
-        for path in entries(folder)? {
-            if is_folder(&path) {
-                glob(&path, parts, found)?;
-            }
-        }
-        return Ok(());
-    }
-    if matches!(part, "" | "." | "..") {
-        return glob(&folder.join(part), rest, found);
-    }
-    if !folder.as_os_str().is_empty() && !folder.is_dir() {
-        return Ok(());
-    }
-    for path in entries(folder)? {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if matches_name(part.as_bytes(), name.as_bytes()) {
-            glob(&path, rest, found)?;
-        }
-    }
-    Ok(())
-}
-
-/// Whether one name matches a pattern without separators.
-fn matches_name(pattern: &[u8], name: &[u8]) -> bool {
-    // Where to try again when a character does not match: behind the last
-    // star, one character of the name further on.
-    let mut retry: Option<(usize, usize)> = None;
-    let (mut p, mut n) = (0, 0);
-    while n < name.len() {
-        let matched = match pattern.get(p) {
-            Some(b'*') => {
-                retry = Some((p + 1, n));
-                p += 1;
-                continue;
-            }
-            Some(b'?') => Some(p + 1),
-            Some(b'[') => match class(&pattern[p + 1..], name[n]) {
-                Some((true, len)) => Some(p + 1 + len),
-                Some((false, _)) => None,
-                None => (name[n] == b'[').then_some(p + 1),
-            },
-            Some(&c) => (c == name[n]).then_some(p + 1),
-            None => None,
-        };
-        match (matched, retry) {
-            (Some(next), _) => (p, n) = (next, n + 1),
-            (None, Some((star, at))) => {
-                (p, n) = (star, at + 1);
-                retry = Some((star, at + 1));
-            }
-            (None, None) => return false,
-        }
-    }
-    pattern[p..].iter().all(|&c| c == b'*')
-}
-
-/// Whether a class such as `a-z]` or `!0-9]` contains `c`, and its length;
-/// `None` when it never ends.
-fn class(pattern: &[u8], c: u8) -> Option<(bool, usize)> {
-    let (negated, start) = match pattern.first() {
-        Some(b'!' | b'^') => (true, 1),
-        _ => (false, 0),
-    };
-    let end = start + 1 + pattern.get(start + 1..)?.iter().position(|&c| c == b']')?;
-    let mut contains = false;
-    let mut at = start;
-    while at < end {
-        if at + 2 < end && pattern[at + 1] == b'-' {
-            contains |= (pattern[at]..=pattern[at + 2]).contains(&c);
-            at += 3;
-        } else {
-            contains |= pattern[at] == c;
-            at += 1;
-        }
-    }
-    Some((contains != negated, end + 1))
+    walk.rewind();
+    Ok(Some(Place::Files(walk)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_match_patterns() {
-        let yes = [
-            ("*.rs", "a.rs"),
-            ("*", ""),
-            ("a*b*c", "axxbxbc"),
-            ("?[a-c]x", "zbx"),
-            ("[!a-c]", "d"),
-            ("[]]", "]"),
-            ("[", "["),
-        ];
-        let no = [
-            ("*.rs", "a.rss"),
-            ("?", ""),
-            ("[a-c]", "d"),
-            ("[!a-c]", "a"),
-            ("a*b", "ac"),
-        ];
-        for (pattern, name) in yes {
-            assert!(
-                matches_name(pattern.as_bytes(), name.as_bytes()),
-                "{pattern} {name}"
-            );
-        }
-        for (pattern, name) in no {
-            assert!(
-                !matches_name(pattern.as_bytes(), name.as_bytes()),
-                "{pattern} {name}"
-            );
-        }
-    }
 
     #[test]
     fn folders_and_globs_are_sorted_and_skip_hidden_files() {
@@ -315,23 +202,35 @@ mod tests {
             std::fs::write(path, file).unwrap();
         }
         let names = |pattern: &str| -> Vec<String> {
-            let sources = expand(Path::new(pattern), std::slice::from_ref(&root)).unwrap();
-            let name = |source: &Source| match source {
-                Source::File(path) | Source::Found(path) => {
-                    let relative = path.strip_prefix(&root).unwrap();
-                    relative.to_string_lossy().into_owned()
-                }
-                Source::StandardInput | Source::Text(_) => "-".to_owned(),
-            };
-            sources.iter().map(name).collect()
+            let place = find(Path::new(pattern), std::slice::from_ref(&root)).unwrap();
+            let mut sources = Sources::new(place);
+            let mut names = Vec::new();
+            while let Some(source) = sources.next().unwrap() {
+                names.push(match source {
+                    Source::File(path) | Source::Found(path) => {
+                        let relative = path.strip_prefix(&root).unwrap();
+                        relative.to_string_lossy().into_owned()
+                    }
+                    Source::StandardInput | Source::Text(_) => "-".to_owned(),
+                });
+            }
+            names
         };
         assert_eq!(names("."), ["a/y.txt", "a/z.rs", "b.rs", "c/d/e.rs"]);
-        assert_eq!(names("**/*.rs"), ["b.rs", "a/z.rs", "c/d/e.rs"]);
+        assert_eq!(names("**/*.rs"), ["a/z.rs", "b.rs", "c/d/e.rs"]);
         assert_eq!(names("a/*"), ["a/y.txt", "a/z.rs"]);
+        assert_eq!(names("c/../a/[x-z]*"), ["c/../a/y.txt", "c/../a/z.rs"]);
+        assert_eq!(names(".git/*"), [".git/c.rs"]);
         assert_eq!(names("b.rs"), ["b.rs"]);
         assert_eq!(names("-"), ["-"]);
-        let missing = expand(Path::new("*.zip"), std::slice::from_ref(&root));
-        assert_eq!(missing.unwrap_err().exit_code(), 5);
+        let absolute = root.join("*/*.rs");
+        assert_eq!(names(absolute.to_str().unwrap()), ["a/z.rs"]);
+        let code = |pattern: &str| {
+            let missing = find(Path::new(pattern), std::slice::from_ref(&root));
+            missing.unwrap_err().exit_code()
+        };
+        assert_eq!(code("*.zip"), 5);
+        assert_eq!(code(&"*/".repeat(PARTS_MAX + 1)), 2);
         std::fs::remove_dir_all(&root).unwrap();
     }
 }

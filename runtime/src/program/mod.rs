@@ -6,8 +6,10 @@ mod generate;
 mod history;
 mod inputs;
 mod lanes;
+mod pattern;
 mod stops;
 mod text;
+mod walk;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -27,10 +29,12 @@ use crate::tokenizer::{Scratch, SpecialText, Tokenizer};
 use flow::Flow;
 pub use flow::WRITE_BUFFER_BYTES;
 use generate::{Columns, Counts, Generator, LogitsFile, Receiver, Request};
-pub use inputs::{Bindings, Source};
+pub use inputs::Bindings;
+use inputs::Source;
 pub(crate) use lanes::LANE_BYTES;
 use lanes::Lanes;
 use text::Text;
+pub use walk::WALK_BYTES;
 
 /// Buffer of the logits file.
 pub const LOGITS_BUFFER_BYTES: usize = 64 << 10;
@@ -286,7 +290,9 @@ impl Run<'_> {
         let buffer = std::mem::take(&mut self.text);
         let mut texts = 0u64;
         for &input in inputs {
-            for source in &self.options.bindings.sources(&plan.program, input)? {
+            let options = self.options;
+            let mut sources = options.bindings.sources(&plan.program, input)?;
+            while let Some(source) = sources.next()? {
                 let context = plan.model.context;
                 let Some(mut text) = Text::open(source, *window, context, buffer)? else {
                     if let Source::Found(path) = source {

@@ -71,7 +71,7 @@ impl<'a> Text<'a> {
     ///
     /// `None`: a file that a folder led to and that is not text.
     pub(super) fn open(
-        source: &'a Source,
+        source: Source<'a>,
         window: Window,
         context: u32,
         buffer: &'a mut [u8],
@@ -80,7 +80,7 @@ impl<'a> Text<'a> {
             Source::File(path) | Source::Found(path) => {
                 let (file, _) = open_regular(path).map_err(|error| match error.kind() {
                     io::ErrorKind::InvalidInput => RunError::Input {
-                        path: path.clone(),
+                        path: path.to_owned(),
                         byte: None,
                         what: error.to_string(),
                     },
@@ -93,7 +93,7 @@ impl<'a> Text<'a> {
                     (Err(RunError::Input { .. }), Source::Found(_)) => return Ok(None),
                     (Err(e), _) => return Err(e),
                 }
-                (Stream::File(file), path.clone())
+                (Stream::File(file), path.to_owned())
             }
             Source::StandardInput => {
                 let stream = Stream::StandardInput(io::stdin());
