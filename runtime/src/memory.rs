@@ -33,12 +33,10 @@ const WORKER_OWN_BYTES: u64 = 16 << 10;
 const THREAD_CHARGE_BYTES: u64 = 48 << 10;
 /// The process's other kernel objects: its address space and its open files.
 const PROCESS_CHARGE_BYTES: u64 = 256 << 10;
-/// Files in use, the program first, that a process which fills its cgroup with
-/// pages of weights keeps in the page cache: with less, the system reclaims what
-/// runs, and finds nothing to reclaim in the end. Measured: at most so much, and
-/// this share of what is full.
-const PAGED_CACHE_BYTES: u64 = 4 << 20;
-const PAGED_CACHE_SHARE: u64 = 128;
+/// The page cache holds whole folios, of which a program's resident pages, an
+/// item of their own, are a part. Where weights fill a cgroup, less than both
+/// would be read again in every pass. Measured.
+const PAGED_CACHE_BYTES: u64 = 1 << 20;
 /// Of a mapped file's bytes, the share that the page cache's index takes.
 const CACHE_INDEX_SHARE: u64 = 128;
 /// A page-table page maps 512 pages.
@@ -105,7 +103,7 @@ pub fn own_items(plan: &Plan, sections: Sections, plan_bytes: u64) -> Vec<Memory
     let threads = (1 + workers + io_threads) * THREAD_CHARGE_BYTES;
     let cached = match io_threads {
         0 => 0,
-        _ => PAGED_CACHE_BYTES.min(rest / PAGED_CACHE_SHARE),
+        _ => PAGED_CACHE_BYTES,
     };
     items.push((
         MemoryKind::Kernel,

@@ -11,13 +11,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use omex_plan::file::{HEADER_BYTES, Header, SectionKind, decode_metadata};
-use omex_plan::{CheckedPlan, Plan};
+use omex_plan::{CheckedPlan, Plan, WeightSource};
 
 use crate::error::RunError;
 use crate::exec::{Engine, Machine, SessionMemory};
 use crate::memory::{allowance_bytes, charge_peak_bytes, rss_peak_bytes};
 use crate::os::file::{forget, open_regular};
-use crate::os::memory::{Frozen, Region};
+use crate::os::memory::{Frozen, Region, Return};
 use crate::os::{cpu, memory, process};
 use crate::pool::Pool;
 use crate::tokenizer::Tokenizer;
@@ -144,7 +144,7 @@ impl PlanFile<'_> {
 /// Loads the plan at `path`. Which checks come first is part of the contract:
 /// integrity, then the machine, then memory, then code, then weights.
 pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunError> {
-    memory::release_unused();
+    memory::release_unused(Return::Ahead);
     let resident_at_start = process::rss_bytes();
     let file = PlanFile::open(path)?;
     let checked = file.plan()?;
@@ -172,7 +172,9 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
 
     // Decoding and code generation leave free blocks behind, and reading the
     // plan its pages in the page cache.
-    memory::release_unused();
+    let paged = matches!(plan.weights.source, WeightSource::Paged(_));
+    let how = if paged { Return::Singly } else { Return::Ahead };
+    memory::release_unused(how);
     if file.header.section(SectionKind::Pages).bytes == 0 {
         // Whatever is refused here is only cached for longer.
         let _ = forget(&file.file);
@@ -184,7 +186,7 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
     let mut machine = Machine::new(checked, arena, pages, code.entries, code.keep);
     let memory = machine.take_session_memory();
     let engine = Engine::new(machine, pool);
-    memory::release_unused();
+    memory::release_unused(how);
     Ok(Loaded {
         engine,
         memory,

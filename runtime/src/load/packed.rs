@@ -13,7 +13,7 @@ use omex_plan::{BufferId, Plan, WeightSource};
 use crate::error::RunError;
 use crate::exec::PageTable;
 use crate::hex;
-use crate::os::file::{UncachedFile, open_regular};
+use crate::os::file::{UncachedFile, forget, open_regular};
 use crate::os::memory::{FileMapping, Region};
 use crate::pager::timeline::Timeline;
 use crate::pager::{Pager, Source};
@@ -230,6 +230,9 @@ impl PackedModel {
         let starts = starts.collect();
         let targets = page_slots(plan, slots, arena.bytes_mut());
         let reopen = || RunError::io("reopen the packed model", &self.path);
+        // Verifying the index brought it to the page cache, with what the system
+        // reads ahead. Whatever is refused here is only cached for longer.
+        let _ = forget(&self.file);
         let file = self.file.try_clone().map_err(reopen())?;
         let file = UncachedFile::new(file).map_err(reopen())?;
         self.for_each_page(&plan.weights.pages, pool, |index, page| {

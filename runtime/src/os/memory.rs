@@ -186,8 +186,9 @@ pub fn unify_heap() {
 
 /// Returns memory that starting and loading needed and running does not: free
 /// blocks of the heap, and pages of programs and libraries, which come back
-/// from their files as far as they are used again.
-pub fn release_unused() {
+/// from their files as far as they are used again: with what lies around them,
+/// or one by one with [`Return::Singly`].
+pub fn release_unused(how: Return) {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim returns free blocks only.
     unsafe {
@@ -196,8 +197,18 @@ pub fn release_unused() {
     // SAFETY: the callback fits the declared type and uses its arguments only
     // while it runs.
     unsafe {
-        libc::dl_iterate_phdr(Some(release_segments), std::ptr::null_mut());
+        libc::dl_iterate_phdr(Some(release_segments), (&raw const how).cast_mut().cast());
     }
+}
+
+/// How pages of programs come back that are not in the page cache any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Return {
+    /// As the system reads ahead, which may be megabytes for one page.
+    Ahead,
+    /// Each by itself. Where a cgroup is full, what is read ahead takes the
+    /// place of pages in use, which are then read again with what is around them.
+    Singly,
 }
 
 /// Most of a program or library that one page fault makes resident.
@@ -213,8 +224,14 @@ const FAULT_BYTES: u64 = 32 << 10;
 unsafe extern "C" fn release_segments(
     object: *mut libc::dl_phdr_info,
     _bytes: libc::size_t,
-    _data: *mut libc::c_void,
+    how: *mut libc::c_void,
 ) -> libc::c_int {
+    // SAFETY: `release_unused` passes a `Return` that outlives the call.
+    let how = unsafe { *how.cast::<Return>() };
+    let reading = match how {
+        Return::Ahead => libc::MADV_NORMAL,
+        Return::Singly => libc::MADV_RANDOM,
+    };
     let page = rustix::param::page_size() as u64;
     // SAFETY: the loader passes a valid object with its program headers.
     let (base, headers) = unsafe {
@@ -236,11 +253,9 @@ unsafe extern "C" fn release_segments(
             // same bytes in the file. A refusal (the vDSO is no file) changes
             // nothing.
             unsafe {
-                libc::madvise(
-                    start as *mut libc::c_void,
-                    (end - start) as usize,
-                    libc::MADV_DONTNEED,
-                );
+                for advice in [libc::MADV_DONTNEED, reading] {
+                    libc::madvise(start as *mut libc::c_void, (end - start) as usize, advice);
+                }
             }
             // Neighbours of different advice are mappings of their own. This
             // one concerns core dumps, which leave files' pages out anyway.
