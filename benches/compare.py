@@ -63,7 +63,8 @@ def tests(arguments: argparse.Namespace) -> list[tuple[str, list]]:
     prompts = [(f"pp{n}", ["-p", n, "-n", 0]) for n in arguments.prompt if n]
     generations = [(f"tg{n}", ["-p", 0, "-n", n]) for n in arguments.generate if n]
     return [
-        (f"{name} @ d{depth}" if depth else name, [*flags, "-d", depth])
+        # Not every llama-bench knows depths.
+        (f"{name} @ d{depth}", [*flags, "-d", depth]) if depth else (name, flags)
         for depth in arguments.depth
         for name, flags in prompts + generations
     ]

@@ -414,21 +414,51 @@ fn largest_magnitudes() {
     }
 }
 
+/// Weights per row of panels so long that a column reads several at once.
+const LONG_K: u32 = 2048;
+
+#[test]
+fn long_panels() {
+    for format in WeightFormat::ALL {
+        for panels in 1..=5 {
+            for (bias, residual) in [(false, false), (true, true), (panels % 2 == 0, true)] {
+                let case = Case {
+                    format,
+                    rows: 16 * panels - 3,
+                    k: LONG_K,
+                    columns: 1,
+                    bias,
+                    residual,
+                    data: Data::Usual,
+                    seed: panels as u64,
+                };
+                let inputs = case.inputs();
+                let expected = case.expected(&inputs);
+                for (back_end, isa) in targets() {
+                    let blob = back_end.compile(&case.spec(), &isa).unwrap();
+                    case.check((back_end, isa), &blob, &inputs, &expected);
+                }
+            }
+        }
+    }
+}
+
 /// Instructions that this CPU may lack: usual and extreme data, one column, all
 /// tile sizes, several rounds of columns and a partial chunk.
 #[test]
 fn all_wide_levels_in_emulation() {
     for isa in wide_levels() {
         for format in WeightFormat::ALL {
-            for (k, columns, data) in [
-                (512, 1, Data::Usual),
-                (256, 22, Data::Extreme),
-                (format.k_multiple().max(32) * 9, 1, Data::Extreme),
-                (format.k_multiple().max(32), 109, Data::Usual),
+            for (rows, k, columns, data) in [
+                (17, 512, 1, Data::Usual),
+                (40, LONG_K, 1, Data::Usual),
+                (17, 256, 22, Data::Extreme),
+                (17, format.k_multiple().max(32) * 9, 1, Data::Extreme),
+                (17, format.k_multiple().max(32), 109, Data::Usual),
             ] {
                 let case = Case {
                     format,
-                    rows: 17,
+                    rows,
                     k,
                     columns,
                     bias: true,
@@ -442,7 +472,7 @@ fn all_wide_levels_in_emulation() {
                 let got = support::emulate::matmul(
                     &blob.code,
                     expected.len(),
-                    2,
+                    rows.div_ceil(16) as u64,
                     columns as u64,
                     &inputs.weights,
                     &inputs.activations,

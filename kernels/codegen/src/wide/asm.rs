@@ -396,7 +396,7 @@ impl Asm {
     }
 
     pub(super) fn prefetch(&mut self, at: Address) {
-        self.push(Instruction::with1(Code::Prefetcht0_m8, at.operand()));
+        self.push(Instruction::with1(Code::Prefetcht1_m8, at.operand()));
     }
 
     // 16 bytes, one per row of a panel, in the low part of a register.
@@ -616,6 +616,11 @@ impl Asm {
     pub(super) fn multiply(&mut self, to: Register, a: Register, b: u32) {
         let b = i32::try_from(b).expect("an immediate");
         self.push(Instruction::with3(Code::Imul_r64_rm64_imm32, to, a, b));
+    }
+
+    /// `r = r / 2^bits`, unsigned.
+    pub(super) fn shift_right(&mut self, r: Register, bits: u32) {
+        self.push(Instruction::with2(Code::Shr_rm64_imm8, r, bits));
     }
 
     pub(super) fn align_down(&mut self, r: Register, to: i32) {

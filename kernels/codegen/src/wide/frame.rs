@@ -22,6 +22,8 @@ pub(super) mod reg {
     pub(crate) const ACTIVATIONS: Register = Register::R15;
     /// Columns in work.
     pub(crate) const COLUMNS: Register = Register::R14;
+    /// Bytes between the panels of a single column's streams.
+    pub(crate) const STREAM: Register = COLUMNS;
     /// The first column of a tile.
     pub(crate) const TILE: Register = Register::RCX;
     /// Columns to go.
@@ -55,7 +57,7 @@ const SAVED: [Register; 6] = [
 /// Bytes of 16 rows of f32.
 pub(super) const ROWS_BYTES: u32 = 64;
 /// Bytes of the locals at the start of the stack frame.
-pub(super) const LOCALS: u32 = 64;
+pub(super) const LOCALS: u32 = 128;
 
 /// A value in the stack frame.
 #[derive(Clone, Copy)]
@@ -72,6 +74,8 @@ pub(super) enum Local {
     /// The same at the current panel.
     PanelOut,
     PanelResidual,
+    /// Bytes between the outputs of a single column's streams.
+    StreamOut,
 }
 
 impl Local {
@@ -192,6 +196,46 @@ impl Frame {
         });
     }
 
+    /// As [`Frame::panels`] for a single column, `streams` panels at once, which lie
+    /// [`reg::STREAM`] bytes apart, their outputs [`Local::StreamOut`]. Leaves what
+    /// is not a multiple of them to the next call.
+    pub(super) fn streams(&self, a: &mut Asm, streams: u32, panel: impl FnOnce(&mut Asm)) {
+        let next = a.label();
+        a.mov_from(reg::PANELS, Local::Panels.at());
+        if streams > 1 {
+            a.shift_right(reg::PANELS, streams.ilog2());
+        }
+        a.compare_with(reg::PANELS, 0);
+        a.jump(When::Equal, next);
+        a.multiply(reg::STREAM, reg::PANELS, self.panel_bytes());
+        a.multiply(Register::RAX, reg::PANELS, ROWS_BYTES);
+        a.mov_to(Local::StreamOut.at(), Register::RAX);
+        for _ in 0..streams {
+            a.retreat_at(Local::Panels.at(), reg::PANELS);
+        }
+        a.mov_from(reg::WEIGHTS, Local::Weights.at());
+        a.mov_from(reg::BIAS, Local::Bias.at());
+        a.repeat(reg::PANELS, |a| {
+            panel(a);
+            a.advance(reg::WEIGHTS, self.panel_bytes());
+            for local in [Local::Out, Local::Residual] {
+                a.advance_at(local.at(), ROWS_BYTES);
+            }
+            a.advance(reg::BIAS, ROWS_BYTES);
+        });
+        a.mov_from(Register::RAX, Local::StreamOut.at());
+        for _ in 1..streams {
+            a.advance_by(reg::WEIGHTS, reg::STREAM);
+            a.advance_by(reg::BIAS, Register::RAX);
+            for local in [Local::Out, Local::Residual] {
+                a.advance_at_by(local.at(), Register::RAX);
+            }
+        }
+        a.mov_to(Local::Weights.at(), reg::WEIGHTS);
+        a.mov_to(Local::Bias.at(), reg::BIAS);
+        a.bind(next);
+    }
+
     /// Executes `work` for at most `count` columns at a time until all are done.
     pub(super) fn columns(&self, a: &mut Asm, count: u32, work: impl FnOnce(&mut Asm)) {
         let again = a.label();
@@ -235,9 +279,21 @@ impl Frame {
     /// Adds bias and residual to the sums of a panel's rows, one vector per part,
     /// and writes them at `out`, the residual being at `residual`.
     pub(super) fn write(&self, a: &mut Asm, sums: &[Vector], out: Address, residual: Address) {
+        self.write_biased(a, sums, out, residual, Address::new(reg::BIAS));
+    }
+
+    /// As [`Frame::write`] with a bias at `bias`.
+    pub(super) fn write_biased(
+        &self,
+        a: &mut Asm,
+        sums: &[Vector],
+        out: Address,
+        residual: Address,
+        bias: Address,
+    ) {
         for (part, &sum) in sums.iter().enumerate() {
             if self.bias {
-                let bias = part_of(a, Address::new(reg::BIAS), part);
+                let bias = part_of(a, bias, part);
                 a.add(sum, sum, bias);
             }
             if self.residual {

@@ -3,8 +3,8 @@
 //! A panel is worked on in chunks of up to eight 32-blocks, whose headers are
 //! unpacked into the stack frame. One column reads its operands from the panel,
 //! because each is used once. For more columns a chunk's codes are unpacked too,
-//! into records that stay in the first-level cache while tiles of columns pass;
-//! their f32 sums lie in the frame, because the registers hold integer sums.
+//! into records that stay in the first-level cache while tiles of columns pass.
+//! The f32 sums lie in the frame, because the registers hold integer sums.
 
 use super::asm::{Address, Asm, Vector, When};
 use super::codes::{Codes, Dot, GROUPS, Operands, part_of};
@@ -27,9 +27,14 @@ const COLUMNS_MIN: u32 = 24;
 const COLUMNS_MAX: u32 = 96;
 /// How far ahead of its use a single column fetches a panel.
 const PREFETCH_BYTES: u32 = 4096;
+/// Panels that a single column reads at once, far apart: one stream keeps too few
+/// reads of memory in flight, because hardware prefetches within a page of 4 KiB.
+const STREAMS: u32 = 2;
+/// Below it streams start too often to gain from that.
+const STREAM_PANEL_BYTES: u32 = 8192;
 
 const COMMON_AT: u32 = LOCALS;
-const RECORDS_AT: u32 = COMMON_AT + COMMON;
+const RECORDS_AT: u32 = COMMON_AT + STREAMS * COMMON;
 
 struct Kernel<'k> {
     frame: &'k Frame,
@@ -42,17 +47,18 @@ struct Kernel<'k> {
 
 /// Where operands come from.
 enum Origin<'f, 'c> {
-    /// The block's codes in the panel.
-    Panel(&'f mut Operands<'c>),
+    /// The block's codes in the panel of a stream.
+    Panel(&'f mut Operands<'c>, u32),
     /// The block's record.
     Record,
 }
 
-/// Where the f32 sums of a tile are.
-enum Sums<'s> {
-    Registers(&'s [Vector]),
-    /// At [`reg::SUMS`].
-    Memory,
+/// The place of `r` in a stream.
+fn stream_at(r: Register, stream: u32) -> Address {
+    match stream {
+        0 => Address::new(r),
+        n => Address::new(r).index(reg::STREAM, n),
+    }
 }
 
 pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
@@ -69,12 +75,17 @@ pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
     let columns = (ACTIVATIONS_BYTES / kernel.layout.stride).clamp(COLUMNS_MIN, COLUMNS_MAX);
     let columns = columns / largest as u32 * largest as u32;
     let sums_at = RECORDS_AT + CHUNK_BLOCKS * kernel.record_bytes();
+    let streams_bytes = STREAMS * CHUNK_BLOCKS * kernel.scales.fields_bytes();
+    assert!(
+        streams_bytes <= sums_at - RECORDS_AT,
+        "fields of the streams' chunks lie where records do"
+    );
     let end = frame.enter(a, sums_at + columns * ROWS_BYTES);
     let many = a.label();
     a.mov_from(Register::RAX, Local::Columns.at());
     a.compare_with(Register::RAX, 1);
     a.jump(When::NotEqual, many);
-    kernel.column(a);
+    kernel.column(a, sums_at);
     a.jump_to(end);
     a.bind(many);
     frame.columns(a, columns, |a| {
@@ -112,53 +123,79 @@ impl Kernel<'_> {
     }
 
     /// All panels for one column.
-    fn column(&self, a: &mut Asm) {
-        let sums = a.take_many(a.level.parts());
+    fn column(&self, a: &mut Asm, sums_at: u32) {
+        a.mov(reg::TILE, reg::ACTIVATIONS);
+        if self.frame.panel_bytes() >= STREAM_PANEL_BYTES {
+            self.frame
+                .streams(a, STREAMS, |a| self.stream_panels(a, STREAMS, sums_at));
+        }
+        self.frame
+            .streams(a, 1, |a| self.stream_panels(a, 1, sums_at));
+    }
+
+    /// A panel of every stream.
+    fn stream_panels(&self, a: &mut Asm, streams: u32, sums_at: u32) {
+        let parts = a.level.parts();
         let mut operands = self.codes.operands(a);
         // Lines of a panel per block: the next panel's follow its own.
-        let panel_bytes = self.frame.panel_bytes();
-        let block_bytes = panel_bytes.div_ceil(self.blocks);
+        let block_bytes = self.frame.panel_bytes().div_ceil(self.blocks);
         let prefetch = reg::LEFT;
-        a.mov(reg::TILE, reg::ACTIVATIONS);
-        self.frame.panels(a, |a| {
-            for &sum in &sums {
-                a.zero(sum);
+        let zero = a.take();
+        a.zero(zero);
+        a.address(reg::SUMS, stack(sums_at));
+        for stream in 0..streams {
+            for part in 0..parts {
+                a.store(part_of(a, sum_at(stream), part), zero);
             }
-            let codes_at = self.frame.format.panel_header_bytes(self.frame.k) as u32;
-            a.mov(reg::HEADER, reg::WEIGHTS);
-            a.address(reg::CODES, Address::new(reg::WEIGHTS).plus(codes_at));
-            a.address(prefetch, Address::new(reg::WEIGHTS).plus(PREFETCH_BYTES));
-            a.set(reg::BLOCK, 0);
-            let (chunk, block) = (a.label(), a.label());
-            a.bind(chunk);
-            self.set_end(a, reg::BLOCK);
-            self.unpack_headers(a, reg::BLOCK, reg::CHUNK, self.scales.fields_bytes(), 0);
-            a.address(reg::RECORD, stack(RECORDS_AT));
-            a.bind(block);
+        }
+        a.give(zero);
+        let codes_at = self.frame.format.panel_header_bytes(self.frame.k) as u32;
+        a.mov(reg::HEADER, reg::WEIGHTS);
+        a.address(reg::CODES, Address::new(reg::WEIGHTS).plus(codes_at));
+        a.address(prefetch, Address::new(reg::WEIGHTS).plus(PREFETCH_BYTES));
+        a.set(reg::BLOCK, 0);
+        let (chunk, block) = (a.label(), a.label());
+        a.bind(chunk);
+        self.set_end(a, reg::BLOCK);
+        let fields = self.scales.fields_bytes();
+        self.unpack_headers(a, reg::BLOCK, reg::CHUNK, fields, 0, streams);
+        a.address(reg::RECORD, stack(RECORDS_AT));
+        a.bind(block);
+        for stream in 0..streams {
             for line in 0..block_bytes.div_ceil(64) {
-                a.prefetch(Address::new(prefetch).plus(64 * line));
+                a.prefetch(stream_at(prefetch, stream).plus(64 * line));
             }
-            a.advance(prefetch, block_bytes);
-            self.block(
-                a,
-                1,
-                &mut Origin::Panel(&mut operands),
-                &Sums::Registers(&sums),
-            );
+        }
+        a.advance(prefetch, block_bytes);
+        for stream in 0..streams {
+            self.block(a, 1, &mut Origin::Panel(&mut operands, stream));
             operands.next_block(a);
-            a.advance(reg::CODES, self.quant_bytes);
-            a.advance(reg::RECORD, self.scales.fields_bytes());
-            a.advance(reg::BLOCK, 4);
-            a.compare(reg::BLOCK, reg::END);
-            a.jump(When::NotEqual, block);
-            a.compare_with(reg::BLOCK, 4 * self.blocks);
-            a.jump(When::Below, chunk);
-            a.mov_from(reg::SUMS, Local::PanelOut.at());
-            a.mov_from(reg::RECORD, Local::PanelResidual.at());
-            let [out, residual] = [reg::SUMS, reg::RECORD].map(Address::new);
-            self.frame.write(a, &sums, out, residual);
-        });
+        }
+        a.advance(reg::CODES, self.quant_bytes);
+        a.advance(reg::RECORD, fields);
+        a.advance(reg::BLOCK, 4);
+        a.compare(reg::BLOCK, reg::END);
+        a.jump(When::NotEqual, block);
+        a.compare_with(reg::BLOCK, 4 * self.blocks);
+        a.jump(When::Below, chunk);
         operands.end(a);
+        a.mov_from(reg::HEADER, Local::Out.at());
+        a.mov_from(reg::RECORD, Local::Residual.at());
+        a.mov(reg::CODES, reg::BIAS);
+        a.mov_from(reg::END, Local::StreamOut.at());
+        let sums = a.take_many(parts);
+        for stream in 0..streams {
+            for (part, &sum) in sums.iter().enumerate() {
+                a.load(sum, part_of(a, sum_at(stream), part));
+            }
+            if stream > 0 {
+                for r in [reg::HEADER, reg::RECORD, reg::CODES] {
+                    a.advance_by(r, reg::END);
+                }
+            }
+            let [out, residual, bias] = [reg::HEADER, reg::RECORD, reg::CODES].map(Address::new);
+            self.frame.write_biased(a, &sums, out, residual, bias);
+        }
         a.give_many(sums);
     }
 
@@ -188,7 +225,7 @@ impl Kernel<'_> {
         a.bind(chunk);
         self.set_end(a, reg::CHUNK);
         let record = self.record_bytes();
-        self.unpack_headers(a, reg::CHUNK, reg::BLOCK, record, OPERANDS_BYTES);
+        self.unpack_headers(a, reg::CHUNK, reg::BLOCK, record, OPERANDS_BYTES, 1);
         self.unpack_codes(a);
         a.address(reg::SUMS, stack(sums_at));
         self.frame.tiles(a, &sizes(largest), |a, columns| {
@@ -196,7 +233,7 @@ impl Kernel<'_> {
             a.mov(reg::BLOCK, reg::CHUNK);
             a.address(reg::RECORD, stack(RECORDS_AT));
             a.bind(block);
-            self.block(a, columns, &mut Origin::Record, &Sums::Memory);
+            self.block(a, columns, &mut Origin::Record);
             a.advance(reg::RECORD, record);
             a.advance(reg::BLOCK, 4);
             a.compare(reg::BLOCK, reg::END);
@@ -243,19 +280,22 @@ impl Kernel<'_> {
         counter: Register,
         stride: u32,
         fields_at: u32,
+        streams: u32,
     ) {
         let per_header = self.scales.blocks_per_header();
         a.mov(counter, start);
         a.address(reg::RECORD, stack(RECORDS_AT));
         let again = a.label();
         a.bind(again);
-        self.scales.unpack(
-            a,
-            Address::new(reg::HEADER),
-            Address::new(reg::RECORD).plus(fields_at),
-            stride,
-            stack(COMMON_AT),
-        );
+        for stream in 0..streams {
+            self.scales.unpack(
+                a,
+                stream_at(reg::HEADER, stream),
+                Address::new(reg::RECORD).plus(fields_at + CHUNK_BLOCKS * stride * stream),
+                stride,
+                stack(COMMON_AT + COMMON * stream),
+            );
+        }
         a.advance(reg::HEADER, self.scales.header_bytes());
         a.advance(reg::RECORD, stride * per_header);
         a.advance(counter, 4 * per_header);
@@ -289,12 +329,14 @@ impl Kernel<'_> {
     }
 
     /// One 32-block for the columns of a tile.
-    fn block(&self, a: &mut Asm, columns: usize, from: &mut Origin, sums: &Sums) {
+    fn block(&self, a: &mut Asm, columns: usize, from: &mut Origin) {
         let parts = a.level.parts();
         let count = columns * parts;
-        let fields_at = match from {
-            Origin::Panel(_) => 0,
-            Origin::Record => OPERANDS_BYTES,
+        let (fields_at, stream) = match from {
+            Origin::Panel(_, stream) => {
+                (CHUNK_BLOCKS * self.scales.fields_bytes() * *stream, *stream)
+            }
+            Origin::Record => (OPERANDS_BYTES, 0),
         };
         let fields = Address::new(reg::RECORD).plus(fields_at);
         let mut integers = Integers {
@@ -322,7 +364,7 @@ impl Kernel<'_> {
         };
         for column in 0..columns {
             let dots = &dots[column * parts..][..parts];
-            self.scale(a, column, dots, fields, sums);
+            self.scale(a, column, dots, fields, stream);
         }
         a.give_many(dots);
     }
@@ -359,8 +401,8 @@ impl Kernel<'_> {
             let weights = a.take_many(parts);
             for (part, &w) in weights.iter().enumerate() {
                 match from {
-                    Origin::Panel(operands) => {
-                        operands.load(a, Address::new(reg::CODES), group, part, w)
+                    Origin::Panel(operands, stream) => {
+                        operands.load(a, stream_at(reg::CODES, *stream), group, part, w)
                     }
                     Origin::Record => {
                         let at = Address::new(reg::RECORD).plus(64 * group);
@@ -465,10 +507,10 @@ impl Kernel<'_> {
     }
 
     /// Corrects a column's integer sums and adds them, scaled, to its f32 sums.
-    fn scale(&self, a: &mut Asm, column: usize, dots: &[Vector], fields: Address, sums: &Sums) {
+    fn scale(&self, a: &mut Asm, column: usize, dots: &[Vector], fields: Address, stream: u32) {
         let scales = &self.scales;
-        let parts = dots.len();
         let at = Address::new(reg::TILE).plus(self.column_at(column));
+        let sum_at = sum_at(stream + column as u32);
         let minimum_field = fields.plus(FIELD * scales.minimum_field());
         let has_minimum = scales.minimum != Minimum::None;
         let words = (scales.offset_factor > 0 || scales.per_16 && has_minimum).then(|| {
@@ -499,7 +541,8 @@ impl Kernel<'_> {
         let d = a.take();
         a.broadcast_dword(d, at.index(reg::BLOCK, 1).plus(self.layout.scales_offset));
         let (scale_field, dmin_field) = if scales.per_16 {
-            (stack(COMMON_AT), stack(COMMON_AT + FIELD))
+            let common = stack(COMMON_AT + COMMON * stream);
+            (common, common.plus(FIELD))
         } else {
             (fields, fields)
         };
@@ -507,16 +550,8 @@ impl Kernel<'_> {
             a.f32_from_i32(dot, dot);
             a.mul(product, d, part_of(a, scale_field, part));
             a.mul(dot, dot, product);
-            match sums {
-                Sums::Registers(sums) => {
-                    let sum = sums[column * parts + part];
-                    a.add(sum, sum, dot);
-                }
-                Sums::Memory => {
-                    let sum = part_of(a, self.sum(column), part);
-                    a.add(dot, dot, sum);
-                }
-            }
+            let sum = part_of(a, sum_at, part);
+            a.add(dot, dot, sum);
         }
         let scaled_sum = (has_minimum && !scales.per_16).then(|| {
             let at = at.index(reg::BLOCK, 1);
@@ -524,10 +559,6 @@ impl Kernel<'_> {
             d
         });
         for (part, &dot) in dots.iter().enumerate() {
-            let sum = match sums {
-                Sums::Registers(sums) => sums[column * parts + part],
-                Sums::Memory => dot,
-            };
             if has_minimum {
                 let field = part_of(a, minimum_field, part);
                 match (scaled_sum, words) {
@@ -543,12 +574,10 @@ impl Kernel<'_> {
             }
             match scales.minimum {
                 Minimum::None => {}
-                Minimum::Added => a.add(sum, sum, product),
-                Minimum::Subtracted => a.sub(sum, sum, product),
+                Minimum::Added => a.add(dot, dot, product),
+                Minimum::Subtracted => a.sub(dot, dot, product),
             }
-            if let Sums::Memory = sums {
-                a.store(part_of(a, self.sum(column), part), sum);
-            }
+            a.store(part_of(a, sum_at, part), dot);
         }
         a.give_many([product, d]);
         a.give_many(words);
@@ -558,10 +587,11 @@ impl Kernel<'_> {
     fn column_at(&self, column: usize) -> u32 {
         self.layout.stride * column as u32
     }
+}
 
-    fn sum(&self, column: usize) -> Address {
-        Address::new(reg::SUMS).plus(ROWS_BYTES * column as u32)
-    }
+/// Where the f32 sums of a column, or of a stream, are.
+fn sum_at(column: u32) -> Address {
+    Address::new(reg::SUMS).plus(ROWS_BYTES * column)
 }
 
 /// Integer sums by column, then part.

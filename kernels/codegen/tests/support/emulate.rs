@@ -210,7 +210,7 @@ impl Machine<'_> {
     fn step(&mut self, i: &Instruction) -> u64 {
         let next = i.next_ip();
         match i.mnemonic() {
-            Mnemonic::Prefetcht0 => {}
+            Mnemonic::Prefetcht1 => {}
             Mnemonic::Vzeroupper => self.vectors[..16].iter_mut().for_each(|v| v[16..].fill(0)),
             Mnemonic::Push => {
                 let value = self.general_source(i, 0);
@@ -251,6 +251,10 @@ impl Machine<'_> {
             Mnemonic::Dec => {
                 let value = self.general_source(i, 0).wrapping_sub(1);
                 self.zero = value == 0;
+                self.set_general(i, value);
+            }
+            Mnemonic::Shr => {
+                let value = self.general_source(i, 0) >> i.immediate8();
                 self.set_general(i, value);
             }
             Mnemonic::Imul => {
