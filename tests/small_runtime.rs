@@ -1,6 +1,8 @@
 //! The runtime without a compiler: its size and what it is made of.
 
 mod common;
+#[path = "common/compressed.rs"]
+mod compressed;
 
 use std::process::Command;
 
@@ -88,6 +90,14 @@ fn it_is_small_and_runs_trusted_plans_only() {
     let text = std::fs::read_to_string(&signature).unwrap();
     std::fs::write(&signature, text.replace(&text[..2], "00")).unwrap();
     fails(&mut run("elsewhere"), 7);
+
+    // It has no decompressor, and says so before it looks for the pages.
+    compressed::slow_target(&scratch);
+    let model = compressed::floats(&scratch);
+    let plan = compressed::build(&scratch, &model, "zstd.bin", "zstd");
+    let mut run = small("home", &["run"]);
+    let refusal = fails(run.arg(&plan).args(prompt), 6);
+    assert!(refusal.contains("without `compression`"), "{refusal}");
 }
 
 fn public_key(secret: &str) -> String {

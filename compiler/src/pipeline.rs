@@ -61,6 +61,8 @@ pub struct Inputs<'a> {
     /// Bandwidth of the target's storage in large reads, and of its memory.
     pub storage_bytes_per_s: u64,
     pub memory_bytes_per_s: u64,
+    /// Compressed copies of the packed model's pages, where they are asked for.
+    pub frames: paging::Frames,
     /// The code of a kernel for the target; `None` where the runtime's own
     /// implementation computes it.
     pub code_of: &'a dyn Fn(&KernelSpec) -> Option<Vec<u8>>,
@@ -519,6 +521,7 @@ impl Fitting<'_> {
             first_layers: layers.map_or(0..0, |l| l.value.0..l.value.1),
             storage_bytes_per_s: self.inputs.storage_bytes_per_s,
             memory_bytes_per_s: self.inputs.memory_bytes_per_s,
+            frames: self.inputs.frames.clone(),
         };
         let paged = |weights_bytes_max: u64| {
             paging::page(unpaged, &request(weights_bytes_max)).map(|mut plan| {

@@ -9,8 +9,9 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
 use common::{Folder, Options, Random, Tiny, threads};
-use omex_compiler::paging::{Request, page, paging_text};
+use omex_compiler::paging::{Frames, Request, page, paging_text};
 use omex_kernels::WeightFormat;
+use omex_plan::frames::{FRAME_ALIGN, Frame, frames_start};
 use omex_plan::paging::PagePlan;
 use omex_plan::{BufferId, PageId, PanelRange, Plan, Step, WeightSource, check};
 use omex_runtime::events::Collector;
@@ -27,6 +28,7 @@ fn paged(plan: &Plan, spare: u64, slots_bytes_max: u64, read_bytes_max: u64, dep
         first_layers: 0..0,
         storage_bytes_per_s: 1,
         memory_bytes_per_s: 1,
+        frames: Frames::default(),
     };
     let least = page(plan, &request(0)).unwrap_err().weights_bytes_min;
     page(plan, &request(least + spare)).unwrap()
@@ -305,6 +307,101 @@ fn every_violation_of_a_page_plan_is_caught() {
     check(plan.clone(), 0).unwrap();
     let mut missed = Vec::new();
     for (i, (spoil, word)) in SPOILED.iter().enumerate() {
+        let mut plan = plan.clone();
+        let WeightSource::Paged(mut page_plan) = plan.weights.source.clone() else {
+            panic!("not paged");
+        };
+        spoil(&mut plan, &mut page_plan);
+        plan.weights.source = WeightSource::Paged(page_plan);
+        match check(plan, 0) {
+            Err(e) if e.0.contains(word) => {}
+            other => missed.push((i, word, other.map(|_| ()))),
+        }
+    }
+    assert!(missed.is_empty(), "{missed:#?}");
+}
+
+/// Made-up frames of half the bytes of each page.
+fn frames(plan: &Plan) -> Frames {
+    let mut end = frames_start(plan.weights.pages.len());
+    let of_pages = plan.weights.pages.iter().map(|page| {
+        let (file_offset, bytes) = (end, page.bytes / 2);
+        end = (end + bytes).next_multiple_of(FRAME_ALIGN);
+        Frame { file_offset, bytes }
+    });
+    Frames {
+        of_pages: of_pages.collect(),
+        file_bytes: end,
+        pages_bytes_per_s: u64::MAX,
+    }
+}
+
+/// What is spoiled of a plan with frames, and a word of the error.
+const SPOILED_FRAMES: &[(Spoil, &str)] = &[
+    (|_, p| p.frames.truncate(2), "frames for"),
+    (|_, p| p.frames.clear(), "no frames"),
+    (|_, p| p.frames[2].file_offset += 1, "out of place"),
+    (
+        |_, p| p.frames[2].file_offset -= FRAME_ALIGN,
+        "out of place",
+    ),
+    (
+        |_, p| p.frames[2].file_offset = u64::MAX - 4095,
+        "out of place",
+    ),
+    (|_, p| p.frames[0].file_offset = 0, "out of place"),
+    (
+        |plan, p| p.frames[2].bytes = plan.weights.pages[2].bytes,
+        "out of place",
+    ),
+    (|_, p| p.frames_file_bytes -= FRAME_ALIGN, "out of place"),
+    (
+        |_, p| {
+            let read = p.reads.iter().find(|read| read.compressed).unwrap();
+            p.frames[read.first_page.index()] = Frame::default();
+        },
+        "no frames",
+    ),
+    (|_, p| p.stages = None, "no frames"),
+    (|_, p| p.stages = Some(BufferId(1 << 20)), "does not exist"),
+    (|_, p| p.stages = Some(p.reads[0].slot), "a stage for each"),
+    (|_, p| p.stages = p.gather, "a stage for each"),
+    (
+        |plan, p| plan.buffers[p.stages.unwrap().index()].bytes -= 4096,
+        "a stage for each",
+    ),
+    (
+        |plan, p| plan.buffers[p.stages.unwrap().index()].bytes -= 8192,
+        "its stage holds",
+    ),
+];
+
+#[test]
+fn every_violation_of_frames_is_caught() {
+    let tiny = Tiny::new(Options::default());
+    let mut request = Request {
+        weights_bytes_max: 0,
+        slots_bytes_max: 1 << 20,
+        read_bytes_max: 1,
+        depth: 2,
+        first_layers: 0..0,
+        storage_bytes_per_s: 1,
+        memory_bytes_per_s: 1,
+        frames: frames(&tiny.plan),
+    };
+    let least = page(&tiny.plan, &request).unwrap_err().weights_bytes_min;
+    // There is no memory for stages, so the pages themselves are read.
+    request.weights_bytes_max = least;
+    let plan = page(&tiny.plan, &request).unwrap();
+    let WeightSource::Paged(page_plan) = &plan.weights.source else {
+        panic!("not paged");
+    };
+    assert_eq!(page_plan.stages, None);
+    request.weights_bytes_max = least + (32 << 10);
+    let plan = page(&tiny.plan, &request).unwrap();
+    check(plan.clone(), 0).unwrap();
+    let mut missed = Vec::new();
+    for (i, (spoil, word)) in SPOILED_FRAMES.iter().enumerate() {
         let mut plan = plan.clone();
         let WeightSource::Paged(mut page_plan) = plan.weights.source.clone() else {
             panic!("not paged");

@@ -14,6 +14,7 @@ use omex_compiler::import::MappedFile;
 use omex_compiler::import::family::ModelConfig;
 use omex_compiler::import::gguf::Gguf;
 use omex_compiler::import::pack::{self, Progress as Packing, Source};
+use omex_compiler::paging::Frames;
 use omex_compiler::pipeline::{self, Compiled, Inputs, Options, Paging, WeightsFrom};
 use omex_compiler::prompt;
 use omex_compiler::registry::ResolvedModel;
@@ -187,7 +188,7 @@ pub(crate) fn prepare(
 }
 
 pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
-    let request = Request::new(&args.container, &args.compile, output)?;
+    let mut request = Request::new(&args.container, &args.compile, output)?;
     let signer = signer(args)?;
     let destination = if args.cached {
         let plan = request.cached_plan(args.bundle)?;
@@ -199,6 +200,10 @@ pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
         args.output.clone()
     };
 
+    if args.bundle && request.task.model.compress.is_some_and(|c| c.value) {
+        eprintln!("note: a plan with its model inside reads no compressed pages");
+        request.task.model.compress = None;
+    }
     let built = request.compile(output)?;
     let packed_path = built.packed.path.clone();
     let bundle = args.bundle.then_some(packed_path.as_path());
@@ -355,7 +360,8 @@ impl<'a> Request<'a> {
             file: &file,
             gguf: &gguf,
         };
-        let packed = packed(&source, &order, &self.cache, args.jobs)?;
+        let compress = self.task.model.compress.is_some_and(|c| c.value);
+        let (packed, frames) = packed(&source, &order, &self.cache, args.jobs, compress)?;
         let name = config.name.clone().unwrap_or_else(|| {
             let stem = path.file_stem().unwrap_or_default();
             stem.to_string_lossy().into_owned()
@@ -390,6 +396,11 @@ impl<'a> Request<'a> {
             cores: target.cores,
             storage_bytes_per_s: target.storage_bytes_per_s,
             memory_bytes_per_s: target.memory_bytes_per_s,
+            frames: frames.as_ref().map_or_else(Frames::default, |file| Frames {
+                of_pages: file.frames.clone(),
+                file_bytes: file.file_bytes,
+                pages_bytes_per_s: target.zstd_bytes_per_s,
+            }),
             code_of: &code_of,
         };
         let options = Options {
@@ -407,6 +418,7 @@ impl<'a> Request<'a> {
         Ok(Built {
             compiled,
             packed,
+            frames: frames.map(|file| file.path),
             arch: target.arch,
             tokenizer: tables,
         })
@@ -418,6 +430,8 @@ pub struct Built {
     pub compiled: Compiled,
     pub tokenizer: Vec<u8>,
     pub packed: pack::PackedModel,
+    /// The file of compressed pages, where the container asks for them.
+    pub frames: Option<PathBuf>,
     pub arch: Arch,
 }
 
@@ -449,7 +463,8 @@ fn packed(
     order: &[pack::Part],
     cache: &Path,
     jobs: Option<u32>,
-) -> Result<pack::PackedModel, Failure> {
+    compress: bool,
+) -> Result<(pack::PackedModel, Option<pack::FramesFile>), Failure> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let threads = jobs.map_or(cores, |n| n as usize);
     let line = Progress::new();
@@ -472,9 +487,22 @@ fn packed(
                 bytes(done_bytes),
                 bytes(total_bytes)
             ),
+            Packing::Compressing {
+                done_bytes,
+                total_bytes,
+            } => format!(
+                "compressing pages: {} of {}",
+                bytes(done_bytes),
+                bytes(total_bytes)
+            ),
         });
     };
     let packed = pack::pack_into_cache(source, order, cache, threads, &progress);
+    let packed = packed.and_then(|packed| {
+        let frames =
+            compress.then(|| pack::compress_into_cache(&packed, cache, threads, &progress));
+        Ok((packed, frames.transpose()?))
+    });
     line.clear();
     Ok(packed?)
 }
@@ -549,6 +577,7 @@ fn report(
             "plan": path,
             "plan_bytes": size,
             "packed_model": built.packed.path,
+            "compressed_pages": built.frames,
             "target": plan.target.name,
             "context": plan.model.context,
             "columns_max": plan.columns_max,

@@ -93,6 +93,7 @@ fn entries(directory: &Path) -> Vec<Entry> {
                     Ok(packed) => format!("packed model of {}", packed.index.source_name),
                     Err(_) => "damaged packed model".to_owned(),
                 },
+                Some("zst") => "compressed pages of a packed model".to_owned(),
                 Some("bin") => "plan".to_owned(),
                 _ => continue,
             };

@@ -109,7 +109,35 @@ fn memory(profile: &mut Profile, notes: &mut Vec<String>, line: &Progress) {
     let (read, threads) = best;
     let source = format!("measured: reads on {threads} threads");
     profile.memory_bytes_per_s = Figure::known(read as u64, source);
+    line.show(|| "measuring decompression".to_owned());
+    let zstd = zstd_rate();
+    profile.zstd_bytes_per_s = Figure::known(zstd as u64, "measured: 16-bit floats on one thread");
     profile.threads = Figure::known(threads, "measured: where memory reads are fastest");
+}
+
+/// Bytes per second of what one thread decompresses: numbers as in weights, in
+/// 16-bit floats.
+fn zstd_rate() -> f64 {
+    const WORDS: u32 = 1 << 19;
+    let mut state = 1u32;
+    let mut uniform = || {
+        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+        (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+    };
+    let words = (0..WORDS).map(|_| (0..4).map(|_| uniform()).sum::<f32>() * 0.02);
+    let page: Vec<u8> = words
+        .flat_map(|weight| ((weight.to_bits() >> 16) as u16).to_le_bytes())
+        .collect();
+    let frame = zstd::bulk::compress(&page, 3).expect("memory holds a page");
+    let mut context = zstd::bulk::Decompressor::new().expect("memory holds a context");
+    let mut out = vec![0; page.len()];
+    let (began, mut done) = (Instant::now(), 0);
+    while began.elapsed() < READ_TIME {
+        done += context
+            .decompress_to_buffer(&frame, &mut out)
+            .expect("the frame is whole");
+    }
+    done as f64 / began.elapsed().as_secs_f64()
 }
 
 /// Reads past the page cache, of several sizes and numbers in flight.

@@ -31,6 +31,8 @@ pub struct Resolved {
     pub cores: u32,
     pub storage_bytes_per_s: u64,
     pub memory_bytes_per_s: u64,
+    /// Of all cores.
+    pub zstd_bytes_per_s: u64,
     pub limits: Vec<RamLimit>,
 }
 
@@ -81,6 +83,7 @@ pub fn resolve(name: Option<&str>) -> Result<Resolved, Failure> {
         cores: profile.cores.value,
         storage_bytes_per_s: profile.storage_bytes_per_s.value,
         memory_bytes_per_s: profile.memory_bytes_per_s.value,
+        zstd_bytes_per_s: profile.zstd_bytes_per_s.value * u64::from(profile.cores.value),
         limits: vec![RamLimit {
             bytes: profile.ram_app_bytes.value,
             origin: RamOrigin::Target,
@@ -133,6 +136,7 @@ pub fn host() -> Profile {
         l3_bytes: None,
         memory_bytes_per_s: guess(20_000_000_000),
         storage_bytes_per_s: guess(1_000_000_000),
+        zstd_bytes_per_s: target::zstd_guess(),
         ram_total_bytes: Figure::known(ram, "/proc/meminfo"),
         ram_app_bytes: Figure::known(ram, "/proc/meminfo"),
     }

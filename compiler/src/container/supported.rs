@@ -19,9 +19,6 @@ impl Task {
                 needed: false,
             }));
         };
-        if let Some(compress) = self.model.compress.filter(|compress| compress.value) {
-            hint("`compression`", compress.span);
-        }
         if let Some(fetch) = self.storage.allow_remote_fetch.filter(|fetch| fetch.value) {
             hint("fetching models", fetch.span);
         }

@@ -6,6 +6,7 @@ use std::fmt::Write;
 
 use omex_grammar::ir::{Literal, Record, parse_records};
 use omex_kernels::WeightFormat;
+use omex_plan::frames::Frame;
 use omex_plan::memory::{MemoryContract, MemoryItem, MemoryKind};
 use omex_plan::packed::{Digest, FormatCode, PackedLayout, Page, Piece, Tensor};
 use omex_plan::paging::{PagePlan, PageRead};
@@ -114,7 +115,8 @@ tuples! {
     CodeRange(offset, bytes);
     Phase(first_step, steps);
     PanelRange(first, count);
-    PageRead(first_page, pages, slot, start_phase, first_phase, end_phase);
+    PageRead(first_page, pages, slot, start_phase, first_phase, end_phase, compressed);
+    Frame(file_offset, bytes);
     Window(size, stride);
 }
 
@@ -193,7 +195,7 @@ records! {
     put_buffer take_buffer Buffer { name, kind, offset, bytes, first_phase, end_phase }
     put_step take_step Step { kernel, args, panels, name, layer }
     put_paging take_paging PagePlan {
-        resident, reads, depth, gather, storage_bytes_per_s, memory_bytes_per_s
+        resident, reads, depth, gather, frames, frames_file_bytes, stages, storage_bytes_per_s, memory_bytes_per_s, zstd_bytes_per_s
     }
     put_session take_session SessionBuffers { text, history, tokenizer, sampler }
     put_input take_input Input { name, path }

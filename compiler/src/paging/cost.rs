@@ -1,5 +1,6 @@
 //! What a page plan costs, predicted from the bandwidths of its target.
 
+use omex_plan::paging::PagePlan;
 use omex_plan::{Plan, WeightSource};
 
 use crate::diagnostic::{Code, Diagnostic};
@@ -20,6 +21,9 @@ pub struct Cost {
     pub weights_bytes: u64,
     /// Of these, what stays in memory.
     pub resident_bytes: u64,
+    /// What comes and goes, and what of it is read compressed.
+    pub streamed_bytes: u64,
+    pub framed_bytes: u64,
     /// Read for every token that is generated.
     pub token_bytes: u64,
     pub token_s: f64,
@@ -44,13 +48,23 @@ impl Cost {
         let resident_bytes: u64 = stays.map(|(page, _)| page.bytes).sum();
         let token_bytes = paged.pass_bytes(plan);
         let chunk_bytes = paged.body_bytes(plan);
-        let weights_bytes = resident_bytes + token_bytes;
+        let streamed = paged
+            .reads
+            .iter()
+            .map(|read| PagePlan::read_bytes(plan, read));
+        let streamed_bytes: u64 = streamed.sum();
+        let weights_bytes = resident_bytes + streamed_bytes;
         let seconds = |bytes: u64, per_s: u64| bytes as f64 / per_s.max(1) as f64;
-        let computing = seconds(weights_bytes, paged.memory_bytes_per_s);
+        let framed = paged.reads.iter().filter(|read| read.compressed);
+        let framed: u64 = framed.map(|read| PagePlan::read_bytes(plan, read)).sum();
+        let computing = seconds(weights_bytes, paged.memory_bytes_per_s)
+            + seconds(framed, paged.zstd_bytes_per_s);
         let reading = |bytes: u64| seconds(bytes, paged.storage_bytes_per_s);
         Some(Cost {
             weights_bytes,
             resident_bytes,
+            streamed_bytes,
+            framed_bytes: framed,
             token_bytes,
             token_s: reading(token_bytes).max(computing),
             reading_s: reading(token_bytes),
@@ -101,7 +115,7 @@ pub fn slow_plan(plan: &Plan) -> Option<Diagnostic> {
         .memory
         .rss_peak_bytes()
         .max(plan.memory.charge_peak_bytes());
-    let whole = crate::report::mib(memory + cost.token_bytes);
+    let whole = crate::report::mib(memory + cost.streamed_bytes);
     Some(
         Diagnostic::warning(
             Code::SlowPlan,

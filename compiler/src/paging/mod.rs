@@ -14,6 +14,7 @@ mod text;
 
 use std::ops::Range;
 
+use omex_plan::frames::Frame;
 use omex_plan::packed::Page;
 use omex_plan::paging::{
     DIRECT_ALIGN, PagePlan, PageRead, gather_bytes, gathered_unit_bytes, step_pages,
@@ -46,6 +47,36 @@ pub struct Request {
     pub first_layers: Range<u32>,
     pub storage_bytes_per_s: u64,
     pub memory_bytes_per_s: u64,
+    pub frames: Frames,
+}
+
+/// Compressed copies of pages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Frames {
+    /// Per page; empty where nothing is to be compressed.
+    pub of_pages: Vec<Frame>,
+    pub file_bytes: u64,
+    /// Pages that the target's cores together decompress.
+    pub pages_bytes_per_s: u64,
+}
+
+impl Request {
+    /// What a read of these pages brings from storage when it is of their
+    /// frames. `None` where reading the pages themselves takes no longer: then,
+    /// time that cores spend on frames counts in full, as they could compute.
+    fn frames_bytes(&self, unit: &Unit) -> Option<u64> {
+        let frames = self.frames.of_pages.get(unit.pages.clone())?;
+        if !frames.iter().all(|frame| frame.exists()) {
+            return None;
+        }
+        let (first, last) = (frames.first()?, frames.last()?);
+        let stored = last.file_offset + last.bytes - first.file_offset;
+        let seconds = |bytes: u64, per_s: u64| bytes as f64 / per_s.max(1) as f64;
+        let frames_s = seconds(stored, self.storage_bytes_per_s)
+            + seconds(unit.bytes, self.frames.pages_bytes_per_s);
+        let pays = frames_s < seconds(unit.bytes, self.storage_bytes_per_s);
+        pays.then_some(stored)
+    }
 }
 
 /// No page plan is small enough.
@@ -130,6 +161,8 @@ struct Draft {
     resident: Vec<bool>,
     slots: u32,
     slot_bytes: u64,
+    /// Bytes of the largest read of frames; 0 where there is none.
+    stage_bytes: u64,
     gather_bytes: u64,
 }
 
@@ -159,11 +192,20 @@ fn draft(
     let fixed = gather_bytes + pinned_bytes;
     let slots_min = SLOTS_MIN.min(units.len() as u64);
     let weights_bytes_min = fixed + slots_min * slot;
+    let stage_bytes = units.iter().filter_map(|unit| request.frames_bytes(unit));
+    let stage_bytes = stage_bytes.max().unwrap_or(0);
+    let mut stage_bytes = stage_bytes.next_multiple_of(DIRECT_ALIGN);
+    let stages_bytes = |stage_bytes: u64| stage_bytes * u64::from(request.depth);
+    if weights_bytes_min + stages_bytes(stage_bytes) > request.weights_bytes_max {
+        stage_bytes = 0;
+    }
     if weights_bytes_min > request.weights_bytes_max {
         return Err(TooSmall { weights_bytes_min });
     }
-    let rest = request.weights_bytes_max - fixed;
-    let slots = rest.min(request.slots_bytes_max) / slot.max(1);
+    let rest = request.weights_bytes_max - fixed - stages_bytes(stage_bytes);
+    let slots_bytes =
+        request.slots_bytes_max - stages_bytes(stage_bytes).min(request.slots_bytes_max);
+    let slots = rest.min(slots_bytes) / slot.max(1);
     let slots = slots.clamp(slots_min, units.len() as u64);
     let spare = rest - slots * slot;
     let mut resident: Vec<bool> = (uses.iter().zip(pinned))
@@ -174,6 +216,7 @@ fn draft(
         cut: split::split(plan, &units),
         slots: (slots as u32).min(units.len() as u32),
         slot_bytes: slot,
+        stage_bytes,
         units,
         resident,
         gather_bytes,
@@ -254,6 +297,7 @@ impl Draft {
                 start_phase: 0,
                 first_phase,
                 end_phase,
+                compressed: false,
             })
         });
         reads.collect()
@@ -291,17 +335,38 @@ impl Draft {
             stays.then(|| push(name(), BufferKind::ResidentPage, slot_bytes(page)))
         });
         let resident = resident.collect();
+        let depth = request.depth.min(self.slots).max(1);
         for read in &mut reads {
+            let unit = self
+                .units
+                .iter()
+                .find(|u| u.pages.start == read.first_page.index());
+            let frames = unit.and_then(|unit| request.frames_bytes(unit));
+            read.compressed = self.stage_bytes > 0 && frames.is_some();
             read.slot = slots[read.slot.index()];
         }
+        let compressed = reads.iter().any(|read| read.compressed);
+        let stages = compressed.then(|| {
+            let bytes = self.stage_bytes * u64::from(depth);
+            push("stages".to_owned(), BufferKind::PageSlot, bytes)
+        });
+        let frames = request.frames.clone();
         plan.arena_bytes = end;
         plan.weights.source = WeightSource::Paged(PagePlan {
             resident,
             reads,
-            depth: request.depth.min(self.slots).max(1),
+            depth,
             gather,
+            frames: if compressed {
+                frames.of_pages
+            } else {
+                Vec::new()
+            },
+            frames_file_bytes: if compressed { frames.file_bytes } else { 0 },
+            stages,
             storage_bytes_per_s: request.storage_bytes_per_s,
             memory_bytes_per_s: request.memory_bytes_per_s,
+            zstd_bytes_per_s: frames.pages_bytes_per_s,
         });
         plan
     }

@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 
-use omex_plan::paging::PagePlan;
 use omex_plan::{Plan, WeightSource};
 
 /// One line per read: its moment, its slot, its pages and what needs them.
@@ -40,13 +39,14 @@ pub fn paging_text(plan: &Plan) -> String {
         let first = read.first_page.0;
         let _ = writeln!(
             out,
-            "{i:>6} {:>7}  {needed:<12} {:<8} {:>8}  {}..{}  {}",
+            "{i:>6} {:>7}  {needed:<12} {:<8} {:>8}  {}..{}  {}{}",
             read.start_phase,
             plan.buffers[read.slot.index()].name,
-            PagePlan::read_bytes(plan, read),
+            paged.stored_bytes(plan, read),
             first,
             first + read.pages,
-            user(plan, read.first_phase)
+            user(plan, read.first_phase),
+            if read.compressed { ", zstd" } else { "" }
         );
     }
     out

@@ -94,6 +94,16 @@ fn paging(out: &mut String, report: &MemoryReport<'_>) {
         mib(cost.token_bytes),
         paged.reads.len(),
     );
+    let framed = paged.reads.iter().filter(|read| read.compressed);
+    let pages: u32 = framed.map(|read| read.pages).sum();
+    if pages > 0 {
+        let _ = writeln!(
+            out,
+            "{pages} pages of {} are read compressed, which saves {} per token",
+            mib(cost.framed_bytes),
+            mib(cost.streamed_bytes - cost.token_bytes),
+        );
+    }
     let _ = writeln!(
         out,
         "predicted from {:.2} GB/s of storage and {:.1} GB/s of memory: {:.3} s per token; \

@@ -130,6 +130,8 @@ pub struct Profile {
     pub memory_bytes_per_s: Figure<u64>,
     /// Large sequential reads from storage, in bytes per second.
     pub storage_bytes_per_s: Figure<u64>,
+    /// Pages that one core decompresses, in bytes per second.
+    pub zstd_bytes_per_s: Figure<u64>,
     /// What the kernel reports as total.
     pub ram_total_bytes: Figure<u64>,
     /// What one app can have, beside the system.

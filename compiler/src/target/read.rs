@@ -20,6 +20,7 @@ const PAGE_SIZES: [u64; 3] = [4 << 10, 16 << 10, 64 << 10];
 /// GB/s of 10^9 bytes.
 const MEMORY_GB_PER_S: RangeInclusive<f64> = 0.01..=100_000.0;
 /// MB/s of 10^6 bytes.
+const ZSTD_MB_PER_S: RangeInclusive<f64> = 0.01..=1_000_000.0;
 const STORAGE_MB_PER_S: RangeInclusive<f64> = 0.01..=1_000_000.0;
 
 /// The profiles of a file: one for each `[variants.NAME]`, else one.
@@ -113,6 +114,15 @@ fn read_ram(reader: &mut Reader<'_>, table: &mut Table<'_, '_>) -> Option<Ram> {
     })
 }
 
+/// What most cores reach on weights; profiles need not say.
+pub fn zstd_guess() -> Figure<u64> {
+    Figure {
+        value: 400_000_000,
+        estimate: true,
+        source: "not measured; a common value".to_owned(),
+    }
+}
+
 /// Everything but the RAM, which variants have of their own.
 fn read_base(reader: &mut Reader<'_>, top: &mut Table<'_, '_>) -> Option<Profile> {
     let name = top
@@ -133,6 +143,10 @@ fn read_base(reader: &mut Reader<'_>, top: &mut Table<'_, '_>) -> Option<Profile
     };
     let memory = rate(reader, top, "memory_gb_per_s", MEMORY_GB_PER_S, 1e9);
     let storage = rate(reader, top, "storage_mb_per_s", STORAGE_MB_PER_S, 1e6);
+    let zstd = match top.get("zstd_mb_per_s") {
+        Some(_) => rate(reader, top, "zstd_mb_per_s", ZSTD_MB_PER_S, 1e6)?,
+        None => zstd_guess(),
+    };
     if let (Some(cores), Some(threads)) = (&cores, &threads)
         && threads.value.value > cores.value.value
     {
@@ -169,6 +183,7 @@ fn read_base(reader: &mut Reader<'_>, top: &mut Table<'_, '_>) -> Option<Profile
         l3_bytes: l3,
         memory_bytes_per_s: memory?,
         storage_bytes_per_s: storage?,
+        zstd_bytes_per_s: zstd,
         ram_total_bytes: Figure::known(0, ""),
         ram_app_bytes: Figure::known(0, ""),
     })

@@ -54,6 +54,7 @@ pub fn profile_toml(profile: &Profile, notes: &[String]) -> String {
     for (name, unit, f) in [
         ("memory_gb_per_s", 1e9, &profile.memory_bytes_per_s),
         ("storage_mb_per_s", 1e6, &profile.storage_bytes_per_s),
+        ("zstd_mb_per_s", 1e6, &profile.zstd_bytes_per_s),
     ] {
         let value = format!("{:?}", f.value as f64 / unit);
         put(name, value, f.estimate, &f.source);

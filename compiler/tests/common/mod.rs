@@ -395,6 +395,7 @@ pub(crate) fn compile_on(
             cores: 2,
             storage_bytes_per_s: machine.storage_bytes_per_s,
             memory_bytes_per_s: machine.memory_bytes_per_s,
+            frames: omex_compiler::paging::Frames::default(),
             code_of: &|spec| match spec {
                 omex_kernels::KernelSpec::Matmul { rows, .. } => Some(vec![0xc3; *rows as usize]),
                 _ => None,

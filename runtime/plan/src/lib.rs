@@ -8,6 +8,7 @@
 
 pub mod check;
 pub mod file;
+pub mod frames;
 pub mod ids;
 pub mod memory;
 pub mod packed;
@@ -25,4 +26,4 @@ pub use ids::*;
 pub use plan::*;
 
 /// Version of the plan format: the header, the metadata types and the spec words.
-pub const PLAN_VERSION: u32 = 3;
+pub const PLAN_VERSION: u32 = 4;

@@ -119,7 +119,9 @@ pub fn plan_heap_bytes(plan: &Plan) -> u64 {
     let slots = match &weights.source {
         WeightSource::Mapped => 0,
         WeightSource::Read { slots } => array(slots),
-        WeightSource::Paged(paged) => array(&paged.resident) + array(&paged.reads),
+        WeightSource::Paged(paged) => {
+            array(&paged.resident) + array(&paged.reads) + array(&paged.frames)
+        }
     };
     let tensor = |t: &Tensor| text(&t.name) + array(&t.pieces);
     array(&plan.buffers)

@@ -11,6 +11,7 @@
 use omex_kernels::KernelSpec;
 use omex_kernels::spec::TableLayout;
 
+use crate::frames::Frame;
 use crate::ids::{BufferId, PageId};
 use crate::plan::{Arg, Plan};
 use crate::wire::{Decode, Encode};
@@ -33,9 +34,17 @@ pub struct PagePlan {
     pub depth: u32,
     /// Where single units of embedding tables are read to; see [`gather_bytes`].
     pub gather: Option<BufferId>,
+    /// Per page: its copy in the file of compressed pages. Empty where no read
+    /// is of that file.
+    pub frames: Vec<Frame>,
+    pub frames_file_bytes: u64,
+    /// Where frames are read to: equal parts, one for each read in flight.
+    pub stages: Option<BufferId>,
     /// What the plan was made for; reports predict with it.
     pub storage_bytes_per_s: u64,
     pub memory_bytes_per_s: u64,
+    /// Pages that all cores together decompress.
+    pub zstd_bytes_per_s: u64,
 }
 
 /// One read of consecutive pages into a slot.
@@ -51,6 +60,8 @@ pub struct PageRead {
     pub first_phase: u32,
     /// The phase with whose beginning the slot is free again.
     pub end_phase: u32,
+    /// The pages' frames are read, and decompressed into the slot.
+    pub compressed: bool,
 }
 
 impl PageRead {
@@ -71,9 +82,22 @@ impl PagePlan {
         last.file_offset + last.bytes - first.file_offset
     }
 
+    /// What a read brings from storage: its bytes, or those of its frames with
+    /// the padding between them.
+    ///
+    /// Panics for a read outside the plan's pages.
+    pub fn stored_bytes(&self, plan: &Plan, read: &PageRead) -> u64 {
+        if !read.compressed {
+            return Self::read_bytes(plan, read);
+        }
+        let first = self.frames[read.first_page.index()];
+        let last = self.frames[read.first_page.index() + read.pages as usize - 1];
+        last.file_offset + last.bytes - first.file_offset
+    }
+
     /// Bytes that a pass with logits reads, gathered rows not counted.
     pub fn pass_bytes(&self, plan: &Plan) -> u64 {
-        self.reads.iter().map(|r| Self::read_bytes(plan, r)).sum()
+        self.reads.iter().map(|r| self.stored_bytes(plan, r)).sum()
     }
 
     /// Bytes that a pass without logits reads.
@@ -82,7 +106,7 @@ impl PagePlan {
             .reads
             .iter()
             .filter(|r| r.first_phase < plan.body_phases);
-        body.map(|r| Self::read_bytes(plan, r)).sum()
+        body.map(|r| self.stored_bytes(plan, r)).sum()
     }
 }
 

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use omex_plan::file::{HEADER_BYTES, Header, SectionKind, decode_metadata};
+use omex_plan::paging::PagePlan;
 use omex_plan::{CheckedPlan, Plan, WeightSource};
 
 use crate::error::RunError;
@@ -22,8 +23,8 @@ use crate::os::{cpu, memory, process};
 use crate::pool::Pool;
 use crate::tokenizer::Tokenizer;
 
-use packed::PackedModel;
-pub use packed::packed_file_name;
+use packed::{PackedModel, find_frames};
+pub use packed::{frames_file_name, packed_file_name};
 pub use places::Places;
 pub use trust::{TrustStore, TrustedKey};
 
@@ -137,6 +138,19 @@ impl PlanFile<'_> {
                 missing.join(", ")
             ));
         }
+        if let (
+            WeightSource::Paged(PagePlan {
+                stages: Some(_), ..
+            }),
+            false,
+        ) = (&plan.weights.source, cfg!(feature = "zstd"))
+        {
+            return refuse(
+                "the plan reads pages compressed with zstd, which this runtime was built \
+                 without; rebuild the plan without `compression`"
+                    .to_owned(),
+            );
+        }
         Ok(())
     }
 }
@@ -168,7 +182,11 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
 
     let tokenizer = read_tokenizer(&file, plan)?;
     let code = code::load(&file, plan, options)?;
-    let model = find_packed(&file, plan, options)?;
+    let beside = file.path.parent().unwrap_or(Path::new(""));
+    let mut folders = vec![beside];
+    folders.extend(options.model_folders.iter().map(PathBuf::as_path));
+    let model = find_packed(&file, plan, &folders)?;
+    let frames = find_frames(plan, &folders)?;
 
     // Decoding and code generation leave free blocks behind, and reading the
     // plan its pages in the page cache.
@@ -182,7 +200,7 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
     let mut arena = allocate_arena(plan)?;
     let mut pool = Pool::new(threads)
         .map_err(|e| RunError::Memory(format!("cannot start {threads} threads: {e}")))?;
-    let pages = model.load(plan, &mut arena, &mut pool, options.trace)?;
+    let pages = model.load(plan, &mut arena, &mut pool, frames, options.trace)?;
     let mut machine = Machine::new(checked, arena, pages, code.entries, code.keep);
     let memory = machine.take_session_memory();
     let engine = Engine::new(machine, pool);
@@ -261,7 +279,7 @@ fn read_tokenizer(file: &PlanFile<'_>, plan: &Plan) -> Result<Frozen, RunError> 
 fn find_packed(
     file: &PlanFile<'_>,
     plan: &Plan,
-    options: &LoadOptions,
+    folders: &[&Path],
 ) -> Result<PackedModel, RunError> {
     let bundle = file.header.section(SectionKind::Pages);
     if bundle.bytes > 0 {
@@ -273,10 +291,7 @@ fn find_packed(
         model.verify(plan, bundle.bytes)?;
         return Ok(model);
     }
-    let beside = file.path.parent().unwrap_or(Path::new(""));
-    let mut folders = vec![beside];
-    folders.extend(options.model_folders.iter().map(PathBuf::as_path));
-    let model = PackedModel::find(&plan.weights.packed_digest, &folders)?;
+    let model = PackedModel::find(&plan.weights.packed_digest, folders)?;
     model.verify(plan, model.len()?)?;
     Ok(model)
 }

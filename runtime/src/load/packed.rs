@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use omex_plan::frames::{FRAMES_HEADER_BYTES, Frame, frames_header};
 use omex_plan::packed::{Digest, PACKED_HEADER_BYTES, PACKED_MAGIC, PACKED_VERSION, Page};
 use omex_plan::{BufferId, Plan, WeightSource};
 
@@ -25,6 +26,86 @@ const HASH_BUFFER_BYTES: usize = 64 << 10;
 /// The file name of the packed model with this digest.
 pub fn packed_file_name(digest: &Digest) -> String {
     format!("{}.omex", hex::encode(digest))
+}
+
+/// The file name of the compressed pages of the packed model with this digest.
+pub fn frames_file_name(digest: &Digest) -> String {
+    format!("{}.zst", hex::encode(digest))
+}
+
+/// The file of this name in the first of `folders` that has it.
+fn find_file(name: String, folders: &[&Path]) -> Result<(PathBuf, File), RunError> {
+    let mut tried = Vec::new();
+    for folder in folders {
+        let path = folder.join(&name);
+        if tried.contains(&path) {
+            continue;
+        }
+        match open_regular(&path) {
+            Ok((file, _)) => return Ok((path, file)),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                tried.push(path);
+            }
+            Err(e) => return Err(RunError::io("open a file of weights", &path)(e)),
+        }
+    }
+    Err(RunError::PackedModelMissing { name, tried })
+}
+
+/// The compressed pages that a plan reads, if it reads any: a file whose header
+/// and table are what the plan says.
+///
+/// Errors: it is missing, or another one.
+pub(super) fn find_frames(plan: &Plan, folders: &[&Path]) -> Result<Option<Source>, RunError> {
+    let WeightSource::Paged(paged) = &plan.weights.source else {
+        return Ok(None);
+    };
+    if paged.stages.is_none() {
+        return Ok(None);
+    }
+    let (path, file) = find_file(frames_file_name(&plan.weights.packed_digest), folders)?;
+    let bytes = file.metadata();
+    let bytes = bytes
+        .map_err(RunError::io("examine the compressed pages", &path))?
+        .len();
+    let pages = paged.frames.len();
+    let wanted = frames_header(
+        &plan.weights.packed_digest,
+        pages as u32,
+        paged.frames_file_bytes,
+    );
+    let mut found = vec![0; FRAMES_HEADER_BYTES as usize + 16 * pages];
+    let is_long = bytes == paged.frames_file_bytes && bytes >= found.len() as u64;
+    if is_long {
+        let read = file.read_exact_at(&mut found, 0);
+        read.map_err(RunError::io("read the compressed pages", &path))?;
+    }
+    let (header, table) = found.split_at(FRAMES_HEADER_BYTES as usize);
+    let same = |(entry, frame): (&[u8], &Frame)| {
+        entry[..8] == frame.file_offset.to_le_bytes() && entry[8..] == frame.bytes.to_le_bytes()
+    };
+    let mut entries = table.chunks_exact(16).zip(&paged.frames);
+    if !is_long || header != wanted || !entries.all(same) {
+        return Err(RunError::integrity(
+            &path,
+            None,
+            "not the compressed pages that the plan was built with; rebuild with `omexc build`",
+        ));
+    }
+    // Whatever is refused here is only cached for longer.
+    let _ = forget(&file);
+    let file = UncachedFile::new(file);
+    let file = file.map_err(RunError::io("reopen the compressed pages", &path))?;
+    Ok(Some(Source {
+        file,
+        path,
+        offset: 0,
+    }))
 }
 
 /// A packed model within an open file.
@@ -49,33 +130,12 @@ impl PackedModel {
     ///
     /// Errors: none has it, or a file of its name cannot be opened.
     pub(super) fn find(digest: &Digest, folders: &[&Path]) -> Result<PackedModel, RunError> {
-        let name = packed_file_name(digest);
-        let mut tried = Vec::new();
-        for folder in folders {
-            let path = folder.join(&name);
-            if tried.contains(&path) {
-                continue;
-            }
-            match open_regular(&path) {
-                Ok((file, _)) => {
-                    return Ok(PackedModel {
-                        path,
-                        file,
-                        offset: 0,
-                    });
-                }
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-                    ) =>
-                {
-                    tried.push(path);
-                }
-                Err(e) => return Err(RunError::io("open the packed model", &path)(e)),
-            }
-        }
-        Err(RunError::PackedModelMissing { name, tried })
+        let (path, file) = find_file(packed_file_name(digest), folders)?;
+        Ok(PackedModel {
+            path,
+            file,
+            offset: 0,
+        })
     }
 
     /// Checks that this is the model that the plan names: header, length, and
@@ -164,6 +224,7 @@ impl PackedModel {
         plan: &Plan,
         arena: &mut Region,
         pool: &mut Pool,
+        frames: Option<Source>,
         trace: bool,
     ) -> Result<PageTable, RunError> {
         let pages = &plan.weights.pages;
@@ -203,6 +264,7 @@ impl PackedModel {
                     plan,
                     paged,
                     source,
+                    frames,
                     arena,
                     trace.then(|| Timeline::new(plan)),
                 )?;

@@ -44,13 +44,15 @@ impl Window {
         unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
     }
 
-    /// Part `index` of parts of `stride` bytes, for the holder of its lock.
+    /// Part `index` of parts of `stride` bytes, for the holder of its lock or
+    /// the I/O thread of this number.
     #[allow(clippy::mut_from_ref)]
     pub(super) fn part(&self, index: usize, stride: usize) -> &mut [u8] {
         let first = index * stride;
         assert!(first + stride <= self.len, "part outside its buffer");
         // SAFETY: in bounds as above; parts are disjoint, and each is used by
-        // the holder of its lock alone (`Gather::claim`).
+        // the holder of its lock alone (`Gather::claim`), or by one I/O thread
+        // for one read at a time (`Frames::stage`).
         unsafe { std::slice::from_raw_parts_mut(self.start.wrapping_add(first), stride) }
     }
 }

@@ -8,6 +8,7 @@
 //! A fault ends paging for good: whoever waits is told, and the engine turns
 //! the fault into the run's error.
 
+mod frames;
 mod gather;
 mod memory;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use crate::os::file::{Stamp, UncachedFile};
 use crate::os::memory::Region;
 use crate::pool::Signal;
 
+use frames::{Decompressor, Frames, frames_bytes};
 use gather::Gather;
 pub(crate) use gather::Gathered;
 use memory::Window;
@@ -50,6 +52,10 @@ pub(crate) fn pager_bytes(plan: &Plan, paged: &PagePlan) -> u64 {
     ) + of(plan.phases.len(), size_of::<Range<usize>>() + 1)
         + of(plan.weights.pages.len(), size_of::<PageState>())
         + of(paged.reads.len(), 1 + size_of::<omex_plan::BufferId>())
+        + match paged.stages {
+            Some(_) => frames_bytes(paged.depth, paged.frames.len()),
+            None => 0,
+        }
 }
 
 /// Reads of a packed model into the arena.
@@ -84,6 +90,7 @@ struct Shared {
     body_reads: usize,
     pages: Vec<PageState>,
     gather: Option<Gather>,
+    frames: Option<Frames>,
     timeline: Option<Timeline>,
     /// The current pass; the first is 1.
     pass: AtomicU64,
@@ -93,7 +100,14 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     failed: AtomicBool,
-    fault: Mutex<Option<Fault>>,
+    fault: Mutex<Option<(Origin, Fault)>>,
+}
+
+/// The file that something was read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Pages,
+    Frames,
 }
 
 #[derive(Debug)]
@@ -105,6 +119,7 @@ struct Read {
     slot_index: usize,
     start_phase: i64,
     pages: Range<usize>,
+    compressed: bool,
 }
 
 #[derive(Debug)]
@@ -134,6 +149,8 @@ enum Fault {
     Truncated,
     Changed,
     Digest(usize),
+    /// The frame of a page is none, or another page's.
+    Frame(usize),
 }
 
 impl Pager {
@@ -145,14 +162,28 @@ impl Pager {
         plan: &Plan,
         paged: &PagePlan,
         source: Source,
+        frames: Option<Source>,
         arena: &Region,
         timeline: Option<Timeline>,
     ) -> Result<Pager, RunError> {
-        let path = source.path.clone();
-        let stamp = source
-            .file
-            .stamp()
-            .map_err(RunError::io("examine the packed model", &path))?;
+        let stamp_of = |source: &Source| {
+            let stamp = source.file.stamp();
+            stamp.map_err(RunError::io("examine the packed model", &source.path))
+        };
+        let stamp = stamp_of(&source)?;
+        let frames = match frames.zip(paged.stages) {
+            None => None,
+            Some((source, stages)) => {
+                let bytes = plan.buffers[stages.index()].bytes / u64::from(paged.depth);
+                Some(Frames::new(
+                    stamp_of(&source)?,
+                    source,
+                    paged.frames.clone(),
+                    Window::of(plan, stages, arena),
+                    bytes as usize,
+                ))
+            }
+        };
         let mut slots = Vec::new();
         let reads: Vec<Read> = paged
             .reads
@@ -171,6 +202,7 @@ impl Pager {
                     slot_index,
                     start_phase: read.start_phase.into(),
                     pages: first..first + read.pages as usize,
+                    compressed: read.compressed,
                 }
             })
             .collect();
@@ -206,6 +238,7 @@ impl Pager {
             body_reads: paged.reads.iter().take_while(head).count(),
             pages: pages.collect(),
             gather,
+            frames,
             timeline,
             pass: AtomicU64::new(0),
             arrived: reads.iter().map(|_| AtomicU64::new(0)).collect(),
@@ -230,10 +263,17 @@ impl Pager {
         if !pager.shared.reads.is_empty() {
             for index in 0..paged.depth {
                 let shared = Arc::clone(&pager.shared);
+                let mut decompressor = None;
+                if shared.frames.is_some() {
+                    decompressor = Decompressor::new();
+                    if decompressor.is_none() {
+                        return Err(RunError::Memory("no memory to decompress with".to_owned()));
+                    }
+                }
                 let thread = std::thread::Builder::new()
                     .name(format!("omex-io-{index}"))
                     .stack_size(IO_STACK_BYTES)
-                    .spawn(move || shared.serve(index))
+                    .spawn(move || shared.serve(index, decompressor))
                     .map_err(|e| RunError::Memory(format!("cannot start an I/O thread: {e}")))?;
                 pager.threads.push(thread);
             }
@@ -323,12 +363,12 @@ impl Pager {
                 part.read(start, bytes, |buffer, wanted, at| {
                     shared.source.file.read_at(buffer, wanted, at)
                 })
-                .map_err(|e| shared.fault_of(&e))
+                .map_err(|e| fault_of(&e))
             });
         match result {
             Ok(()) => Some(Some(part)),
             Err(fault) => {
-                shared.fail(fault);
+                shared.fail(Origin::Pages, fault);
                 Some(None)
             }
         }
@@ -336,8 +376,8 @@ impl Pager {
 
     /// What ended paging, if something did.
     pub(crate) fn fault(&self) -> Option<RunError> {
-        let fault = (*lock(&self.shared.fault))?;
-        Some(self.shared.error(fault))
+        let (origin, fault) = (*lock(&self.shared.fault))?;
+        Some(self.shared.error(origin, fault))
     }
 }
 
@@ -383,7 +423,7 @@ impl Shared {
     }
 
     /// An I/O thread's work.
-    fn serve(&self, thread: u32) {
+    fn serve(&self, thread: u32, mut decompressor: Option<Decompressor>) {
         let mut state = lock(&self.state);
         while !state.stop && !self.failed.load(Ordering::Relaxed) {
             let Some((pass, index)) = self.take(&mut state) else {
@@ -395,7 +435,7 @@ impl Shared {
             };
             drop(state);
             let from_ns = self.timeline.as_ref().map(Timeline::now_ns);
-            let result = self.read(index);
+            let result = self.read(index, thread, decompressor.as_mut());
             if let (Some(timeline), Some(from_ns)) = (&self.timeline, from_ns) {
                 timeline.read(thread, index, from_ns);
             }
@@ -410,7 +450,7 @@ impl Shared {
                 }
                 Err(fault) => {
                     drop(state);
-                    self.fail(fault);
+                    self.fail(self.origin(index), fault);
                     return;
                 }
             }
@@ -440,22 +480,28 @@ impl Shared {
     }
 
     /// Performs a read; its pages are verified the first time.
-    fn read(&self, index: usize) -> Result<(), Fault> {
+    fn read(
+        &self,
+        index: usize,
+        thread: u32,
+        decompressor: Option<&mut Decompressor>,
+    ) -> Result<(), Fault> {
         let read = &self.reads[index];
-        if index == 0 || index == self.body_reads {
-            self.require_unchanged()?;
-        }
         // `take` marked the slot as busy.
         let bytes = read.slot.bytes_mut();
-        let at = self.source.offset + read.offset;
-        let file = &self.source.file;
-        // A read that fails once may have met a passing fault of the device.
-        file.read_at(bytes, read.bytes, at)
-            .or_else(|e| match e.kind() {
-                io::ErrorKind::UnexpectedEof => Err(e),
-                _ => file.read_at(bytes, read.bytes, at),
-            })
-            .map_err(|e| self.fault_of(&e))?;
+        match (self.origin(index), &self.frames, decompressor) {
+            (Origin::Frames, Some(frames), Some(decompressor)) => {
+                self.read_frames(index, frames, frames.stage(thread), decompressor)?;
+            }
+            (Origin::Pages, _, _) => {
+                if index == 0 || index == self.body_reads {
+                    self.require_unchanged()?;
+                }
+                let at = self.source.offset + read.offset;
+                read_twice(&self.source, bytes, read.bytes, at).map_err(|e| fault_of(&e))?;
+            }
+            (Origin::Frames, _, _) => unreachable!("reads of frames have frames and a stage"),
+        }
         for page in read.pages.clone() {
             let state = &self.pages[page];
             if !state.verified.load(Ordering::Relaxed) {
@@ -468,6 +514,42 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Reads the frames of a read's pages to `stage` and decompresses them.
+    fn read_frames(
+        &self,
+        index: usize,
+        frames: &Frames,
+        stage: &mut [u8],
+        decompressor: &mut Decompressor,
+    ) -> Result<(), Fault> {
+        let read = &self.reads[index];
+        unchanged(&frames.source, frames.stamp)?;
+        let of_pages = &frames.of_pages[read.pages.clone()];
+        let (first, last) = (of_pages[0], of_pages[of_pages.len() - 1]);
+        let start = first.file_offset;
+        let wanted = (last.file_offset + last.bytes - start) as usize;
+        read_twice(&frames.source, stage, wanted, start).map_err(|e| fault_of(&e))?;
+        let slot = read.slot.bytes_mut();
+        for (page, frame) in read.pages.clone().zip(of_pages) {
+            let content = &self.pages[page].page;
+            let at = (content.file_offset - read.offset) as usize;
+            let into = &mut slot[at..at + content.bytes as usize];
+            let from = &stage[(frame.file_offset - start) as usize..][..frame.bytes as usize];
+            if !decompressor.fill(into, from) {
+                return Err(Fault::Frame(page));
+            }
+        }
+        Ok(())
+    }
+
+    /// The file that a read is of.
+    fn origin(&self, index: usize) -> Origin {
+        match self.reads[index].compressed {
+            true => Origin::Frames,
+            false => Origin::Pages,
+        }
     }
 
     /// Verifies a page of which only units are read, piece by piece through `buffer`.
@@ -485,7 +567,7 @@ impl Shared {
             self.source
                 .file
                 .read_at(buffer, wanted, at)
-                .map_err(|e| self.fault_of(&e))?;
+                .map_err(|e| fault_of(&e))?;
             hasher.update(&buffer[..wanted]);
             done += wanted as u64;
         }
@@ -498,23 +580,11 @@ impl Shared {
 
     /// Pages are verified once; a file that changes later must not go unnoticed.
     fn require_unchanged(&self) -> Result<(), Fault> {
-        match self.source.file.stamp() {
-            Ok(stamp) if stamp == self.stamp => Ok(()),
-            Ok(stamp) if stamp.bytes < self.stamp.bytes => Err(Fault::Truncated),
-            Ok(_) => Err(Fault::Changed),
-            Err(e) => Err(self.fault_of(&e)),
-        }
+        unchanged(&self.source, self.stamp)
     }
 
-    fn fault_of(&self, e: &io::Error) -> Fault {
-        match e.kind() {
-            io::ErrorKind::UnexpectedEof => Fault::Truncated,
-            kind => Fault::Io(kind, e.raw_os_error()),
-        }
-    }
-
-    fn fail(&self, fault: Fault) {
-        lock(&self.fault).get_or_insert(fault);
+    fn fail(&self, origin: Origin, fault: Fault) {
+        lock(&self.fault).get_or_insert((origin, fault));
         let state = lock(&self.state);
         self.failed.store(true, Ordering::Release);
         self.arrivals.increment();
@@ -522,8 +592,18 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    fn error(&self, fault: Fault) -> RunError {
-        let path: &Path = &self.source.path;
+    fn error(&self, origin: Origin, fault: Fault) -> RunError {
+        let (source, what) = match (origin, &self.frames) {
+            (Origin::Frames, Some(frames)) => (&frames.source, "the file of compressed pages"),
+            (Origin::Frames, None) | (Origin::Pages, _) => (&self.source, "the packed model"),
+        };
+        let path: &Path = &source.path;
+        let place = |page: usize| match (origin, &self.frames) {
+            (Origin::Frames, Some(frames)) => frames.of_pages[page].file_offset,
+            (Origin::Frames, None) | (Origin::Pages, _) => {
+                self.source.offset + self.pages[page].page.file_offset
+            }
+        };
         match fault {
             Fault::Io(kind, code) => {
                 let error = match code {
@@ -532,19 +612,49 @@ impl Shared {
                 };
                 RunError::io("read a page of the packed model", path)(error)
             }
-            Fault::Truncated => RunError::integrity(
-                path,
-                None,
-                "the packed model was truncated while it was used",
-            ),
+            Fault::Truncated => {
+                let message = format!("{what} was truncated while it was used");
+                RunError::integrity(path, None, message)
+            }
             Fault::Changed => {
-                RunError::integrity(path, None, "the packed model was changed while it was used")
+                let message = format!("{what} was changed while it was used");
+                RunError::integrity(path, None, message)
             }
             Fault::Digest(page) => RunError::integrity(
                 path,
-                Some(self.source.offset + self.pages[page].page.file_offset),
+                Some(place(page)),
                 format!("page {page} of the packed model does not match its digest"),
             ),
+            Fault::Frame(page) => RunError::integrity(
+                path,
+                Some(place(page)),
+                format!("the compressed copy of page {page} is damaged"),
+            ),
         }
+    }
+}
+
+/// Reads once more after an error: it may have been a passing fault of the device.
+fn read_twice(source: &Source, bytes: &mut [u8], wanted: usize, at: u64) -> io::Result<()> {
+    let read = source.file.read_at(bytes, wanted, at);
+    read.or_else(|e| match e.kind() {
+        io::ErrorKind::UnexpectedEof => Err(e),
+        _ => source.file.read_at(bytes, wanted, at),
+    })
+}
+
+fn unchanged(source: &Source, stamp: Stamp) -> Result<(), Fault> {
+    match source.file.stamp() {
+        Ok(now) if now == stamp => Ok(()),
+        Ok(now) if now.bytes < stamp.bytes => Err(Fault::Truncated),
+        Ok(_) => Err(Fault::Changed),
+        Err(e) => Err(fault_of(&e)),
+    }
+}
+
+fn fault_of(e: &io::Error) -> Fault {
+    match e.kind() {
+        io::ErrorKind::UnexpectedEof => Fault::Truncated,
+        kind => Fault::Io(kind, e.raw_os_error()),
     }
 }

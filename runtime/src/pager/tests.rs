@@ -42,6 +42,7 @@ fn plan() -> (Plan, PagePlan) {
         start_phase: i as i32 - 1,
         first_phase: i,
         end_phase: i + 1,
+        compressed: false,
     };
     let mut reads: Vec<PageRead> = (0..phases).map(read).collect();
     reads[0].start_phase = -1;
@@ -58,8 +59,12 @@ fn plan() -> (Plan, PagePlan) {
         reads,
         depth: 2,
         gather: None,
+        frames: Vec::new(),
+        frames_file_bytes: 0,
+        stages: None,
         storage_bytes_per_s: 1,
         memory_bytes_per_s: 1,
+        zstd_bytes_per_s: 1,
     };
     let plan = Plan {
         target: Target {
@@ -161,7 +166,7 @@ fn run(name: &str, direct: Option<Fate>, buffered: Fate) -> Option<String> {
         offset: 0,
     };
     let slots = arena.base();
-    let pager = Pager::start(&plan, &paged, source, &arena, None).unwrap();
+    let pager = Pager::start(&plan, &paged, source, None, &arena, None).unwrap();
     let mut fault = None;
     'passes: for pass in 0..3 {
         let head = pass != 1;

@@ -224,7 +224,7 @@ fn stamp(source: &Source<'_>) -> Result<(u64, i64, i64), ImportError> {
     Ok((m.len(), m.mtime(), m.mtime_nsec()))
 }
 
-fn check_free_space(cache_dir: &Path, needed_bytes: u64) -> Result<(), ImportError> {
+pub(super) fn check_free_space(cache_dir: &Path, needed_bytes: u64) -> Result<(), ImportError> {
     let stat = rustix::fs::statvfs(cache_dir)
         .map_err(|e| ImportError::io(Code::FileWrite, "statvfs", cache_dir, &e.into()))?;
     let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
@@ -261,14 +261,17 @@ fn remove_abandoned(cache_dir: &Path) {
 
 /// The right to write into a cache, given up when dropped or when the process
 /// dies.
-struct Lock {
+pub(super) struct Lock {
     _file: File,
     /// False where the filesystem has no locks.
     is_exclusive: bool,
 }
 
 impl Lock {
-    fn take(cache_dir: &Path, progress: &(dyn Fn(Progress) + Sync)) -> Result<Lock, ImportError> {
+    pub(super) fn take(
+        cache_dir: &Path,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<Lock, ImportError> {
         let path = cache_dir.join(".lock");
         let error = |what: &str, e| ImportError::io(Code::FileWrite, what, &path, &e);
         let file = OpenOptions::new()
@@ -298,14 +301,14 @@ impl Lock {
 }
 
 /// A file that disappears unless it is renamed.
-struct Temporary {
-    file: File,
-    path: PathBuf,
+pub(super) struct Temporary {
+    pub(super) file: File,
+    pub(super) path: PathBuf,
     keep: bool,
 }
 
 impl Temporary {
-    fn create(dir: &Path) -> Result<Temporary, ImportError> {
+    pub(super) fn create(dir: &Path) -> Result<Temporary, ImportError> {
         let path = dir.join(format!("{TEMPORARY_PREFIX}{}", std::process::id()));
         // What is left of an earlier process of the same id.
         let _ = fs::remove_file(&path);
@@ -322,7 +325,7 @@ impl Temporary {
         })
     }
 
-    fn rename(mut self, to: &Path) -> Result<PathBuf, ImportError> {
+    pub(super) fn rename(mut self, to: &Path) -> Result<PathBuf, ImportError> {
         fs::rename(&self.path, to)
             .map_err(|e| ImportError::io(Code::FileWrite, "rename into place", to, &e))?;
         self.keep = true;

@@ -7,6 +7,7 @@
 //! order of its tensors.
 
 mod cache;
+mod frames;
 mod layout;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use omex_plan::packed::{Digest, PackedIndex, PackedLayout};
 
 pub use cache::{file_name, open, pack_into_cache};
+pub use frames::{FramesFile, compress_into_cache, frames_file_name};
 
 use super::gguf::{Gguf, TensorId};
 use super::{ImportError, MappedFile};
@@ -51,6 +53,8 @@ pub enum Progress {
     /// `done_bytes` of the packed model are written. Threads report on their
     /// own, so a smaller figure may follow a larger one.
     Packing { done_bytes: u64, total_bytes: u64 },
+    /// Frames of `done_bytes` of pages are made.
+    Compressing { done_bytes: u64, total_bytes: u64 },
 }
 
 /// A packed model in the cache, complete and under its final name.

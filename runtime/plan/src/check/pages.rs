@@ -2,6 +2,7 @@
 //! pages are used or still in flight.
 
 use super::{CheckError, DIRECT_ALIGN, buffer, ensure};
+use crate::frames::{FRAME_ALIGN, frames_start};
 use crate::ids::BufferId;
 use crate::paging::{DEPTH_MAX, PagePlan, PageRead, gather_bytes, gathered_unit_bytes, step_pages};
 use crate::plan::{BufferKind, Plan, WeightSource};
@@ -53,6 +54,7 @@ pub(super) fn check_reads(plan: &Plan, paged: &PagePlan) -> Result<(), CheckErro
             check_resident(plan, page, slot, &mut seen)?;
         }
     }
+    let stage_bytes = check_frames(plan, paged)?;
     let phases = plan.phases.len() as i64;
     let body = plan.body_phases;
     let mut before: Option<&PageRead> = None;
@@ -74,6 +76,18 @@ pub(super) fn check_reads(plan: &Plan, paged: &PagePlan) -> Result<(), CheckErro
             "read {i} of {bytes} bytes does not fit its slot {}",
             slot.name
         );
+        if read.compressed {
+            let frames = paged.frames.get(read.first_page.index()..);
+            let frames = frames.and_then(|f| f.get(..read.pages as usize));
+            ensure!(
+                frames.is_some_and(|frames| frames.iter().all(|f| f.exists()))
+                    && paged
+                        .stored_bytes(plan, read)
+                        .next_multiple_of(DIRECT_ALIGN)
+                        <= stage_bytes,
+                "read {i} has no frames that its stage holds"
+            );
+        }
         let (from, until) = (read.first_phase, read.end_phase);
         let start = i64::from(read.start_phase);
         ensure!(
@@ -112,6 +126,47 @@ pub(super) fn check_reads(plan: &Plan, paged: &PagePlan) -> Result<(), CheckErro
         }
     }
     Ok(())
+}
+
+/// Checks that frames lie in their file one behind the other; returns the bytes
+/// of a stage.
+fn check_frames(plan: &Plan, paged: &PagePlan) -> Result<u64, CheckError> {
+    let count = paged.frames.len();
+    ensure!(
+        count == 0 || count == plan.weights.pages.len(),
+        "{count} frames for {} pages",
+        plan.weights.pages.len()
+    );
+    let mut end = frames_start(count);
+    for (page, frame) in paged.frames.iter().enumerate() {
+        if !frame.exists() {
+            continue;
+        }
+        let until = frame.file_offset.checked_add(frame.bytes);
+        ensure!(
+            frame.file_offset >= end
+                && frame.file_offset.is_multiple_of(FRAME_ALIGN)
+                && until.is_some_and(|until| until <= paged.frames_file_bytes)
+                && frame.bytes < plan.weights.pages[page].bytes,
+            "the frame of page {page} is out of place"
+        );
+        end = frame.file_offset + frame.bytes;
+    }
+    let Some(id) = paged.stages else {
+        return Ok(0);
+    };
+    let stages = buffer(plan, id)?;
+    let stage = stages.bytes / u64::from(paged.depth);
+    ensure!(
+        stages.kind == BufferKind::PageSlot
+            && stages.offset.is_multiple_of(DIRECT_ALIGN)
+            && stage.is_multiple_of(DIRECT_ALIGN)
+            && Some(id) != paged.gather
+            && paged.reads.iter().all(|read| read.slot != id),
+        "buffer {} does not hold a stage for each read in flight",
+        stages.name
+    );
+    Ok(stage)
 }
 
 /// Checks that every page is where a step needs it when it needs it. Steps,
