@@ -69,7 +69,6 @@ pub fn profile(args: &ProfileArgs) -> Result<(), Failure> {
             .in_file(folder.to_string_lossy(), None)
             .help(help)
     })?;
-    caches(&mut profile);
     if let Some(available) = process::memory_available_bytes() {
         let available = available.min(profile.ram_total_bytes.value);
         profile.ram_app_bytes = Figure::known(available, "available when it was measured");
@@ -214,33 +213,4 @@ fn read_rate(file: &UncachedFile, bytes: u64, size: u64, depth: u32) -> std::io:
         joined.sum::<std::io::Result<u64>>()
     })?;
     Ok(done as f64 / began.elapsed().as_secs_f64())
-}
-
-/// The first core's caches, where the system tells.
-fn caches(profile: &mut Profile) {
-    let folder = Path::new("/sys/devices/system/cpu/cpu0/cache");
-    for index in 0..8 {
-        let read = |name: &str| {
-            let path = folder.join(format!("index{index}")).join(name);
-            std::fs::read_to_string(path).ok()
-        };
-        let (Some(level), Some(kind), Some(size)) = (read("level"), read("type"), read("size"))
-        else {
-            continue;
-        };
-        let kib = size
-            .trim()
-            .strip_suffix('K')
-            .and_then(|n| n.parse::<u64>().ok());
-        let Some(bytes) = kib.map(|kib| kib << 10).filter(|bytes| *bytes > 0) else {
-            continue;
-        };
-        let figure = Figure::known(bytes, "sysfs, of the first core");
-        match (level.trim(), kind.trim()) {
-            ("1", "Data" | "Unified") => profile.l1d_bytes = figure,
-            ("2", _) => profile.l2_bytes = figure,
-            ("3", _) => profile.l3_bytes = Some(figure),
-            _ => {}
-        }
-    }
 }

@@ -122,7 +122,7 @@ pub fn host() -> Profile {
         source: "not measured; a common value".to_owned(),
     };
     let ram = ram_total_bytes();
-    Profile {
+    let mut profile = Profile {
         name: HOST.to_owned(),
         aliases: Vec::new(),
         description: "this machine".to_owned(),
@@ -139,7 +139,9 @@ pub fn host() -> Profile {
         zstd_bytes_per_s: target::zstd_guess(),
         ram_total_bytes: Figure::known(ram, "/proc/meminfo"),
         ram_app_bytes: Figure::known(ram, "/proc/meminfo"),
-    }
+    };
+    read_caches(&mut profile);
+    profile
 }
 
 /// MemTotal; without it nothing is known, and nothing limits.
@@ -148,4 +150,33 @@ fn ram_total_bytes() -> u64 {
     let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"));
     let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
     kib.map_or(u64::MAX, |kib| kib << 10)
+}
+
+/// The first core's caches, where the system tells.
+fn read_caches(profile: &mut Profile) {
+    let folder = Path::new("/sys/devices/system/cpu/cpu0/cache");
+    for index in 0..8 {
+        let read = |name: &str| {
+            let path = folder.join(format!("index{index}")).join(name);
+            std::fs::read_to_string(path).ok()
+        };
+        let (Some(level), Some(kind), Some(size)) = (read("level"), read("type"), read("size"))
+        else {
+            continue;
+        };
+        let kib = size
+            .trim()
+            .strip_suffix('K')
+            .and_then(|n| n.parse::<u64>().ok());
+        let Some(bytes) = kib.map(|kib| kib << 10).filter(|bytes| *bytes > 0) else {
+            continue;
+        };
+        let figure = Figure::known(bytes, "sysfs, of the first core");
+        match (level.trim(), kind.trim()) {
+            ("1", "Data" | "Unified") => profile.l1d_bytes = figure,
+            ("2", _) => profile.l2_bytes = figure,
+            ("3", _) => profile.l3_bytes = Some(figure),
+            _ => {}
+        }
+    }
 }

@@ -159,6 +159,9 @@ impl Profile {
             .features
             .iter()
             .filter_map(|f| omex_codegen::Feature::from_name(f.name()));
-        Some(omex_codegen::Isa::new(arch, features))
+        Some(omex_codegen::Isa {
+            l2_bytes: u32::try_from(self.l2_bytes.value).unwrap_or(u32::MAX),
+            ..omex_codegen::Isa::new(arch, features)
+        })
     }
 }

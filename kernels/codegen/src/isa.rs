@@ -128,18 +128,27 @@ impl FromIterator<Feature> for Features {
     }
 }
 
-/// An architecture and the features that code may use.
+/// A second-level cache that few cores have less of.
+const L2_BYTES: u32 = 512 << 10;
+
+/// An architecture, the features that code may use and the cache that it is shaped for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Isa {
     pub arch: Arch,
     pub features: Features,
+    /// Second-level cache as one core sees it. No result depends on it.
+    pub l2_bytes: u32,
 }
 
 impl Isa {
-    /// Features of another architecture are dropped.
+    /// Features of another architecture are dropped. The cache is a small one.
     pub fn new(arch: Arch, features: impl IntoIterator<Item = Feature>) -> Isa {
         let features = features.into_iter().filter(|f| f.arch() == arch).collect();
-        Isa { arch, features }
+        Isa {
+            arch,
+            features,
+            l2_bytes: L2_BYTES,
+        }
     }
 
     /// The CPU that executes this; `None` on other architectures.

@@ -24,8 +24,15 @@ fn targets() -> Vec<(BackEnd, Isa)> {
     levels
         .flat_map(|isa| {
             let wide = BackEnd::for_isa(&isa) == BackEnd::Wide;
-            let wide = wide.then_some((BackEnd::Wide, isa));
-            [(BackEnd::Cranelift, isa)].into_iter().chain(wide)
+            // A cache that holds few columns cuts them into other rounds.
+            let small = Isa {
+                l2_bytes: 4096,
+                ..isa
+            };
+            let wide = wide.then_some([(BackEnd::Wide, isa), (BackEnd::Wide, small)]);
+            [(BackEnd::Cranelift, isa)]
+                .into_iter()
+                .chain(wide.into_iter().flatten())
         })
         .collect()
 }

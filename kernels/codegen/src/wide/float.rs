@@ -9,9 +9,8 @@ use omex_kernels::WeightFormat;
 
 /// Steps of 64 bytes that a loop goes through at once.
 const UNROLL: u32 = 4;
-/// Columns in work: their activations stay in the second-level cache beside a
-/// panel.
-const COLUMNS: u32 = 24;
+/// Columns in work: as a panel stays in the first-level cache, few are enough.
+const COLUMNS_MAX: u32 = 24;
 /// Bytes of a step.
 const STEP: u32 = 64;
 /// Within 128 bits: the first halves of four dwords, then their second ones.
@@ -25,7 +24,8 @@ pub(super) fn build(a: &mut Asm, frame: &Frame) {
     // constants of a conversion.
     let others = parts * per_step as usize + 4;
     let tile = ((a.level.registers() as usize - others) / parts).min(12);
-    frame.columns(a, COLUMNS / tile as u32 * tile as u32, |a| {
+    let columns = frame.cached_columns(tile, 1, COLUMNS_MAX);
+    frame.columns(a, columns, |a| {
         frame.panels(a, |a| {
             // Output and residual of the tile.
             a.mov_from(reg::SUMS, Local::PanelOut.at());

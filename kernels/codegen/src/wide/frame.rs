@@ -97,6 +97,7 @@ pub(super) struct Frame {
     pub(super) out_stride: u32,
     bias: bool,
     residual: bool,
+    l2_bytes: u32,
 }
 
 impl Frame {
@@ -106,6 +107,7 @@ impl Frame {
         k: u32,
         bias: bool,
         residual: bool,
+        l2_bytes: u32,
     ) -> Frame {
         let activation = Activation::for_weights(format).stride_bytes(k);
         Frame {
@@ -115,7 +117,16 @@ impl Frame {
             out_stride: pad_to_panel(rows) * 4,
             bias,
             residual,
+            l2_bytes,
         }
+    }
+
+    /// Columns whose activations stay in half the second-level cache, beside panels
+    /// that pass through it: a multiple of `tile`, from about `min` to `max`.
+    pub(super) fn cached_columns(&self, tile: usize, min: u32, max: u32) -> u32 {
+        let columns = (self.l2_bytes / 2 / self.activation_stride).clamp(min, max);
+        let tile = tile as u32;
+        (columns / tile).max(1) * tile
     }
 
     pub(super) fn panel_bytes(&self) -> u32 {

@@ -28,12 +28,16 @@ use std::fmt::Write;
 /// A level that kernels are generated for.
 pub(crate) struct Target {
     level: Level,
+    l2_bytes: u32,
 }
 
 impl Target {
     pub(crate) fn new(isa: &Isa) -> Result<Target, Unsupported> {
         let level = Level::of(isa).ok_or(Unsupported::NeedsFeature(Feature::Avx2))?;
-        Ok(Target { level })
+        Ok(Target {
+            level,
+            l2_bytes: isa.l2_bytes,
+        })
     }
 
     fn code(&self, spec: &KernelSpec) -> Result<Vec<u8>, Unsupported> {
@@ -49,7 +53,7 @@ impl Target {
             return Err(Unsupported::Operation);
         };
         let mut a = Asm::new(self.level);
-        let frame = frame::Frame::new(format, rows, k, bias, residual);
+        let frame = frame::Frame::new(format, rows, k, bias, residual, self.l2_bytes);
         match format.descriptor() {
             Descriptor::Float { .. } => float::build(&mut a, &frame),
             Descriptor::Quantized(q) => quantized::build(&mut a, &frame, &q),

@@ -19,9 +19,6 @@ use omex_kernels::format::Quantized;
 const CHUNK_BLOCKS: u32 = 8;
 /// Bytes of the operands of a 32-block in a record.
 const OPERANDS_BYTES: u32 = 64 * GROUPS;
-/// Bytes of activations that stay in the second-level cache, beside panels that
-/// pass through it.
-const ACTIVATIONS_BYTES: u32 = 256 << 10;
 /// Columns in work: enough to make unpacking cheap, few enough for the frame.
 const COLUMNS_MIN: u32 = 24;
 const COLUMNS_MAX: u32 = 96;
@@ -72,8 +69,7 @@ pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
         quant_bytes: q.quant_bytes(),
     };
     let largest = kernel.tile(a.level);
-    let columns = (ACTIVATIONS_BYTES / kernel.layout.stride).clamp(COLUMNS_MIN, COLUMNS_MAX);
-    let columns = columns / largest as u32 * largest as u32;
+    let columns = frame.cached_columns(largest, COLUMNS_MIN, COLUMNS_MAX);
     let sums_at = RECORDS_AT + CHUNK_BLOCKS * kernel.record_bytes();
     let streams_bytes = STREAMS * CHUNK_BLOCKS * kernel.scales.fields_bytes();
     assert!(
