@@ -5,18 +5,26 @@ For each model and each share of its weights that stays resident: builds a plan
 for the budget, runs it in a memory cgroup of that size with cold caches, and
 prints token times and bytes beside the bound (M - R_max) / bandwidth, where
 R_max is the budget without what is not weights and without 16 MiB of slots.
-The bandwidth is measured just before each run, on the same file, with reads of
-the same size and number in flight. Bytes come from /proc/PID/io, so what the
-page cache serves does not count.
+Bytes come from /proc/PID/io, so what the page cache serves does not count.
+
+Disks that are shared or throttled change their speed within seconds, so the
+bandwidth is measured during the run: after every second token the process is
+stopped, the same file is read for a moment with reads of the same size and
+number in flight, and the process goes on. The token that was stopped does not
+count; those between two stops do, beside the mean of the measurements.
 
     cargo build --release
     target/release/omexc synth --shape llama-3.2-1b --type Q8_0 --pure -o 1b-q8.gguf
     sudo benches/paging.py 1b-q8.gguf [--shares 0.75,0.5,0.25,0.1] [--llama DIR]
 
-    sudo benches/paging.py 1b-q8.gguf --windows 8 --shares 0.25
+Other comparisons instead, one row for each model and share:
 
-With --windows it runs a document of that many windows instead, all windows
-together as the compiler chooses and one at a time, and compares both.
+    --windows 8      a document of 8 windows, together as the compiler chooses
+                     and one at a time
+    --speculation    edits of code, with and without drafts (a model that edits,
+                     not one of random weights); runs that end in a loop are left out
+    --whole          no budget: a page plan that reads nothing beside the plan
+                     that reads all weights at load
 
 Needs root for the cgroup (v1 or v2) and for dropping caches. --llama names a
 folder with llama.cpp's llama-bench: it then runs too, in a cgroup of the same
@@ -29,6 +37,7 @@ import json
 import mmap
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -76,7 +85,7 @@ class Cgroup:
                 time.sleep(0.1)
 
 
-def bandwidth(path, seconds=1.0):
+def bandwidth(path, seconds=0.3):
     """Bytes per second of direct reads as the pager makes them."""
     size = os.path.getsize(path) // READ_BYTES
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
@@ -110,27 +119,30 @@ def read_bytes(pid):
     return 0
 
 
-def container(folder, context, tokens):
+def container(folder, nodes, **fields):
+    """A task whose graph is `nodes`, the first of which begins."""
     path = folder / "paging.omex.json"
-    task = {
-        "omex_version": "0.3.0",
-        "task_id": "paging",
-        "task_type": "chat",
-        "model_requirements": {"max_sequence_tokens": context},
-        "max_tokens": tokens,
-        "execution_graph": {
-            "entry_node": "answer",
-            "nodes": [
-                {
-                    "id": "answer",
-                    "type": "inference_slices",
-                    "input": {"name": "message", "path": "-"},
-                }
-            ],
-        },
-    }
-    path.write_text(json.dumps(task))
+    graph = {"entry_node": nodes[0]["id"], "nodes": nodes}
+    task = {"omex_version": "0.3.0", "task_id": "paging", "execution_graph": graph}
+    path.write_text(json.dumps(task | fields))
     return path
+
+
+def chat_container(folder, context, tokens):
+    source = {"name": "message", "path": "-"}
+    answer = {"id": "answer", "type": "inference_slices", "input": source}
+    limits = {"max_sequence_tokens": context}
+    return container(
+        folder, [answer], task_type="chat", max_tokens=tokens, model_requirements=limits
+    )
+
+
+def windows_container(folder, size, tokens):
+    source = {"name": "document", "path": "document.txt"}
+    cut = {"id": "cut", "type": "token_chunk_parse", "input": source, "output": "chunks"}
+    cut |= {"window_size": size, "stride": size}
+    answer = {"id": "answer", "type": "inference_slices", "input": "chunks"}
+    return container(folder, [cut, answer], task_type="summarization", max_tokens=tokens)
 
 
 class Omex:
@@ -140,7 +152,7 @@ class Omex:
         self.env = dict(os.environ, OMEX_HOME=str(args.home))
         self.home = pathlib.Path(args.home)
         self.args, self.model = args, model
-        self.container = container(folder, args.context, args.tokens)
+        self.container = chat_container(folder, args.context, args.tokens)
 
     def build(self, *flags):
         plan = self.folder / "plan.bin"
@@ -163,32 +175,69 @@ class Omex:
         files = list(self.home.rglob("*.omex"))
         return max(files, key=lambda f: f.stat().st_mtime)
 
+    def budget(self, share, *flags):
+        """Bytes to have for so much of the weights to stay, and all weights."""
+        _, whole = self.build("--weights", "paged", *flags)
+        items = {item["kind"]: item["bytes"] for item in whole["items"]}
+        weights = items["resident pages"]
+        others = whole["charge_peak_bytes"] - weights
+        return int(others + SLOTS_BYTES + share * weights), weights
+
+    def command(self, plan, *flags):
+        return [self.bin / "omex", "run", plan, "-t", str(self.args.threads), *flags]
+
     def run(self, plan, limit_bytes):
-        """Seconds of each token after the first, bytes read for them, peak bytes."""
+        """Seconds and bytes read of each token that counts, the bandwidth
+        meanwhile, and the peak of the charge."""
+        packed = self.packed(plan)
         drop_caches()
         group = Cgroup(limit_bytes)
-        command = [self.bin / "omex", "run", plan, "-p", "Once upon a time there was"]
-        command += ["--events", "jsonl", "--no-speculation", "-t", str(self.args.threads)]
+        command = self.command(plan, "-p", "Once upon a time there was", "--no-speculation")
         process = subprocess.Popen(
-            command,
+            [*command, "--events", "jsonl"],
             env=self.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             preexec_fn=group.enter,
         )
-        times, first_bytes, last_bytes = [], 0, 0
+        tokens, speeds, before, counts = [], [], None, True
         for line in process.stdout:
-            if json.loads(line).get("event") == "token":
-                times.append(time.monotonic())
-                last_bytes = read_bytes(process.pid)
-                first_bytes = first_bytes or last_bytes
+            if json.loads(line).get("event") != "token":
+                continue
+            now = (time.monotonic(), read_bytes(process.pid))
+            if before and counts:
+                tokens.append((now[0] - before[0], now[1] - before[1]))
+                process.send_signal(signal.SIGSTOP)
+                speeds.append(bandwidth(packed))
+                process.send_signal(signal.SIGCONT)
+            counts = not (before and counts)
+            before = now
         process.wait()
         peak = group.peak_bytes()
         group.remove()
         if process.returncode:
             raise SystemExit(f"exit {process.returncode}: {process.stderr.read().decode()}")
-        gaps = [b - a for a, b in zip(times, times[1:])]
-        return gaps, (last_bytes - first_bytes) / max(len(gaps), 1), peak
+        return tokens, statistics.mean(speeds), peak
+
+    def measured(self, plan, limit_bytes, *flags):
+        """The report of a run, its seconds, and the peak of its charge."""
+        drop_caches()
+        group = Cgroup(limit_bytes)
+        done = subprocess.run(
+            self.command(plan, "--json", *flags),
+            env=self.env,
+            capture_output=True,
+            text=True,
+            preexec_fn=group.enter,
+        )
+        peak = group.peak_bytes()
+        group.remove()
+        if done.returncode:
+            raise SystemExit(f"exit {done.returncode}: {done.stderr}")
+        report = json.loads(done.stdout)
+        seconds = report["prompt_tokens"] / report["prefill_tps"]
+        seconds += report["generated_tokens"] / report["decode_tps"]
+        return report, seconds, peak
 
 
 def llama(args, model, limit_bytes):
@@ -234,72 +283,213 @@ def document(args, model, folder, tokens):
     return path
 
 
-def windows_container(folder, size, tokens):
-    path = folder / "windows.omex.json"
-    task = {
-        "omex_version": "0.3.0",
-        "task_id": "windows",
-        "task_type": "summarization",
-        "max_tokens": tokens,
-        "execution_graph": {
-            "entry_node": "cut",
-            "nodes": [
-                {
-                    "id": "cut",
-                    "type": "token_chunk_parse",
-                    "input": {"name": "document", "path": "document.txt"},
-                    "output": "chunks",
-                    "window_size": size,
-                    "stride": size,
-                },
-                {"id": "answer", "type": "inference_slices", "input": "chunks"},
-            ],
-        },
-    }
-    path.write_text(json.dumps(task))
-    return path
-
-
-def compare_windows(args, omex, model, share):
-    """One row: all windows together, and one at a time."""
-    size, tokens = 64, args.tokens
-    omex.container = windows_container(omex.folder, size, tokens)
-    _, whole = omex.build("--weights", "paged", "--parallel", "1")
-    items = {item["kind"]: item["bytes"] for item in whole["items"]}
-    weights = items["resident pages"]
-    budget = int(whole["charge_peak_bytes"] - weights + SLOTS_BYTES + share * weights)
+def compare_windows(args, omex, share):
+    """All windows together, and one at a time."""
+    size = 64
+    omex.container = windows_container(omex.folder, size, args.tokens)
+    budget, _ = omex.budget(share, "--parallel", "1")
     flags = ["--ram", f"{budget // MIB}MiB", "--weights", "paged"]
-    text = document(args, model, omex.folder, args.windows * size)
+    text = document(args, omex.model, omex.folder, args.windows * size)
     results = []
     for more in ([], ["--parallel", "1"]):
         plan, _ = omex.build(*flags, *more)
         speed = bandwidth(omex.packed(plan))
-        drop_caches()
-        group = Cgroup(budget + args.slack)
-        command = [omex.bin / "omex", "run", plan, "-i", f"document={text}", "--json"]
-        command += ["--no-speculation", "-t", str(args.threads)]
-        done = subprocess.run(
-            command, env=omex.env, capture_output=True, text=True, preexec_fn=group.enter
-        )
-        peak = group.peak_bytes()
-        group.remove()
-        if done.returncode:
-            raise SystemExit(f"exit {done.returncode}: {done.stderr}")
-        report = json.loads(done.stdout)
-        seconds = report["prompt_tokens"] / report["prefill_tps"]
-        seconds += report["generated_tokens"] / report["decode_tps"]
-        results.append((report, seconds, peak, speed))
+        given = ["-i", f"document={text}", "--no-speculation"]
+        results.append((*omex.measured(plan, budget, *given), speed))
     (together, together_s, peak, speed), (alone, alone_s, _, alone_speed) = results
     if together["token_ids"] != alone["token_ids"]:
         raise SystemExit("the tokens differ")
     rate = [r["generated_tokens"] / s for r, s in ((together, together_s), (alone, alone_s))]
-    print(
-        f"| {model.stem} | {share:g} | {budget / MIB:.0f} | {peak / MIB:.0f}"
-        f" | {alone_speed / 1e9:.2f} / {speed / 1e9:.2f} | {alone['generated_tokens']}"
-        f" | {alone['bytes_read'] / 1e9:.1f} | {together['bytes_read'] / 1e9:.1f}"
-        f" | {rate[1]:.2f} | {rate[0]:.2f} | {rate[0] / rate[1]:.2f} |",
-        flush=True,
-    )
+    return [
+        omex.model.stem,
+        f"{share:g}",
+        f"{budget / MIB:.0f}",
+        f"{peak / MIB:.0f}",
+        f"{alone_speed / 1e9:.2f} / {speed / 1e9:.2f}",
+        alone["generated_tokens"],
+        f"{alone['bytes_read'] / 1e9:.1f}",
+        f"{together['bytes_read'] / 1e9:.1f}",
+        f"{rate[1]:.2f}",
+        f"{rate[0]:.2f}",
+        f"{rate[0] / rate[1]:.2f}",
+    ]
+
+
+WINDOWS_HEADS = [
+    "model",
+    "weights that stay",
+    "RAM, MiB",
+    "peak, MiB",
+    "disk, GB/s",
+    "tokens",
+    "GB read, one at a time",
+    "together",
+    "tokens/s, one at a time",
+    "together",
+    "together / one at a time",
+]
+
+CODE = """def read_scores(path):
+    scores = {}
+    with open(path) as file:
+        for line in file:
+            name, score = line.strip().split(",")
+            scores[name] = int(score)
+    return scores
+
+
+def best(scores, count):
+    names = sorted(scores, key=scores.get, reverse=True)
+    return [(name, scores[name]) for name in names[:count]]
+
+
+def report(path, count=3):
+    scores = read_scores(path)
+    for place, (name, score) in enumerate(best(scores, count), 1):
+        print(place, name, score)
+"""
+
+EDITS = [
+    "Rename the variable `scores` to `points` everywhere",
+    "Add a docstring to every function",
+    "Change the default of `count` from 3 to 10",
+    "Split lines at semicolons instead of commas",
+    "Add type annotations to every function",
+    "Sort in ascending order instead of descending",
+]
+
+
+def loops(ids):
+    """Whether the tokens end in something that repeats at least three times."""
+    periods = range(1, len(ids) // 3 + 1)
+    return any(ids[-p:] == ids[-2 * p : -p] == ids[-3 * p : -2 * p] for p in periods)
+
+
+def compare_speculation(args, omex, share):
+    """Edits of code with and without drafts."""
+    omex.container = chat_container(omex.folder, 1024, 256)
+    budget, _ = omex.budget(share)
+    plan, _ = omex.build("--ram", f"{budget // MIB}MiB", "--weights", "paged")
+    sums = {True: [0, 0.0], False: [0, 0.0]}
+    drafted = accepted = looped = used = 0
+    for edit in EDITS:
+        prompt = f"{edit}. Answer with the whole changed file.\n\n```python\n{CODE}```"
+        results = {}
+        for drafts in (True, False):
+            given = ["-p", prompt] + ([] if drafts else ["--no-speculation"])
+            results[drafts], _, peak = omex.measured(plan, budget, *given)
+        if results[True]["token_ids"] != results[False]["token_ids"]:
+            raise SystemExit("the tokens differ")
+        # The last token may end the text.
+        if loops(results[True]["token_ids"][:-1]) or loops(results[True]["token_ids"]):
+            looped += 1
+            continue
+        used += 1
+        for drafts, report in results.items():
+            sums[drafts][0] += report["generated_tokens"]
+            sums[drafts][1] += report["generated_tokens"] / report["decode_tps"]
+        drafted += results[True]["drafted_tokens"]
+        accepted += results[True]["accepted_tokens"]
+    if not used:
+        raise SystemExit("every answer ends in a loop")
+    with_drafts, without = (tokens / seconds for tokens, seconds in (sums[True], sums[False]))
+    return [
+        omex.model.stem,
+        f"{share:g}",
+        f"{budget / MIB:.0f}",
+        f"{peak / MIB:.0f}",
+        f"{used} ({looped})",
+        sums[True][0],
+        f"{accepted} of {drafted}",
+        f"{without:.2f}",
+        f"{with_drafts:.2f}",
+        f"{with_drafts / without:.2f}",
+    ]
+
+
+SPECULATION_HEADS = [
+    "model",
+    "weights that stay",
+    "RAM, MiB",
+    "peak, MiB",
+    "edits (loops left out)",
+    "tokens",
+    "drafts accepted",
+    "tokens/s without drafts",
+    "with",
+    "with / without",
+]
+
+
+def compare_whole(args, omex, share):
+    """Page plans that read nothing, and plans without pages, in turns."""
+    plans = []
+    for source in ("read", "paged"):
+        plan, report = omex.build("--weights", source)
+        plans.append(plan.rename(omex.folder / f"{source}.bin"))
+    rates = [[], []]
+    for _ in range(9):
+        for rate, plan in zip(rates, plans):
+            given = ["-p", "Once upon a time there was", "--no-speculation"]
+            report, _, _ = omex.measured(plan, 1 << 40, *given, "-n", "64")
+            rate.append(report["decode_tps"])
+    read, paged = map(statistics.median, rates)
+    return [omex.model.stem, f"{read:.2f}", f"{paged:.2f}", f"{paged / read:.3f}"]
+
+
+WHOLE_HEADS = ["model", "all weights read at load, tokens/s", "page plan", "page plan / all read"]
+
+
+def compare_bound(args, omex, share):
+    """Token times beside what the disk allows."""
+    ubatch = ["--ubatch-size", str(args.context // 4)]
+    budget, weights = omex.budget(share, *ubatch)
+    plan, report = omex.build("--ram", f"{budget // MIB}MiB", "--weights", "paged", *ubatch)
+    tokens, speed, peak = omex.run(plan, budget)
+    items = {item["kind"]: item["bytes"] for item in report["items"]}
+    not_weights = report["charge_peak_bytes"]
+    not_weights -= items.get("resident pages", 0) + items.get("page slots", 0)
+    r_max = budget - not_weights - SLOTS_BYTES
+    bound = speed / max(weights - r_max, 1)
+    gaps = sorted(seconds for seconds, _ in tokens)
+    mean = statistics.mean(gaps)
+    token_bytes = statistics.mean(read for _, read in tokens)
+    other = ""
+    if args.llama and f"{share:g}" in args.llama_shares.split(","):
+        rate, how = llama(args, omex.model, budget)
+        other = f"{rate:.2f} ({how}): {1 / mean / rate:.1f}x" if rate else how
+    return [
+        omex.model.stem,
+        f"{share:g}",
+        f"{budget / MIB:.0f}",
+        f"{peak / MIB:.0f}",
+        f"{speed / 1e9:.2f}",
+        f"{mean:.3f}",
+        f"{gaps[int(0.95 * (len(gaps) - 1))]:.3f}",
+        f"{gaps[-1]:.3f}",
+        f"{token_bytes / 1e6:.1f}",
+        f"{1 / mean:.2f}",
+        f"{bound:.2f}",
+        f"{100 / mean / bound:.1f}",
+        other,
+    ]
+
+
+BOUND_HEADS = [
+    "model",
+    "weights that stay",
+    "RAM, MiB",
+    "peak, MiB",
+    "disk, GB/s",
+    "token: mean, s",
+    "p95",
+    "worst",
+    "MB read per token",
+    "tokens/s",
+    "bound",
+    "% of the bound",
+    "llama.cpp, tokens/s",
+]
 
 
 def main():
@@ -313,76 +503,30 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--llama", help="folder of llama.cpp's binaries")
     parser.add_argument("--llama-shares", default="0.5")
-    parser.add_argument("--slack", type=int, default=0, help="bytes beyond the budget")
-    parser.add_argument("--windows", type=int, help="windows of a document, instead")
     parser.add_argument("--timeout", type=float, default=120)
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--windows", type=int, help="windows of a document, instead")
+    instead.add_argument("--speculation", action="store_true", help="drafts, instead")
+    instead.add_argument("--whole", action="store_true", help="plans that fit, instead")
     args = parser.parse_args()
+    if args.windows:
+        compare, heads = compare_windows, WINDOWS_HEADS
+    elif args.speculation:
+        compare, heads = compare_speculation, SPECULATION_HEADS
+    elif args.whole:
+        compare, heads = compare_whole, WHOLE_HEADS
+    else:
+        compare, heads = compare_bound, BOUND_HEADS
+    shares = [1.0] if args.whole else list(map(float, args.shares.split(",")))
     with tempfile.TemporaryDirectory() as folder:
         args.home = args.home or folder
-        heads = [
-            "model",
-            "weights that stay",
-            "RAM, MiB",
-            "peak, MiB",
-            "disk, GB/s",
-            "token: mean, s",
-            "p95",
-            "worst",
-            "MB read per token",
-            "tokens/s",
-            "bound",
-            "% of the bound",
-            "llama.cpp, tokens/s",
-        ]
-        if args.windows:
-            heads = [
-                *heads[:4],
-                "disk, GB/s",
-                "tokens",
-                "GB read, one at a time",
-                "together",
-                "tokens/s, one at a time",
-                "together",
-                "together / one at a time",
-            ]
         print("| " + " | ".join(heads) + " |")
         print("|" + "---|" * len(heads))
         for model in args.models:
             omex = Omex(args, model.resolve(), pathlib.Path(folder))
-            if args.windows:
-                for share in map(float, args.shares.split(",")):
-                    compare_windows(args, omex, model, share)
-                continue
-            _, whole = omex.build("--weights", "paged", "--ubatch-size", str(args.context // 4))
-            items = {item["kind"]: item["bytes"] for item in whole["items"]}
-            weights = items["resident pages"]
-            others = whole["charge_peak_bytes"] - weights
-            for share in map(float, args.shares.split(",")):
-                budget = int(others + SLOTS_BYTES + share * weights)
-                flags = ["--ram", f"{budget // MIB}MiB", "--weights", "paged"]
-                flags += ["--ubatch-size", str(args.context // 4)]
-                plan, report = omex.build(*flags)
-                speed = bandwidth(omex.packed(plan))
-                gaps, token_bytes, peak = omex.run(plan, budget + args.slack)
-                speed = (speed + bandwidth(omex.packed(plan))) / 2
-                items = {item["kind"]: item["bytes"] for item in report["items"]}
-                not_weights = report["charge_peak_bytes"]
-                not_weights -= items.get("resident pages", 0) + items.get("page slots", 0)
-                r_max = budget - not_weights - SLOTS_BYTES
-                bound = speed / max(weights - r_max, 1)
-                mean = statistics.mean(gaps)
-                p95 = sorted(gaps)[int(0.95 * (len(gaps) - 1))]
-                other = ""
-                if args.llama and f"{share:g}" in args.llama_shares.split(","):
-                    rate, how = llama(args, model, budget)
-                    other = f"{rate:.2f} ({how}): {1 / mean / rate:.1f}x" if rate else how
-                print(
-                    f"| {model.stem} | {share:g} | {budget / MIB:.0f} | {peak / MIB:.0f}"
-                    f" | {speed / 1e9:.2f} | {mean:.3f} | {p95:.3f} | {max(gaps):.3f}"
-                    f" | {token_bytes / 1e6:.1f} | {1 / mean:.2f} | {bound:.2f}"
-                    f" | {100 / mean / bound:.1f} | {other} |",
-                    flush=True,
-                )
+            for share in shares:
+                row = compare(args, omex, share)
+                print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 
 if __name__ == "__main__":

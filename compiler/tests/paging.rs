@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{MIXED, SMOL, Shape, compile_shape, container, task};
+use common::{MIXED, SMOL, Shape, compile_shape, container, flow, task};
 use omex_compiler::diagnostic::RenderOptions;
 use omex_compiler::emit::text::{parse_plan, plan_text};
 use omex_compiler::paging::{Cost, paging_text};
@@ -175,6 +175,41 @@ fn memory_levels_of_nodes_choose_the_working_set() {
     of("high", &limit(500 << 20)).unwrap_err();
     let high = of("high", &limit(4 << 30)).unwrap().plan;
     assert!(matches!(high.weights.source, WeightSource::Read { .. }));
+    // Adaptive is what the budget allows, as without the field.
+    for budget in [500 << 20, 4 << 30] {
+        let options = limit(budget);
+        let adaptive = of("adaptive", &options).unwrap().plan;
+        assert_eq!(adaptive, compiled(&LLAMA_1B, &options).plan);
+    }
+}
+
+#[test]
+fn layers_that_are_loaded_first_stay() {
+    let of = |layers: &str| {
+        let stage = r#"{"id": "load", "type": "model_load""#;
+        let text = flow("").replace(stage, &format!("{stage}{layers}"));
+        assert!(text.contains(layers), "{text}");
+        compile_shape(&LLAMA_1B, &task(&text), &limit(500 << 20))
+            .unwrap()
+            .plan
+    };
+    let streamed = |plan: &Plan, layer: u32| {
+        let prefix = format!("blk.{layer}.");
+        let tensors = plan.weights.tensors.iter();
+        let pieces = tensors.filter(|t| t.name.starts_with(&prefix));
+        let mut pages = pieces.flat_map(|t| &t.pieces).map(|piece| piece.page);
+        pages.any(|page| paged(plan).resident[page.index()].is_none())
+    };
+    let even = of("");
+    assert!((0..16).all(|layer| streamed(&even, layer)));
+    let chosen = of(r#", "load_layers": [5, 8]"#);
+    for layer in 0..16 {
+        assert_eq!(
+            streamed(&chosen, layer),
+            !(5..8).contains(&layer),
+            "{layer}"
+        );
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 mod common;
 
 use common::naive::Naive;
-use common::{Folder, Options, Random, Style, Tiny, threads};
+use common::{Folder, Options, Random, Style, Tiny, threads, vocabulary};
 use omex_compiler::paging::{Request, page};
 use omex_kernels::WeightFormat;
 use omex_kernels::spec::KvFormat;
@@ -197,6 +197,49 @@ fn windows_together_tell_what_they_tell_alone() {
         }
     }
     assert_eq!(finishes.len(), 3, "{finishes:?}");
+}
+
+/// What a window makes of a weight that is NaN fails that window, in its turn,
+/// and none that was on its way with it.
+#[test]
+fn a_window_that_fails_takes_no_older_one_with_it() {
+    let z = vocabulary().tokens.iter().position(|t| t == "z").unwrap();
+    let tiny = Tiny::new(Options {
+        format: WeightFormat::F32,
+        tied: false,
+        sequences: 4,
+        head_columns: 9,
+        nan_token: Some(z as u32),
+        ..Options::default()
+    });
+    let folder = Folder::new("windows-nan");
+    let plan = tiny.write(&folder.0);
+    let failed = |parallel: u32, thread_count: u32| {
+        let options = RunOptions {
+            bindings: Bindings {
+                prompt: Some(format!("{} z {}", text(70), text(40))),
+                ..Bindings::default()
+            },
+            predict: Some(6),
+            parallel: Some(parallel),
+            ..RunOptions::default()
+        };
+        let mut session = Session::load(&plan, &threads(thread_count)).unwrap();
+        let mut told = Told::default();
+        let error = session.run(&options, &mut told).unwrap_err();
+        assert_eq!(error.exit_code(), 1, "{error}");
+        (told.text, told.events)
+    };
+    let wanted = failed(1, 1);
+    let ends = wanted.1.iter().filter(|e| e.contains("WindowEnd"));
+    assert!(ends.count() >= 2, "few windows before: {:?}", wanted.1);
+    for (parallel, thread_count) in [(2, 1), (3, 2), (4, 3)] {
+        assert_eq!(
+            failed(parallel, thread_count),
+            wanted,
+            "{parallel} at a time"
+        );
+    }
 }
 
 /// The plan with as little of its weights in memory as can be.

@@ -204,6 +204,44 @@ fn sound(_: u32, buffer: &mut [u8], offset: u64, file: &File) -> io::Result<usiz
     ReadAt::read_at(file, buffer, offset)
 }
 
+/// What a task may do meanwhile: the first pages come while its text becomes
+/// tokens.
+#[test]
+fn reads_begin_before_the_first_pass() {
+    static READS: AtomicU32 = AtomicU32::new(0);
+    let counted: Fate = |_, buffer, offset, file| {
+        READS.fetch_add(1, Ordering::SeqCst);
+        ReadAt::read_at(file, buffer, offset)
+    };
+    let path = std::env::temp_dir().join(format!("omex-pager-ahead-{}", std::process::id()));
+    std::fs::write(&path, content()).unwrap();
+    let open = || File::open(&path).unwrap();
+    let (file, reads) = (open(), AtomicU32::new(0));
+    let buffered = Box::new(Faulty {
+        file,
+        reads,
+        fate: counted,
+    });
+    let source = Source {
+        file: UncachedFile::with_reads(open(), None, buffered),
+        path: PathBuf::from("model.omex"),
+        offset: 0,
+    };
+    std::fs::remove_file(&path).unwrap();
+    let (plan, paged) = plan();
+    let arena = Region::zeroed(plan.arena_bytes as usize).unwrap();
+    let pager = Pager::start(&plan, &paged, source, None, &arena, None).unwrap();
+    // The first read's moment is the end of the pass before the first.
+    for _ in 0..20_000 {
+        if READS.load(Ordering::SeqCst) > 0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert!(READS.load(Ordering::SeqCst) > 0, "nothing was read");
+    drop(pager);
+}
+
 #[test]
 fn interrupted_and_short_reads_are_completed() {
     let fate: Fate = |n, buffer, offset, file| match n % 4 {

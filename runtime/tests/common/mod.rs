@@ -164,6 +164,8 @@ pub(crate) struct Options {
     pub(crate) sequences: u32,
     pub(crate) style: Style,
     pub(crate) kv: KvFormat,
+    /// A token whose row of an untied F32 embedding table is NaN.
+    pub(crate) nan_token: Option<u32>,
 }
 
 impl Default for Options {
@@ -178,6 +180,7 @@ impl Default for Options {
             sequences: 1,
             style: Style::Plain,
             kv: KvFormat::F16,
+            nan_token: None,
         }
     }
 }
@@ -264,11 +267,15 @@ impl Pages {
         &mut self,
         random: &mut Random,
         name: &str,
-        format: WeightFormat,
+        nan_row: Option<u32>,
         rows: u32,
         k: u32,
     ) -> Arg {
-        let rows_bytes: Vec<_> = (0..rows).map(|_| random_row(random, format, k)).collect();
+        let format = WeightFormat::F32;
+        let mut rows_bytes: Vec<_> = (0..rows).map(|_| random_row(random, format, k)).collect();
+        if let Some(row) = nan_row {
+            rows_bytes[row as usize][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        }
         self.tensor(name, format, PackedLayout::Rows, (rows, k), &rows_bytes)
     }
 
@@ -416,7 +423,8 @@ impl Tiny {
             let arg = pages.matrix(random, "embedding", format, vocabulary, HIDDEN);
             (arg, TableLayout::Panels, format)
         } else {
-            let arg = pages.table(random, "embedding", WeightFormat::F32, vocabulary, HIDDEN);
+            let nan = options.nan_token;
+            let arg = pages.table(random, "embedding", nan, vocabulary, HIDDEN);
             (arg, TableLayout::Rows, WeightFormat::F32)
         };
         let embed = KernelSpec::Embed {
