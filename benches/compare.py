@@ -140,13 +140,18 @@ def print_tables(arguments: argparse.Namespace, engines: dict, samples: dict, ro
         peaks = [f"{max(peak for _, peak in measured[engine]) / MIB:.1f}" for engine in engines]
         print(f"| {' | '.join([test, str(threads), *peaks])} |")
     print()
+    if rows:
+        print_runs(arguments, rows)
+    print(load)
+
+
+def print_runs(arguments: argparse.Namespace, rows: list) -> None:
     title = f"context of {CONTEXT_TOKENS} tokens filled, {max(arguments.threads)} threads"
     print(f"| {title} | peak memory predicted, MiB | measured, MiB |")
     print("|---|---|---|")
     for name, predicted, measured in rows:
         print(f"| {name} | {f'{predicted / MIB:.1f}' if predicted is not None else '-'} | {measured / MIB:.1f} |")
     print()
-    print(load)
 
 
 def numbers(text: str) -> list[int]:
@@ -172,6 +177,7 @@ def main() -> None:
     parser.add_argument("--omex", type=Path, default=ROOT / "target/release/omex")
     parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PATH",
                         help="another program with the command line of llama-bench")
+    parser.add_argument("--speed-only", action="store_true", help="no run that fills a context with words")
     parser.add_argument("-o", "--output", type=Path, help="write every sample here as JSON")
     arguments = parser.parse_args()
     for name in ("model", "llama", "omex"):
@@ -193,7 +199,7 @@ def main() -> None:
         load_before, (stolen_before, ticks_before) = os.getloadavg()[0], cpu_ticks()
         samples = measure(arguments, engines, folder)
         stolen, ticks = cpu_ticks()
-        rows = whole_runs(arguments, folder)
+        rows = [] if arguments.speed_only else whole_runs(arguments, folder)
         bench = [arguments.llama / "llama-bench", "-m", arguments.model, "-p", 1, "-n", 0, "-r", 1, "-o", "json"]
         commit = json.loads(run(bench, folder)[0])[0]["build_commit"]
 
