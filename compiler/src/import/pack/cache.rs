@@ -88,12 +88,9 @@ pub fn pack_into_cache(
         );
     }
     let index = layout.index.encode();
-    let header = packed_header(&index, layout.file_bytes);
-    temporary
-        .file
-        .write_all_at(&header, 0)
-        .and_then(|()| temporary.file.write_all_at(&index, PACKED_HEADER_BYTES))
-        .map_err(|e| write_error("write", e))?;
+    let mut head = packed_header(&index, layout.file_bytes).to_vec();
+    head.extend_from_slice(&index);
+    output.write_up_to_next(&mut head, 0)?;
     temporary
         .file
         .sync_all()

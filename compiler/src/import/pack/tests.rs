@@ -103,6 +103,9 @@ fn shape() -> Shape {
 fn check(packed: &PackedModel, model: &Path) {
     let bytes = fs::read(&packed.path).unwrap();
     assert_eq!(bytes.len() as u64, packed.file_bytes);
+    let file = fs::File::open(&packed.path).unwrap();
+    let hole = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0));
+    assert_eq!(hole, Ok(packed.file_bytes), "the file has holes");
     let mut end = PACKED_HEADER_BYTES;
     for page in &packed.index.pages {
         assert!(page.file_offset >= end && page.file_offset.is_multiple_of(PAGE_ALIGN));

@@ -10,7 +10,7 @@ use omex_kernels::WeightFormat;
 use omex_kernels::block::{RawBlock, float_at};
 use omex_kernels::format::Descriptor;
 use omex_kernels::{PANEL_ROWS, panel};
-use omex_plan::packed::{Digest, PackedLayout, Piece, Tensor};
+use omex_plan::packed::{Digest, PAGE_ALIGN, PackedLayout, Piece, Tensor};
 
 use super::layout::FileLayout;
 use super::{Part, Progress, Source};
@@ -22,6 +22,22 @@ use crate::import::gguf;
 pub(super) struct Output<'a> {
     pub(super) file: &'a File,
     pub(super) path: &'a std::path::Path,
+}
+
+impl Output<'_> {
+    /// Writes bytes and zeros up to where the next page may start. A file with
+    /// holes costs memory whenever it is cached: the system keeps a record of
+    /// each of its blocks.
+    pub(super) fn write_up_to_next(
+        &self,
+        bytes: &mut Vec<u8>,
+        offset: u64,
+    ) -> Result<(), ImportError> {
+        bytes.resize(bytes.len().next_multiple_of(PAGE_ALIGN as usize), 0);
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(|e| ImportError::io(Code::FileWrite, "write", self.path, &e))
+    }
 }
 
 /// Packs all pages on `threads` threads and writes each to its place.
@@ -54,11 +70,9 @@ pub(super) fn write_pages(
             let page = &layout.index.pages[i];
             let result = pack_page(source, order, layout, pieces, page.bytes, &mut buffers)
                 .and_then(|()| {
-                    output
-                        .file
-                        .write_all_at(&buffers.page, page.file_offset)
-                        .map_err(|e| ImportError::io(Code::FileWrite, "write", output.path, &e))?;
-                    Ok(*blake3::hash(&buffers.page).as_bytes())
+                    let digest = *blake3::hash(&buffers.page).as_bytes();
+                    output.write_up_to_next(&mut buffers.page, page.file_offset)?;
+                    Ok(digest)
                 });
             failed.fetch_or(result.is_err(), Ordering::Relaxed);
             results.lock().expect("no thread panics holding it")[i] = Some(result);
