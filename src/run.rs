@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use omex_runtime::events::{Event, JsonLines, Sink};
-use omex_runtime::os::file::waiting_folder;
+use omex_runtime::os::file::{require_writable, waiting_folder};
 use omex_runtime::os::memory::unify_heap;
 use omex_runtime::os::signal;
 use omex_runtime::transcript::Transcript;
@@ -21,7 +21,7 @@ use crate::args::RunArgs;
 pub fn main(args: RunArgs) -> ExitCode {
     unify_heap();
     signal::install();
-    match run(&args) {
+    match require_outputs(&args).and_then(|()| run(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("error: {e}");
@@ -30,7 +30,20 @@ pub fn main(args: RunArgs) -> ExitCode {
     }
 }
 
-fn run(args: &RunArgs) -> Result<(), RunError> {
+/// Checks that the files can be written that the flags name, before anything
+/// is done for them.
+pub(crate) fn require_outputs(args: &RunArgs) -> Result<(), RunError> {
+    for path in [&args.trace, &args.dump_logits].into_iter().flatten() {
+        require_writable(path).map_err(|error| RunError::Io {
+            doing: "write the output",
+            path: path.clone(),
+            error,
+        })?;
+    }
+    Ok(())
+}
+
+fn run(mut args: RunArgs) -> Result<(), RunError> {
     let places = Places::from_environment();
     let mut model_folders: Vec<PathBuf> = args.model_dir.iter().cloned().collect();
     model_folders.extend(places.iter().map(|p| p.cache.clone()));
@@ -43,7 +56,8 @@ fn run(args: &RunArgs) -> Result<(), RunError> {
         trace: args.trace.is_some(),
     };
     let mut session = Session::load(&args.plan, &load)?;
-    let result = run_session(&mut session, args);
+    let bindings = bindings(&mut args);
+    let result = run_session(&mut session, &args, bindings);
     // A run that failed has a trace, too.
     match &args.trace {
         Some(path) => result.and(session.write_trace(path)),
@@ -51,9 +65,9 @@ fn run(args: &RunArgs) -> Result<(), RunError> {
     }
 }
 
-fn run_session(session: &mut Session, args: &RunArgs) -> Result<(), RunError> {
+fn run_session(session: &mut Session, args: &RunArgs, bindings: Bindings) -> Result<(), RunError> {
     let options = RunOptions {
-        bindings: bindings(args),
+        bindings,
         raw: args.raw,
         predict: args.predict,
         sampling: SamplingChanges {
@@ -96,14 +110,15 @@ fn run_session(session: &mut Session, args: &RunArgs) -> Result<(), RunError> {
     Ok(())
 }
 
-fn bindings(args: &RunArgs) -> Bindings {
+/// Takes the prompt along, which may be long.
+fn bindings(args: &mut RunArgs) -> Bindings {
     let inputs = args.inputs.iter();
     // The container's own paths start from the working directory, else from
     // the plan's folder.
     let beside = args.plan.parent().map(PathBuf::from);
     Bindings {
         inputs: inputs.map(|(n, p)| (n.clone(), p.into())).collect(),
-        prompt: args.prompt.clone(),
+        prompt: args.prompt.take(),
         folders: [PathBuf::new()].into_iter().chain(beside).collect(),
     }
 }

@@ -40,6 +40,50 @@ fn usage_errors_exit_with_2() {
     fails(scratch.omexc().args(["build", "x", "--ctx-size", "0"]), 2);
 }
 
+/// Nobody waits for a result that has nowhere to go.
+#[test]
+fn outputs_that_cannot_be_written_are_refused_before_the_work() {
+    let scratch = Scratch::new("unwritable");
+    let model = smollm2();
+    let paged = ["--weights", "paged", "--ram", "90MiB"];
+    let plan = scratch.build(&model, "plan.bin", SMALL, &paged);
+    let file = scratch.write("task.omex.json", container(&model, SMALL));
+    std::fs::remove_dir_all(scratch.path("home/cache")).unwrap();
+    scratch.write("file", "kept");
+    std::fs::create_dir(scratch.path("folder")).unwrap();
+    let (plan, file) = (plan.to_str().unwrap(), file.to_str().unwrap());
+    let synth = ["synth", "--shape", "mistral-7b", "-o"];
+    let build = ["build", "--any-path", file, "-o"];
+    let report = ["debug", "memory", "report", "--any-path", file];
+    // Without the packed model a run that went further would say so.
+    let run = ["run", plan, "-p", "x"];
+    let execute = ["execute", "--any-path", "--file", file];
+    for wrong in ["missing/file", "folder", "file/below"] {
+        for (program, command) in [
+            (scratch.omexc(), synth.to_vec()),
+            (scratch.omexc(), build.to_vec()),
+            (scratch.omex(), vec!["profile", "-o"]),
+            (scratch.omex(), [&report[..], &["--svg"]].concat()),
+            (scratch.omex(), [&report[..], &["--html"]].concat()),
+            (scratch.omex(), [&report[..], &["--trace"]].concat()),
+            (scratch.omex(), [&run[..], &["--trace"]].concat()),
+            (scratch.omex(), [&run[..], &["--dump-logits"]].concat()),
+            (scratch.omex(), [&execute[..], &["--trace"]].concat()),
+        ] {
+            // A plan's folder is made.
+            if command[0] == "build" && wrong == "missing/file" {
+                continue;
+            }
+            let mut program = program;
+            let error = fails(program.args(&command).arg(wrong), 5);
+            assert!(error.contains(wrong), "{command:?}: {error}");
+            assert!(!error.contains("packed model"), "{command:?}: {error}");
+        }
+    }
+    assert!(!scratch.path("home/cache").exists(), "a model was packed");
+    assert_eq!(std::fs::read(scratch.path("file")).unwrap(), b"kept");
+}
+
 #[test]
 fn tokenize_gives_ids_and_takes_them_back() {
     let scratch = Scratch::new("tokenize");

@@ -16,3 +16,4 @@ pub mod report;
 pub mod target;
 pub mod tokenizer;
 mod toml_fields;
+pub mod work;

@@ -32,6 +32,7 @@ use crate::passes::normalize::normalize;
 use crate::passes::schedule::{Schedule, schedule};
 use crate::passes::select::select;
 use crate::report::budget::{Overrun, over_budget};
+use crate::work::{Watch, Work, watched};
 
 /// Shortest prefill chunk for which all weights stay rather than a longer one.
 const WHOLE_COLUMNS_MIN: u32 = 32;
@@ -66,6 +67,7 @@ pub struct Inputs<'a> {
     /// The code of a kernel for the target; `None` where the runtime's own
     /// implementation computes it.
     pub code_of: &'a dyn Fn(&KernelSpec) -> Option<Vec<u8>>,
+    pub watch: &'a dyn Watch,
 }
 
 /// What the command line asks for beyond the container.
@@ -189,7 +191,8 @@ fn attempt(inputs: &Inputs<'_>, options: &Options) -> Result<Attempt, Vec<Diagno
     let made = RefCell::new(BTreeMap::new());
     let code_of = |spec: &KernelSpec| -> Option<Vec<u8>> {
         let mut made = made.borrow_mut();
-        let code = made.entry(*spec).or_insert_with(|| (inputs.code_of)(spec));
+        let make = || watched(inputs.watch, Work::Code, || (inputs.code_of)(spec));
+        let code = made.entry(*spec).or_insert_with(make);
         code.clone()
     };
     let lowered = |columns: u32| {
@@ -198,7 +201,9 @@ fn attempt(inputs: &Inputs<'_>, options: &Options) -> Result<Attempt, Vec<Diagno
             columns,
             format: options.kv,
         };
-        lower(inputs.model, cache, &code_of)
+        watched(inputs.watch, Work::Lowering, || {
+            lower(inputs.model, cache, &code_of)
+        })
     };
     let sections = Sections {
         code_bytes: lowered(1)?.code.bytes.len() as u64,
@@ -230,6 +235,7 @@ fn attempt(inputs: &Inputs<'_>, options: &Options) -> Result<Attempt, Vec<Diagno
             threads_max: choices::threads_max(inputs.cores, options.threads_max),
             program: &program,
             result_id,
+            watch: inputs.watch,
         })
         .map_err(|e| vec![e])?;
         plan.memory = memory_contract(&plan, sections);
@@ -524,7 +530,9 @@ impl Fitting<'_> {
             frames: self.inputs.frames.clone(),
         };
         let paged = |weights_bytes_max: u64| {
-            paging::page(unpaged, &request(weights_bytes_max)).map(|mut plan| {
+            let request = request(weights_bytes_max);
+            let page = || paging::page(unpaged, &request);
+            watched(self.inputs.watch, Work::Paging, page).map(|mut plan| {
                 plan.memory = memory_contract(&plan, self.sections);
                 plan
             })

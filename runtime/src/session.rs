@@ -1,6 +1,5 @@
 //! A session: a loaded plan that runs its task.
 
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
@@ -12,6 +11,7 @@ use crate::exec::{Engine, SessionMemory};
 use crate::hex;
 use crate::json::Object;
 use crate::load::{self, LoadOptions};
+use crate::os::file::AtomicFile;
 use crate::os::memory::Frozen;
 use crate::os::process;
 use crate::program::{self, RunOptions};
@@ -114,16 +114,14 @@ impl Session {
         let (Some(timeline), WeightSource::Paged(paged)) =
             (self.engine.timeline(), &plan.weights.source)
         else {
-            return Err(RunError::Usage(
-                "all pages of this plan stay in memory: a run has no reads to show".to_owned(),
-            ));
+            return Err(load::nothing_to_trace());
         };
-        let failed = || RunError::io("write the trace", path);
-        let mut out = BufWriter::new(File::create(path).map_err(failed())?);
-        timeline
-            .write(plan, paged, &mut out)
-            .and_then(|()| out.flush())
-            .map_err(failed())
+        let write = || -> io::Result<()> {
+            let mut out = BufWriter::new(AtomicFile::create(path)?);
+            timeline.write(plan, paged, &mut out)?;
+            out.into_inner().map_err(|e| e.into_error())?.finish()
+        };
+        write().map_err(RunError::io("write the trace", path))
     }
 
     /// Runs the plan's task. The result's text goes to `sink`.

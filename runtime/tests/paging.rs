@@ -494,7 +494,8 @@ fn traces_show_reads_waits_and_computing_in_lanes() {
     }
     let whole = Folder::new("unpaged-trace");
     let path = Tiny::new(Options::default()).write(&whole.0);
-    let session = Session::load(&path, &load).unwrap();
+    assert_eq!(Session::load(&path, &load).unwrap_err().exit_code(), 2);
+    let session = Session::load(&path, &threads(2)).unwrap();
     assert_eq!(session.write_trace(&file).unwrap_err().exit_code(), 2);
 }
 

@@ -19,18 +19,20 @@ use omex_compiler::pipeline::{self, Compiled, Inputs, Options, Paging, WeightsFr
 use omex_compiler::prompt;
 use omex_compiler::registry::ResolvedModel;
 use omex_compiler::tokenizer::{self, Vocabulary};
+use omex_compiler::work::{Watch, Work, watched};
 use omex_grammar::quantity;
 use omex_kernels::spec::KvFormat;
 use omex_plan::file::{self, Arch, Image};
 use omex_plan::prompt::PromptTemplate;
 use omex_runtime::TrustStore;
-use omex_runtime::os::file::AtomicFile;
+use omex_runtime::os::file::{AtomicFile, require_writable};
 use omex_runtime::tokenizer::Tokenizer;
 use serde_json::json;
 
 use super::container::{ContainerText, read};
-use super::output::{Failure, Output, Progress, bytes};
+use super::output::{Failure, Output, Progress, bytes, cannot_write};
 use super::sign::Signer;
+use super::timings::Timings;
 use super::{emit, model, places, targets};
 
 /// What a plan is compiled from and for.
@@ -103,6 +105,9 @@ pub struct BuildArgs {
     /// Print one JSON object about the plan
     #[arg(long)]
     json: bool,
+    /// Show how long each part of the build takes
+    #[arg(long)]
+    timings: bool,
     /// Keep the plan in the cache under the hash of all it depends on, and
     /// print its path
     #[arg(long, hide = true)]
@@ -204,13 +209,23 @@ pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
         eprintln!("note: a plan with its model inside reads no compressed pages");
         request.task.model.compress = None;
     }
-    let built = request.compile(output)?;
+    if let Some(folder) = destination.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(|e| cannot_write("plan", &destination, e))?;
+    }
+    let signature = signer.is_some().then(|| Signer::path(&destination));
+    for path in [Some(&destination), signature.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        require_writable(path).map_err(|e| cannot_write("plan", path, e))?;
+    }
+    let timings = Timings::default();
+    let built = request.compile(&timings, output)?;
     let packed_path = built.packed.path.clone();
     let bundle = args.bundle.then_some(packed_path.as_path());
-    if let Some(folder) = destination.parent().filter(|p| !p.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).map_err(|e| cannot_write(folder, e))?;
-    }
-    write_plan(&built, bundle, &destination)?;
+    watched(&timings, Work::Writing, || {
+        write_plan(&built, bundle, &destination)
+    })?;
     trust(&built.compiled)?;
     if let Some(signer) = &signer {
         signer.sign(&destination)?;
@@ -223,7 +238,7 @@ pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
     if args.cached {
         return print_path(&destination);
     }
-    report(args, &built, &destination, signer.as_ref())
+    report(args, &built, &destination, signer.as_ref(), &timings)
 }
 
 /// A valid task with its target, model and cache.
@@ -238,7 +253,7 @@ struct Request<'a> {
 
 /// Compiles a container without writing a plan.
 pub fn compile(container: &Path, args: &CompileArgs, output: &Output) -> Result<Built, Failure> {
-    Request::new(container, args, output)?.compile(output)
+    Request::new(container, args, output)?.compile(&(), output)
 }
 
 fn signer(args: &BuildArgs) -> Result<Option<Signer>, Failure> {
@@ -335,12 +350,14 @@ impl<'a> Request<'a> {
         Ok(self.cache.join("plans").join(format!("{name}.bin")))
     }
 
-    fn compile(&self, output: &Output) -> Result<Built, Failure> {
+    fn compile(&self, watch: &dyn Watch, output: &Output) -> Result<Built, Failure> {
         let (args, target) = (self.args, &self.target);
         let path = self.model.path.as_path();
         let file = MappedFile::open(path)?;
+        watch.begin(Work::Model);
         let gguf = Gguf::parse(&file).map_err(|e| e.in_file(path))?;
         let config = ModelConfig::from_gguf(&gguf).map_err(|e| e.in_file(path))?;
+        watch.end();
         let facts = model::facts(&config);
         let findings = self.task.check_model(&facts, self.model.quantization);
         if findings.iter().any(Diagnostic::is_error) {
@@ -348,12 +365,14 @@ impl<'a> Request<'a> {
         }
         output.diagnostics(&findings);
 
+        watch.begin(Work::Tokenizer);
         let vocabulary = Vocabulary::from_gguf(&gguf).map_err(|e| e.in_file(path))?;
         let tables = tokenizer::compile(&vocabulary).map_err(|e| e.in_file(path))?;
         let tokenizer = Tokenizer::from_bytes(&tables)
             .unwrap_or_else(|e| panic!("the tokenizer that was compiled does not load: {e}"));
         let prompts = prompts(&self.task, &vocabulary, &tokenizer, path)?;
         let end_tokens: Vec<u32> = tokenizer.end_of_generation().collect();
+        watch.end();
 
         let order = config.weights.in_schedule_order();
         let source = Source {
@@ -361,7 +380,8 @@ impl<'a> Request<'a> {
             gguf: &gguf,
         };
         let compress = self.task.model.compress.is_some_and(|c| c.value);
-        let (packed, frames) = packed(&source, &order, &self.cache, args.jobs, compress)?;
+        let packed = || packed(&source, &order, &self.cache, args.jobs, compress);
+        let (packed, frames) = watched(watch, Work::Packing, packed)?;
         let name = config.name.clone().unwrap_or_else(|| {
             let stem = path.file_stem().unwrap_or_default();
             stem.to_string_lossy().into_owned()
@@ -402,6 +422,7 @@ impl<'a> Request<'a> {
                 pages_bytes_per_s: target.zstd_bytes_per_s,
             }),
             code_of: &code_of,
+            watch,
         };
         let options = Options {
             context: args.ctx_size,
@@ -507,26 +528,16 @@ fn packed(
     Ok(packed?)
 }
 
-fn cannot_write(path: &Path, e: std::io::Error) -> Failure {
-    let code = match e.kind() {
-        std::io::ErrorKind::StorageFull => Code::NoSpace,
-        _ => Code::FileWrite,
-    };
-    Diagnostic::error(code, format!("the plan cannot be written: {e}"))
-        .in_file(path.to_string_lossy(), None)
-        .into()
-}
-
 /// Writes the plan under its final name once it is whole.
 fn write_plan(built: &Built, bundle: Option<&Path>, to: &Path) -> Result<(), Failure> {
     let pages = match bundle {
         None => None,
         Some(packed) => {
             let mut hasher = blake3::Hasher::new();
-            let file = File::open(packed).map_err(|e| cannot_write(packed, e))?;
+            let file = File::open(packed).map_err(|e| cannot_write("plan", packed, e))?;
             hasher
                 .update_reader(file)
-                .map_err(|e| cannot_write(packed, e))?;
+                .map_err(|e| cannot_write("plan", packed, e))?;
             Some((built.packed.file_bytes, *hasher.finalize().as_bytes()))
         }
     };
@@ -549,7 +560,7 @@ fn write_plan(built: &Built, bundle: Option<&Path>, to: &Path) -> Result<(), Fai
         }
         out.finish()
     };
-    write().map_err(|e| cannot_write(to, e))
+    write().map_err(|e| cannot_write("plan", to, e))
 }
 
 /// What was built here may run here.
@@ -567,12 +578,13 @@ fn report(
     built: &Built,
     path: &Path,
     signer: Option<&Signer>,
+    timings: &Timings,
 ) -> Result<(), Failure> {
     let plan = &built.compiled.plan;
     let id = blake3::Hash::from(plan.result_id).to_hex();
     let size = std::fs::metadata(path).map_or(0, |m| m.len());
     if args.json {
-        let object = json!({
+        let mut object = json!({
             "schema_version": 1,
             "plan": path,
             "plan_bytes": size,
@@ -589,8 +601,14 @@ fn report(
             "result_id": id.as_str(),
             "public_key": signer.map(Signer::public_key),
         });
+        if args.timings {
+            object["timings"] = timings.json();
+        }
         writeln!(std::io::stdout(), "{object}")?;
         return Ok(());
+    }
+    if args.timings {
+        eprint!("{}", timings.text());
     }
     eprintln!(
         "{}: {} for {}, {} of context, peak memory {} ({} with page tables), result {}",

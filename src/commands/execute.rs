@@ -49,7 +49,10 @@ pub struct ExecuteArgs {
 
 /// Builds and runs; `run` holds the flags of `omex run`.
 pub fn execute(args: &ExecuteArgs, mut run: RunArgs, output: &Output) -> ExitCode {
-    match build(args) {
+    let plan = crate::run::require_outputs(&run)
+        .map_err(Failure::from)
+        .and_then(|()| build(args));
+    match plan {
         Ok(Ok(plan)) => {
             // Packed models lie in the cache, beside the folder of plans.
             let cache = plan.parent().and_then(|plans| plans.parent());

@@ -19,6 +19,7 @@ pub mod report;
 mod sign;
 pub mod synth;
 pub mod targets;
+mod timings;
 pub mod tokenize;
 pub mod validate;
 
@@ -127,22 +128,34 @@ pub fn omex() -> ExitCode {
         .subcommand(run_command())
         .subcommand(execute_command())
         .subcommand(trust_command());
-    let matches = command.get_matches_from(arguments());
-    match matches.subcommand() {
-        Some(("run", matches)) => {
-            let plan = matches.get_one::<OsString>("plan").cloned();
-            return crate::run::main(run_args(matches, plan.unwrap_or_default()));
+    let mut matches = command.get_matches_from(arguments());
+    let name = matches.subcommand_name().map(str::to_owned);
+    let inner = |matches: &mut ArgMatches| {
+        let subcommand = matches.remove_subcommand();
+        subcommand.expect("it has a name").1
+    };
+    // A run gets its arguments without clap's copies of them.
+    match name.as_deref() {
+        Some("run") => {
+            let inner = inner(&mut matches);
+            let plan = inner.get_one::<OsString>("plan").cloned();
+            let args = run_args(&inner, plan.unwrap_or_default());
+            drop((inner, matches));
+            return crate::run::main(args);
         }
-        Some(("execute", inner)) => {
+        Some("execute") => {
+            let inner = inner(&mut matches);
             let parse = |e: clap::Error| -> ! { e.exit() };
-            let args = execute::ExecuteArgs::from_arg_matches(inner).unwrap_or_else(|e| parse(e));
-            let output = output::OutputArgs::from_arg_matches(inner).unwrap_or_else(|e| parse(e));
+            let args = execute::ExecuteArgs::from_arg_matches(&inner).unwrap_or_else(|e| parse(e));
+            let output = output::OutputArgs::from_arg_matches(&inner).unwrap_or_else(|e| parse(e));
             // The plan's path comes from the build.
-            let run = run_args(inner, OsString::from("-"));
+            let run = run_args(&inner, OsString::from("-"));
+            drop((inner, matches));
             return execute::execute(&args, run, &output.output());
         }
-        Some(("trust", matches)) => {
-            let words = matches.get_many::<OsString>("arguments");
+        Some("trust") => {
+            let inner = inner(&mut matches);
+            let words = inner.get_many::<OsString>("arguments");
             return crate::trust::main(words.into_iter().flatten().cloned().collect());
         }
         _ => {}

@@ -1,10 +1,11 @@
 //! What all commands print the same way: diagnostics, progress, failures.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use omex_compiler::diagnostic::{Diagnostic, RenderOptions, exit_status, render_json};
+use omex_compiler::diagnostic::{Code, Diagnostic, RenderOptions, exit_status, render_json};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Color {
@@ -134,6 +135,17 @@ impl Output {
             }
         }
     }
+}
+
+/// A file that cannot be written: `what` it would have been.
+pub fn cannot_write(what: &str, path: &Path, e: std::io::Error) -> Failure {
+    let code = match e.kind() {
+        std::io::ErrorKind::StorageFull => Code::NoSpace,
+        _ => Code::FileWrite,
+    };
+    Diagnostic::error(code, format!("the {what} cannot be written: {e}"))
+        .in_file(path.to_string_lossy(), None)
+        .into()
 }
 
 /// Prints a line of progress on standard error, redrawn in place on a

@@ -10,11 +10,11 @@ use omex_codegen::ceiling;
 use omex_compiler::diagnostic::{Code, Diagnostic};
 use omex_compiler::paging;
 use omex_compiler::target::{Figure, Profile, profile_toml};
-use omex_runtime::os::file::{UncachedFile, unnamed, write_atomic};
+use omex_runtime::os::file::{UncachedFile, require_writable, unnamed, write_atomic};
 use omex_runtime::os::memory::Region;
 use omex_runtime::os::process;
 
-use super::output::{Failure, Progress};
+use super::output::{Failure, Progress, cannot_write};
 use super::{places, targets};
 
 /// Sizes of the reads that storage is measured with.
@@ -50,6 +50,10 @@ fn file_bytes(text: &str) -> Result<u64, String> {
 }
 
 pub fn profile(args: &ProfileArgs) -> Result<(), Failure> {
+    let cannot = |path: &Path, e| cannot_write("profile", path, e);
+    if let Some(path) = &args.output {
+        require_writable(path).map_err(|e| cannot(path, e))?;
+    }
     let line = Progress::new();
     let mut notes = vec!["Measured by `omex profile`; `--target FILE` takes it.".to_owned()];
     let mut profile = Profile {
@@ -77,13 +81,7 @@ pub fn profile(args: &ProfileArgs) -> Result<(), Failure> {
     let text = profile_toml(&profile, &notes);
     match &args.output {
         None => std::io::stdout().write_all(text.as_bytes())?,
-        Some(path) => write_atomic(path, text.as_bytes()).map_err(|e| {
-            Diagnostic::error(
-                Code::FileWrite,
-                format!("the profile cannot be written: {e}"),
-            )
-            .in_file(path.to_string_lossy(), None)
-        })?,
+        Some(path) => write_atomic(path, text.as_bytes()).map_err(|e| cannot(path, e))?,
     }
     Ok(())
 }

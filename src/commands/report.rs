@@ -9,10 +9,10 @@ use omex_compiler::import::MappedFile;
 use omex_compiler::report::{Measured, MemoryReport};
 use omex_plan::Plan;
 use omex_plan::file::PLAN_MAGIC;
-use omex_runtime::os::file::{AtomicFile, read_small};
+use omex_runtime::os::file::{read_small, require_writable, write_atomic};
 
 use super::build::{self, CompileArgs};
-use super::output::{Failure, Output};
+use super::output::{Failure, Output, cannot_write};
 use super::plan_file::PlanFile;
 
 /// A report of a run is its text and tokens: far below this.
@@ -42,22 +42,28 @@ pub struct ReportArgs {
 }
 
 pub fn report(args: &ReportArgs, output: &Output) -> Result<(), Failure> {
+    type Drawing = fn(&MemoryReport<'_>) -> String;
+    let drawings: [(&Option<PathBuf>, Drawing); 3] = [
+        (&args.svg, |report| report.svg()),
+        (&args.html, |report| report.html()),
+        (&args.trace, |report| report.trace().to_string()),
+    ];
+    let drawings = drawings
+        .iter()
+        .filter_map(|(path, draw)| Some((path.as_deref()?, draw)));
+    let cannot = |path: &Path, e| cannot_write("file", path, e);
+    for (path, _) in drawings.clone() {
+        require_writable(path).map_err(|e| cannot(path, e))?;
+    }
+    let measured = args.measured.as_deref().map(measured).transpose()?;
     let mut stdout = std::io::stdout().lock();
     let mut print = |plan: &Plan| -> Result<(), Failure> {
         let mut report = MemoryReport::new(plan);
-        if let Some(path) = &args.measured {
-            report = report.with_measured(measured(path)?);
+        if let Some(measured) = &measured {
+            report = report.with_measured(measured.clone());
         }
-        type Drawing = fn(&MemoryReport<'_>) -> String;
-        let drawings: [(&Option<PathBuf>, Drawing); 3] = [
-            (&args.svg, |report| report.svg()),
-            (&args.html, |report| report.html()),
-            (&args.trace, |report| report.trace().to_string()),
-        ];
-        for (path, draw) in drawings {
-            if let Some(path) = path {
-                write_whole(path, &draw(&report))?;
-            }
+        for (path, draw) in drawings.clone() {
+            write_atomic(path, draw(&report).as_bytes()).map_err(|e| cannot(path, e))?;
         }
         if args.json {
             writeln!(stdout, "{}", report.json())?;
@@ -92,20 +98,6 @@ fn measured(path: &Path) -> Result<Measured, Failure> {
         measured
             .map_err(|e| refuse(Code::Usage, format!("no output of `omex run --json`: {e}")))?,
     )
-}
-
-/// Writes a file under its name once it is whole.
-fn write_whole(path: &Path, text: &str) -> Result<(), Failure> {
-    let write = || -> std::io::Result<()> {
-        let mut file = AtomicFile::create(path)?;
-        file.write_all(text.as_bytes())?;
-        file.finish()
-    };
-    let refuse = |e: std::io::Error| {
-        Diagnostic::error(Code::FileWrite, format!("the file cannot be written: {e}"))
-            .in_file(path.to_string_lossy(), None)
-    };
-    Ok(write().map_err(refuse)?)
 }
 
 /// True for a plan; a container may come from standard input.

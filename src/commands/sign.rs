@@ -64,6 +64,13 @@ impl Signer {
         hex::encode(self.0.verifying_key().as_bytes())
     }
 
+    /// Where a plan's signature lies.
+    pub(crate) fn path(plan: &Path) -> PathBuf {
+        let mut path = plan.as_os_str().to_owned();
+        path.push(".sig");
+        PathBuf::from(path)
+    }
+
     /// Writes `PLAN.sig` and returns its path.
     pub(crate) fn sign(&self, plan: &Path) -> Result<PathBuf, Failure> {
         let mut header = [0; HEADER_BYTES];
@@ -71,9 +78,7 @@ impl Signer {
             .and_then(|mut file| file.read_exact(&mut header))
             .map_err(|e| cannot(plan, "read back", e))?;
         let signature = self.0.sign(&header).to_bytes();
-        let mut path = plan.as_os_str().to_owned();
-        path.push(".sig");
-        let path = PathBuf::from(path);
+        let path = Signer::path(plan);
         write_atomic(&path, format!("{}\n", hex::encode(&signature)).as_bytes())
             .map_err(|e| cannot(&path, "written", e))?;
         Ok(path)

@@ -10,7 +10,7 @@ use omex_compiler::import::gguf::Gguf;
 use omex_compiler::import::synth::{self, Family, Mix, PRESETS, Shape, VOCABULARY_LEN_MIN};
 use omex_runtime::os::file::AtomicFile;
 
-use super::output::{Failure, Progress, bytes};
+use super::output::{Failure, Progress, bytes, cannot_write};
 
 #[derive(Debug, Args)]
 pub struct SynthArgs {
@@ -121,15 +121,7 @@ pub fn synth(args: &SynthArgs) -> Result<(), Failure> {
     }
     shape.check().map_err(usage)?;
 
-    let cannot = |e: std::io::Error| -> Failure {
-        let code = match e.kind() {
-            std::io::ErrorKind::StorageFull => Code::NoSpace,
-            _ => Code::FileWrite,
-        };
-        Diagnostic::error(code, format!("the model cannot be written: {e}"))
-            .in_file(args.output.to_string_lossy(), None)
-            .into()
-    };
+    let cannot = |e| cannot_write("model", &args.output, e);
     let file = AtomicFile::create(&args.output).map_err(cannot)?;
     let mut counted = Counted {
         file: BufWriter::with_capacity(1 << 20, file),

@@ -24,6 +24,7 @@ use crate::diagnostic::{Code, Diagnostic, quoted};
 use crate::ir::{Graph, Op, Type, ValueId};
 use crate::passes::lifetimes::{Place, Slot, Storage};
 use crate::passes::schedule::Schedule;
+use crate::work::{Watch, Work, watched};
 
 use code::CodeSection;
 
@@ -58,6 +59,7 @@ pub struct Parts<'a> {
     pub threads_max: u32,
     pub program: &'a Program,
     pub result_id: Digest,
+    pub watch: &'a dyn Watch,
 }
 
 /// The plan without its memory contract, and its arena's layout.
@@ -71,7 +73,9 @@ pub fn assemble(parts: &Parts<'_>) -> Result<(Plan, Layout), Diagnostic> {
     let problem = Problem {
         items: slots.iter().map(item).collect(),
     };
-    let layout = solve(&problem, Effort::default());
+    let layout = watched(parts.watch, Work::Arena, || {
+        solve(&problem, Effort::default())
+    });
     if let Err(e) = validate(&problem, &layout) {
         panic!("the arena's layout is wrong: {e}");
     }

@@ -400,6 +400,7 @@ pub(crate) fn compile_on(
                 omex_kernels::KernelSpec::Matmul { rows, .. } => Some(vec![0xc3; *rows as usize]),
                 _ => None,
             },
+            watch: &(),
         },
         options,
     )

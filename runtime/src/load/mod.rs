@@ -164,6 +164,9 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
     let checked = file.plan()?;
     let plan = checked.plan();
     file.require_machine(plan)?;
+    if options.trace && !matches!(plan.weights.source, WeightSource::Paged(_)) {
+        return Err(nothing_to_trace());
+    }
 
     // More threads than cores only wait for each other.
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
@@ -210,6 +213,11 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
         memory,
         tokenizer,
     })
+}
+
+pub(crate) fn nothing_to_trace() -> RunError {
+    let what = "all pages of this plan stay in memory: a run has no reads to show";
+    RunError::Usage(what.to_owned())
 }
 
 /// Plans state a contract, but for those of tests.

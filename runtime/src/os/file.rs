@@ -175,18 +175,48 @@ pub fn forget(file: &File) -> io::Result<()> {
     Ok(rustix::fs::fadvise(file, 0, None, Advice::DontNeed)?)
 }
 
-/// A file that appears under its name only when it is complete.
+/// A file that appears under its name only when it is complete. A device or
+/// pipe of that name is written as it is.
 #[derive(Debug)]
 pub struct AtomicFile {
     file: File,
-    temporary: PathBuf,
     path: PathBuf,
-    finished: bool,
+    /// The name until then; absent when the file has its own.
+    temporary: Option<PathBuf>,
+}
+
+/// Whether a file can become `path`, so that nobody works for one that cannot.
+///
+/// Errors: as [`AtomicFile::create`].
+pub fn require_writable(path: &Path) -> io::Result<()> {
+    // Opening a pipe and closing it again would be its end.
+    if is_special(path)? {
+        return Ok(());
+    }
+    AtomicFile::create(path).map(drop)
+}
+
+/// A device or a pipe, which nothing replaces.
+fn is_special(path: &Path) -> io::Result<bool> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        Ok(metadata) => Ok(!metadata.is_file()),
+        Err(_) => Ok(false),
+    }
 }
 
 impl AtomicFile {
     /// Starts writing what will become `path`, in the same folder.
+    ///
+    /// Errors: the folder is missing or takes no files, or `path` is a folder.
     pub fn create(path: &Path) -> io::Result<AtomicFile> {
+        if is_special(path)? {
+            return Ok(AtomicFile {
+                file: OpenOptions::new().write(true).open(path)?,
+                path: path.to_owned(),
+                temporary: None,
+            });
+        }
         let name = path
             .file_name()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file name"))?;
@@ -204,9 +234,8 @@ impl AtomicFile {
                 Ok(file) => {
                     return Ok(AtomicFile {
                         file,
-                        temporary,
                         path: path.to_owned(),
-                        finished: false,
+                        temporary: Some(temporary),
                     });
                 }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists && attempt < 100 => attempt += 1,
@@ -217,9 +246,12 @@ impl AtomicFile {
 
     /// Makes the contents durable and gives the file its name.
     pub fn finish(mut self) -> io::Result<()> {
+        let Some(temporary) = &self.temporary else {
+            return Ok(());
+        };
         self.file.sync_all()?;
-        std::fs::rename(&self.temporary, &self.path)?;
-        self.finished = true;
+        std::fs::rename(temporary, &self.path)?;
+        self.temporary = None;
         let folder = match self.path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -240,8 +272,8 @@ impl Write for AtomicFile {
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        if !self.finished {
-            let _ = std::fs::remove_file(&self.temporary);
+        if let Some(temporary) = &self.temporary {
+            let _ = std::fs::remove_file(temporary);
         }
     }
 }
@@ -323,6 +355,16 @@ mod tests {
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
         assert!(open_regular(&folder).is_err());
         assert!(open_regular(Path::new("/dev/zero")).is_err());
+        for wrong in [folder.clone(), folder.join("missing/x"), path.join("x")] {
+            assert!(require_writable(&wrong).is_err(), "{wrong:?}");
+            assert!(AtomicFile::create(&wrong).is_err(), "{wrong:?}");
+        }
+        require_writable(&path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"whole");
+        // A device is written, not replaced.
+        let null = std::fs::canonicalize("/dev/null").unwrap();
+        write_atomic(&null, b"gone").unwrap();
+        assert!(!std::fs::metadata(&null).unwrap().is_file());
         std::fs::remove_dir_all(&folder).unwrap();
     }
 

@@ -1,6 +1,5 @@
 //! Takes windows through the model, pass by pass.
 
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use super::lanes::Lanes;
 use crate::error::RunError;
 use crate::events::{Event, Finish, Sink};
 use crate::exec::{Engine, Span};
+use crate::os::file::AtomicFile;
 use crate::os::signal;
 use crate::sample::sample;
 use crate::tokenizer::Tokenizer;
@@ -31,7 +31,7 @@ pub(super) struct Counts {
 /// Receives the logits of every evaluated position as little-endian f32.
 pub(super) struct LogitsFile<'a> {
     pub(super) path: &'a Path,
-    pub(super) file: BufWriter<File>,
+    pub(super) file: BufWriter<AtomicFile>,
 }
 
 impl LogitsFile<'_> {

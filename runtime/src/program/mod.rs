@@ -11,8 +11,7 @@ mod stops;
 mod text;
 mod walk;
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -23,7 +22,7 @@ use omex_plan::{NodeId, Plan, WeightSource};
 use crate::error::RunError;
 use crate::events::{Event, Finish, Sink};
 use crate::exec::{Engine, SessionMemory};
-use crate::os::file::waiting_folder;
+use crate::os::file::{AtomicFile, waiting_folder};
 use crate::tokenizer::{Scratch, SpecialText, Tokenizer};
 
 use flow::Flow;
@@ -189,7 +188,8 @@ pub(crate) fn run(
     let logits_file = match &options.dump_logits {
         None => None,
         Some(path) => {
-            let file = File::create(path).map_err(RunError::io("create the logits file", path))?;
+            let file = AtomicFile::create(path);
+            let file = file.map_err(RunError::io("create the logits file", path))?;
             Some(LogitsFile {
                 path,
                 file: BufWriter::with_capacity(LOGITS_BUFFER_BYTES, file),
@@ -234,10 +234,10 @@ pub(crate) fn run(
         run.node(NodeId::from(index))?;
         run.flow.event(&Event::NodeEnd { node: &node.id })?;
     }
-    if let Some(mut file) = run.generator.logits_file.take() {
-        file.file
-            .flush()
-            .map_err(RunError::io("write the logits", file.path))?;
+    if let Some(LogitsFile { path, file }) = run.generator.logits_file.take() {
+        let file = file.into_inner().map_err(|e| e.into_error());
+        file.and_then(AtomicFile::finish)
+            .map_err(RunError::io("write the logits", path))?;
     }
     let counts = run.generator.counts;
     Ok(Outcome {
