@@ -13,6 +13,19 @@ const LEFT: f64 = 90.0;
 const TOP: f64 = 30.0;
 const BOTTOM: f64 = 50.0;
 const RIGHT: f64 = 20.0;
+/// Colours of everything but buffers, on light and dark ground.
+const STYLE: &str = "\
+.ground{fill:#fff} text{fill:#333} line.grid{stroke:#ddd} line.peak{stroke:#000;stroke-dasharray:4 3} \
+rect.b{stroke:#fff;stroke-width:.3} rect.b:hover{stroke:#000;stroke-width:1.5} \
+@media (prefers-color-scheme:dark){.ground{fill:#1c1c1e} text{fill:#ccc} line.grid{stroke:#444} \
+line.peak{stroke:#fff} rect.b{stroke:#1c1c1e} rect.b:hover{stroke:#fff}}";
+/// The same of the page around the picture. Narrow windows scroll the picture.
+const PAGE_STYLE: &str = "\
+:root{color-scheme:light dark} body{font:14px system-ui,sans-serif;margin:2em auto;padding:0 1em;max-width:1200px} \
+table{border-collapse:collapse;margin:1em 0;width:100%;max-width:600px} td{padding:2px 10px} \
+.n{text-align:right;white-space:nowrap} .share{width:40%} .bar{height:12px;background:#4e79a7} \
+tr.sum td{border-top:1px solid #999;font-weight:600} .picture{overflow-x:auto;border:1px solid #8888} \
+.picture svg{display:block;min-width:800px}";
 /// Lines of the address axis.
 const GRID: u64 = 8;
 
@@ -83,8 +96,8 @@ pub(super) fn svg(report: &MemoryReport<'_>) -> String {
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
          font-family=\"system-ui, sans-serif\" font-size=\"12\">\n\
-         <style>rect.b{{stroke:#fff;stroke-width:.3}} rect.b:hover{{stroke:#000;stroke-width:1.5}}</style>\n\
-         <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"#fff\"/>\n"
+         <style>{STYLE}</style>\n\
+         <rect class=\"ground\" width=\"{WIDTH}\" height=\"{HEIGHT}\"/>\n"
     );
     grid(&mut out, plan, &axes);
     for buffer in &plan.buffers {
@@ -102,8 +115,8 @@ fn grid(out: &mut String, plan: &Plan, axes: &Axes) {
         let y = axes.y(address);
         let _ = writeln!(
             out,
-            "<line x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#ddd\"/>\
-             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#555\">{}</text>",
+            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
+             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
             WIDTH - RIGHT,
             LEFT - 6.0,
             y + 4.0,
@@ -115,7 +128,7 @@ fn grid(out: &mut String, plan: &Plan, axes: &Axes) {
         let phase = phases / GRID as u32 * tick;
         let _ = writeln!(
             out,
-            "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\" fill=\"#555\">{phase}</text>",
+            "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{phase}</text>",
             axes.x(phase),
             HEIGHT - BOTTOM + 16.0
         );
@@ -153,8 +166,8 @@ fn peak(out: &mut String, report: &MemoryReport<'_>, axes: &Axes) {
     let x = axes.x(report.arena.peak_phase);
     let _ = writeln!(
         out,
-        "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{}\" stroke=\"#000\" stroke-dasharray=\"4 3\"/>\
-         <text x=\"{:.1}\" y=\"{}\" fill=\"#000\">peak {} in phase {}</text>",
+        "<line class=\"peak\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{}\"/>\
+         <text x=\"{:.1}\" y=\"{}\">peak {} in phase {}</text>",
         HEIGHT - BOTTOM,
         x + 4.0,
         TOP - 8.0,
@@ -196,24 +209,21 @@ pub(super) fn html(report: &MemoryReport<'_>) -> String {
         let _ = writeln!(
             rows,
             "<tr><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{share:.1}%</td>\
-             <td><div class=\"bar\" style=\"width:{:.1}px\"></div></td></tr>",
+             <td class=\"share\"><div class=\"bar\" style=\"width:{share:.1}%\"></div></td></tr>",
             item.kind.name(),
             mib(item.bytes),
-            share * 4.0
         );
     }
     let title = escaped(&format!("{} on {}", plan.program.task_id, plan.target.name));
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\n\
-         <style>body{{font:14px system-ui,sans-serif;margin:2em auto;max-width:1200px;color:#222}}\
-         table{{border-collapse:collapse;margin:1em 0}} td{{padding:2px 10px}} .n{{text-align:right}}\
-         .bar{{height:12px;background:#4e79a7}} tr.sum td{{border-top:1px solid #999;font-weight:600}}\
-         svg{{width:100%;border:1px solid #ddd}}</style></head><body>\n\
+         <meta name=\"viewport\" content=\"width=device-width\">\
+         <style>{PAGE_STYLE}</style></head><body>\n\
          <h1>{title}</h1>\n<p>{} · context {} tokens · prefill chunk {} · up to {} threads</p>\n\
          <table>{rows}<tr class=\"sum\"><td>rss peak</td><td class=\"n\">{}</td></tr>\
          <tr class=\"sum\"><td>charge peak</td><td class=\"n\">{}</td></tr></table>\n\
          <h2>The arena: addresses over phases</h2>\n<p>{} of {} that any arena for these buffers needs; \
-         rest the pointer on a buffer for its name.</p>\n{}</body></html>\n",
+         rest the pointer on a buffer for its name.</p>\n<div class=\"picture\">{}</div></body></html>\n",
         escaped(&plan.model.name),
         plan.model.context,
         plan.columns_max,
