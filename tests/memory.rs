@@ -103,7 +103,10 @@ fn the_measured_peak_is_at_most_one_mib_below_the_predicted_one() {
     for (name, context, plan) in plans(&scratch, &[256, 2048, 8192]) {
         for threads in ["1", "2", "3"] {
             // Every kind of run at one size, one kind at the others.
-            let runs = if context == 2048 { &RUNS } else { &RUNS[..1] };
+            let runs = match (context, threads) {
+                (2048, "2") => &RUNS[..],
+                _ => &RUNS[..1],
+            };
             for flags in runs {
                 let mut run = run_of(&scratch, &plan, flags);
                 run.args(["-t", threads]);
