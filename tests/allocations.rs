@@ -5,6 +5,8 @@
 #![allow(unsafe_code)]
 
 mod common;
+#[path = "common/compressed.rs"]
+mod compressed;
 
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -115,8 +117,19 @@ fn generations_allocate_nothing() {
         repeat_penalty: Some(1.1),
         ..SamplingChanges::default()
     };
-    for (source, flags) in [("mapped", &[][..]), ("read", &["--ram", "1GiB"][..])] {
+    let built = |source: &'static str, flags: &[&str]| {
         let plan = scratch.build(&smollm2(), &format!("{source}.bin"), context, flags);
+        (source, plan)
+    };
+    compressed::slow_target(&scratch);
+    let floats = compressed::floats(&scratch);
+    let frames = compressed::build(&scratch, &floats, "compressed.bin", "zstd");
+    for (source, plan) in [
+        built("mapped", &[]),
+        built("read", &["--ram", "1GiB"]),
+        built("paged", &["--ram", "100MiB"]),
+        ("compressed", frames),
+    ] {
         let mut session = Session::load(&plan, &load(&scratch)).unwrap();
         for (name, sampling) in [("greedy", SamplingChanges::default()), ("sampled", sampled)] {
             let options = RunOptions {

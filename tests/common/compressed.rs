@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 
 use crate::common::{Scratch, container, ok};
 
-const FLAGS: [&str; 8] = [
+const FLAGS: [&str; 10] = [
     "--weights",
     "paged",
     "--ram",
     "30MiB",
     "--page-slots",
     "6MiB",
+    "--ubatch-size",
+    "16",
     "--target",
     "slow.toml",
 ];
@@ -43,7 +45,7 @@ pub(crate) fn floats(scratch: &Scratch) -> PathBuf {
 pub(crate) fn build(scratch: &Scratch, model: &Path, name: &str, compression: &str) -> PathBuf {
     let text = container(
         model,
-        r#""model_requirements": {"max_sequence_tokens": 128},"#,
+        r#""model_requirements": {"max_sequence_tokens": 256},"#,
     );
     let loads = r#""type": "model_load","#;
     let text = text.replace(

@@ -139,6 +139,8 @@ struct State {
     head_follows: bool,
     /// Per slot: a read into it is in flight.
     busy: Vec<bool>,
+    /// I/O threads that run.
+    running: u32,
     stop: bool,
 }
 
@@ -248,6 +250,7 @@ impl Pager {
                 next: (1, 0),
                 head_follows: true,
                 busy: vec![false; slots.len()],
+                running: 0,
                 stop: false,
             }),
             changed: Condvar::new(),
@@ -276,6 +279,13 @@ impl Pager {
                     .spawn(move || shared.serve(index, decompressor))
                     .map_err(|e| RunError::Memory(format!("cannot start an I/O thread: {e}")))?;
                 pager.threads.push(thread);
+            }
+            // A thread that starts allocates, which has to be over with loading.
+            let shared = &pager.shared;
+            let mut state = lock(&shared.state);
+            while state.running < paged.depth {
+                let changed = shared.changed.wait(state);
+                state = changed.unwrap_or_else(PoisonError::into_inner);
             }
         }
         Ok(pager)
@@ -425,6 +435,8 @@ impl Shared {
     /// An I/O thread's work.
     fn serve(&self, thread: u32, mut decompressor: Option<Decompressor>) {
         let mut state = lock(&self.state);
+        state.running += 1;
+        self.changed.notify_all();
         while !state.stop && !self.failed.load(Ordering::Relaxed) {
             let Some((pass, index)) = self.take(&mut state) else {
                 state = self
