@@ -2,13 +2,17 @@
 
 mod common;
 
-use common::{MIXED, SMOL, compile_shape, container, task};
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::{MIXED, SLIDING, SMOL, Shape, compile_shape, container, task};
+use omex_compiler::arena::{Effort, Item, Problem, solve};
 use omex_compiler::container::{RamLimit, RamOrigin};
 use omex_compiler::diagnostic::{ExitStatus, RenderOptions, exit_status};
 use omex_compiler::pipeline::{Options, WeightsFrom};
 use omex_compiler::report::MemoryReport;
 use omex_kernels::spec::KvFormat;
-use omex_plan::check;
+use omex_plan::{Buffer, BufferKind, Plan, check};
+use serde_json::Value;
 
 #[test]
 fn memory_reports() {
@@ -85,7 +89,7 @@ fn budgets_are_kept_or_refused_with_numbers() {
 /// says.
 #[test]
 fn what_would_fit_fits() {
-    let mut proposed = std::collections::BTreeSet::new();
+    let mut proposed = BTreeSet::new();
     let mut check = |name: &str, text: &str, options: &Options| {
         let task = task(text);
         let findings = compile_shape(&SMOL, &task, options).unwrap_err();
@@ -152,6 +156,232 @@ fn what_would_fit_fits() {
     check("hardly pages", &container, &limited(20, None, None));
     let all = ["chunk", "context", "kv", "model", "paging"];
     assert!(proposed.into_iter().eq(all));
+}
+
+/// Buffers with lifetimes in moments and MiB, which need one more than are ever
+/// alive at once. `low` and `high` must lie at the edges of 4 MiB, for `below`
+/// and `above` leave them no other place; beside `left` and `right`, `middle`
+/// would have to touch both, between which there is room for two.
+const FORCED: [(&str, u32, u32, u64); 10] = [
+    ("first", 0, 1, 3),
+    ("below", 1, 2, 3),
+    ("low", 1, 4, 1),
+    ("left", 2, 3, 2),
+    ("middle", 2, 5, 1),
+    ("beside", 3, 4, 1),
+    ("high", 3, 6, 1),
+    ("right", 4, 5, 2),
+    ("above", 5, 6, 3),
+    ("last", 6, 8, 2),
+];
+
+#[test]
+fn a_gap_is_explained_by_the_buffers_that_force_it() {
+    let mib = |mib: u64| mib << 20;
+    let compile = |text: &str| compile_shape(&MIXED, &task(text), &Options::default());
+    let mut plan = compile(&container("")).unwrap().plan;
+    let items = FORCED.map(|(_, lower, upper, size)| Item {
+        lower,
+        upper,
+        bytes: mib(size),
+        align: 64,
+    });
+    let layout = solve(
+        &Problem {
+            items: items.into(),
+        },
+        Effort::default(),
+    );
+    plan.arena_bytes = layout.bytes;
+    let buffers = FORCED.iter().zip(&layout.offsets);
+    let buffers = buffers.map(|(&(name, first_phase, end_phase, size), &offset)| Buffer {
+        name: name.to_owned(),
+        kind: BufferKind::Activation,
+        offset,
+        bytes: mib(size),
+        first_phase,
+        end_phase,
+    });
+    plan.buffers = buffers.collect();
+    let explained = |plan: &Plan| {
+        let text = MemoryReport::new(plan).text();
+        let lines = text.lines().filter(|line| {
+            ["arena ", "the gap ", "not proved "]
+                .iter()
+                .any(|start| line.starts_with(start))
+        });
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let forced = "the gap is forced: 5.00 MiB are needed for \
+                  below, low, left, middle, high, right, above";
+    let arena = "arena 5.00 MiB · lower bound 4.00 MiB · gap 1.00 MiB (1048576 bytes)";
+    assert_eq!(explained(&plan), [arena, forced]);
+    let json = MemoryReport::new(&plan).json();
+    let names = "below low left middle high right above";
+    let names: Vec<&str> = names.split(' ').collect();
+    assert_eq!(json["arena"]["gap_forced_by"], serde_json::json!(names));
+    assert_eq!(json["arena"]["proved_bytes"], mib(5));
+
+    // What lies higher than it must is no part of the reason.
+    plan.buffers.last_mut().unwrap().offset = mib(4);
+    plan.arena_bytes = mib(6);
+    let arena = "arena 6.00 MiB · lower bound 4.00 MiB · gap 2.00 MiB (2097152 bytes)";
+    let loose = "not proved to be needed is what exceeds 5.00 MiB: last";
+    assert_eq!(explained(&plan), [arena, forced, loose]);
+
+    // Nor is there one where the largest load suffices.
+    plan.buffers.retain(|buffer| buffer.name == "last");
+    plan.buffers[0].offset = 0;
+    plan.arena_bytes = mib(2);
+    let arena = "arena 2.00 MiB · lower bound 2.00 MiB · gap none: no arena is smaller";
+    assert_eq!(explained(&plan), [arena]);
+}
+
+/// The first rule of the Trace Event Format, or of the plan that it shows, that
+/// a trace breaks.
+fn validate_trace(trace: &Value, plan: &Plan) -> Result<(), String> {
+    const MOMENT_US: u64 = 1000;
+    let end = u64::from(plan.moments()) * MOMENT_US;
+    let events = trace["traceEvents"].as_array().ok_or("no events")?;
+    let (mut named, mut used) = (BTreeSet::new(), BTreeSet::new());
+    let mut lanes: BTreeMap<_, Vec<(u64, u64)>> = BTreeMap::new();
+    let (mut counted, mut spans) = (BTreeMap::new(), BTreeMap::new());
+    for event in events {
+        let number = |field: &str| {
+            let value = event[field].as_u64();
+            value.ok_or_else(|| format!("no {field}: {event}"))
+        };
+        let pid = number("pid")?;
+        let name = event["name"].as_str().filter(|name| !name.is_empty());
+        let name = name.ok_or_else(|| format!("no name: {event}"))?;
+        let ph = event["ph"].as_str().ok_or("no ph")?;
+        if ph == "M" {
+            let lane = match name {
+                "process_name" => None,
+                "thread_name" => Some(number("tid")?),
+                _ => return Err(format!("unknown metadata: {event}")),
+            };
+            if event["args"]["name"].as_str().is_none_or(str::is_empty) {
+                return Err(format!("empty name: {event}"));
+            }
+            named.insert((pid, lane));
+            continue;
+        }
+        used.insert((pid, None));
+        let ts = number("ts")?;
+        let dur = if ph == "X" { number("dur")? } else { 0 };
+        if ts + dur > end {
+            return Err(format!("late: {event}"));
+        }
+        match ph {
+            "X" => {
+                let tid = number("tid")?;
+                used.insert((pid, Some(tid)));
+                lanes.entry((pid, tid)).or_default().push((ts, ts + dur));
+            }
+            "C" => {
+                let args = event["args"].as_object().ok_or("no args")?;
+                let values: Option<Vec<u64>> = args.values().map(Value::as_u64).collect();
+                let values = values.ok_or_else(|| format!("not numeric: {event}"))?;
+                counted.insert(ts, values.iter().sum::<u64>());
+            }
+            "b" | "e" => {
+                let id = number("id")?;
+                let times: &mut Vec<_> = spans.entry((id, name)).or_default();
+                times.push((ph, ts));
+            }
+            _ => return Err(format!("unknown ph: {event}")),
+        }
+    }
+    if let Some(lane) = used.difference(&named).next() {
+        return Err(format!("nameless: {lane:?}"));
+    }
+    for slices in lanes.values_mut() {
+        slices.sort_unstable();
+        if let Some(two) = slices.windows(2).find(|two| two[0].1 > two[1].0) {
+            return Err(format!("overlap: {two:?}"));
+        }
+    }
+    // One for every step, and one for every moment between passes.
+    let slices: usize = lanes.values().map(Vec::len).sum();
+    let expected = plan.steps.len() + plan.moments() as usize - plan.phases.len();
+    if slices != expected {
+        return Err(format!("{slices} slices, not {expected}"));
+    }
+    for moment in 0..plan.moments() {
+        let alive = |b: &&Buffer| b.first_phase <= moment && moment < b.end_phase;
+        let alive: u64 = plan.buffers.iter().filter(alive).map(|b| b.bytes).sum();
+        if counted.get(&(u64::from(moment) * MOMENT_US)) != Some(&alive) {
+            return Err(format!("counts: not {alive} in moment {moment}"));
+        }
+    }
+    for (id, buffer) in plan.buffers.iter().enumerate() {
+        let [first, end] = [buffer.first_phase, buffer.end_phase].map(|m| u64::from(m) * MOMENT_US);
+        let span = spans.remove(&(id as u64, buffer.name.as_str()));
+        if span != Some(vec![("b", first), ("e", end)]) {
+            return Err(format!("span of {}: {span:?}", buffer.name));
+        }
+    }
+    match spans.is_empty() {
+        true => Ok(()),
+        false => Err(format!("span of nothing: {spans:?}")),
+    }
+}
+
+#[test]
+fn traces_are_valid() {
+    let compile = |shape: &Shape, read: bool| {
+        let options = Options {
+            weights: read.then_some(WeightsFrom::Read),
+            ..Options::default()
+        };
+        compile_shape(shape, &task(&container("")), &options).unwrap()
+    };
+    let trace_of = |plan: &Plan| -> Value {
+        serde_json::from_str(&MemoryReport::new(plan).trace().to_string()).unwrap()
+    };
+    for shape in [SMOL, MIXED, SLIDING] {
+        for read in [false, true] {
+            let plan = compile(&shape, read).plan;
+            assert_eq!(validate_trace(&trace_of(&plan), &plan), Ok(()));
+        }
+    }
+
+    let plan = compile(&MIXED, false).plan;
+    let sound = trace_of(&plan);
+    fn event<'a>(trace: &'a mut Value, ph: &str) -> &'a mut Value {
+        let events = trace["traceEvents"].as_array_mut().unwrap();
+        events.iter_mut().rfind(|e| e["ph"] == ph).unwrap()
+    }
+    type Spoil = fn(&mut Value);
+    let spoiled: [(&str, Spoil); 15] = [
+        ("no events", |t| t["traceEvents"] = Value::Null),
+        ("slices, not", |t| {
+            let events = t["traceEvents"].as_array_mut().unwrap();
+            events.retain(|e| e["ph"] != "X");
+        }),
+        ("nameless", |t| event(t, "M")["tid"] = 7.into()),
+        ("nameless", |t| event(t, "X")["tid"] = 7.into()),
+        ("nameless", |t| event(t, "C")["pid"] = 7.into()),
+        ("empty name", |t| event(t, "M")["args"]["name"] = "".into()),
+        ("no ts", |t| event(t, "X")["ts"] = (-1).into()),
+        ("no dur", |t| event(t, "X")["dur"] = (-1).into()),
+        ("late", |t| event(t, "X")["dur"] = 1001.into()),
+        ("overlap", |t| event(t, "X")["ts"] = 0.into()),
+        ("late", |t| event(t, "e")["ts"] = (1u64 << 40).into()),
+        ("not numeric", |t| {
+            event(t, "C")["args"]["logits"] = "4".into();
+        }),
+        ("counts", |t| event(t, "C")["args"]["logits"] = 1.into()),
+        ("span of", |t| event(t, "b")["ph"] = "e".into()),
+        ("unknown ph", |t| event(t, "b")["ph"] = "q".into()),
+    ];
+    for (word, spoil) in spoiled {
+        let mut trace = sound.clone();
+        spoil(&mut trace);
+        let found = validate_trace(&trace, &plan).unwrap_err();
+        assert!(found.contains(word), "{found} is not about: {word}");
+    }
 }
 
 /// What grows shows in review.
