@@ -4,7 +4,7 @@
 use super::first_fit::first_fit;
 use super::order::{Key, order};
 use super::search::{Outcome, search};
-use super::{Layout, Problem};
+use super::{Item, Layout, Problem};
 
 /// How long the search may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,56 @@ impl Default for Effort {
 }
 
 /// A layout of all items. Deterministic.
+///
+/// Items that are live all the time lie below the others: of any layout they can
+/// be taken out and put there, while what lay above them moves down.
 pub fn solve(problem: &Problem, effort: Effort) -> Layout {
+    let lasting = lasting(problem);
+    if lasting.is_empty() {
+        return solve_changing(problem, effort);
+    }
+    let mut offsets = vec![0; problem.items.len()];
+    let mut base = 0;
+    for &i in &lasting {
+        offsets[i] = base;
+        base += problem.items[i].padded_bytes();
+    }
+    let mut is_lasting = vec![false; problem.items.len()];
+    lasting.iter().for_each(|&i| is_lasting[i] = true);
+    let others: Vec<usize> = (0..problem.items.len())
+        .filter(|&i| !is_lasting[i])
+        .collect();
+    let items = others.iter().map(|&i| problem.items[i]).collect();
+    let layout = solve_changing(&Problem { items }, effort);
+    for (&i, &offset) in others.iter().zip(&layout.offsets) {
+        offsets[i] = base + offset;
+    }
+    Layout {
+        offsets,
+        bytes: base + layout.bytes,
+        load_bytes: base + layout.load_bytes,
+        bound_bytes: base + layout.bound_bytes,
+        search_nodes: layout.search_nodes,
+    }
+}
+
+/// Items that are live all the time and aligned to at least what all others are,
+/// so that no byte is lost between them: the most aligned first.
+fn lasting(problem: &Problem) -> Vec<usize> {
+    let items = &problem.items;
+    let lower = items.iter().map(|item| item.lower).min();
+    let upper = items.iter().map(|item| item.upper).max();
+    let lasts = |item: &Item| Some(item.lower) == lower && Some(item.upper) == upper;
+    let others = items.iter().filter(|item| !lasts(item));
+    let align = others.map(|item| item.align).max().unwrap_or(1);
+    let mut lasting: Vec<usize> = (0..items.len())
+        .filter(|&i| lasts(&items[i]) && items[i].align >= align)
+        .collect();
+    lasting.sort_by_key(|&i| std::cmp::Reverse(items[i].align));
+    lasting
+}
+
+fn solve_changing(problem: &Problem, effort: Effort) -> Layout {
     let load_bytes = problem.load_bytes();
     let mut best: Option<(u64, Vec<u64>)> = None;
     for keys in Key::FIRST_FIT {
