@@ -1,14 +1,33 @@
-//! The runtime without a compiler: its size and what it is made of.
+//! The runtime without a compiler: its size, its memory and what it is made of.
 
+#[path = "common/cgroup.rs"]
+mod cgroup;
 mod common;
 #[path = "common/compressed.rs"]
 mod compressed;
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
-use common::{Scratch, fails, ok, root, smollm2};
+use cgroup::Cgroup;
+use common::{Scratch, fails, ok, report, root, smollm2, u64_of};
 
 const BYTES_MAX: u64 = 3 << 19;
+const MIB: u64 = 1 << 20;
+const PAGE: u64 = 4096;
+const CONTEXT: &str = r#""model_requirements": {"max_sequence_tokens": 256},"#;
+const PROMPT: [&str; 4] = ["-p", "Say hello.", "-n", "8"];
+
+/// The program, as devices get it.
+static SMALL: LazyLock<PathBuf> = LazyLock::new(|| {
+    let target = root().join("target/small");
+    ok(cargo()
+        .args(["build", "--locked", "--profile", "small", "--bin", "omex"])
+        .args(["--package", "omex", "--no-default-features", "--target-dir"])
+        .arg(&target));
+    target.join("small/omex")
+});
 
 /// Crates that have no place in a runtime that only follows a plan.
 const BANNED: &[&str] = &[
@@ -51,32 +70,24 @@ fn its_dependency_tree_is_small() {
 
 #[test]
 fn it_is_small_and_runs_trusted_plans_only() {
-    let target = root().join("target/small");
-    ok(cargo()
-        .args(["build", "--locked", "--profile", "small", "--bin", "omex"])
-        .args(["--package", "omex", "--no-default-features", "--target-dir"])
-        .arg(&target));
-    let small = target.join("small/omex");
-    let bytes = std::fs::metadata(&small).unwrap().len();
+    let bytes = std::fs::metadata(&*SMALL).unwrap().len();
     assert!(bytes <= BYTES_MAX, "{bytes} bytes, at most {BYTES_MAX}");
 
     let scratch = Scratch::new("small");
-    let fields = r#""model_requirements": {"max_sequence_tokens": 256},"#;
-    let plan = scratch.build(&smollm2(), "plan.bin", fields, &["--sign"]);
+    let plan = scratch.build(&smollm2(), "plan.bin", CONTEXT, &["--sign"]);
     let small = |home: &str, arguments: &[&str]| {
-        let mut command = Command::new(&small);
+        let mut command = Command::new(&*SMALL);
         command.env("OMEX_HOME", scratch.path(home)).args(arguments);
         command
     };
-    let prompt = ["-p", "Say hello.", "-n", "8"];
     let run = |home: &str| {
         let mut command = small(home, &["run"]);
-        command.arg(&plan).args(prompt);
+        command.arg(&plan).args(PROMPT);
         command.arg("--model-dir").arg(scratch.path("home/cache"));
         command
     };
     let mut full = scratch.omex();
-    let full = ok(full.arg("run").arg(&plan).args(prompt)).stdout;
+    let full = ok(full.arg("run").arg(&plan).args(PROMPT)).stdout;
     assert_eq!(ok(&mut run("home")).stdout, full, "the same text");
 
     // Elsewhere the code is unknown, until its signer is trusted.
@@ -96,8 +107,74 @@ fn it_is_small_and_runs_trusted_plans_only() {
     let model = compressed::floats(&scratch);
     let plan = compressed::build(&scratch, &model, "zstd.bin", "zstd");
     let mut run = small("home", &["run"]);
-    let refusal = fails(run.arg(&plan).args(prompt), 6);
+    let refusal = fails(run.arg(&plan).args(PROMPT), 6);
     assert!(refusal.contains("without `compression`"), "{refusal}");
+}
+
+/// A run of `plan` by the small runtime.
+fn run_of(scratch: &Scratch, plan: &Path) -> Command {
+    let mut run = scratch.command(SMALL.to_str().unwrap());
+    run.arg("run").arg(plan).args(PROMPT);
+    run
+}
+
+/// Plans whose weights are mapped, and whose weights are read into the arena.
+fn plans(scratch: &Scratch) -> [PathBuf; 2] {
+    let build = |name, flags| scratch.build(&smollm2(), name, CONTEXT, flags);
+    [
+        build("mapped.bin", &[]),
+        build("read.bin", &["--ram", "1GiB"]),
+    ]
+}
+
+#[test]
+fn its_measured_peak_is_at_most_one_mib_below_the_predicted_one() {
+    let scratch = Scratch::new("small-memory");
+    let mut wrong = Vec::new();
+    for plan in plans(&scratch) {
+        for threads in ["1", "2"] {
+            let report = report(run_of(&scratch, &plan).args(["-t", threads]));
+            let peak = |name| u64_of(&report, &format!("rss_peak_{name}_bytes"));
+            let (predicted, measured) = (peak("predicted"), peak("measured"));
+            if !(predicted - MIB..=predicted).contains(&measured) {
+                let plan = plan.display();
+                wrong.push(format!("{plan}, {threads}: {measured} of {predicted}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What a plan states for a code generator is not needed here.
+#[test]
+fn it_runs_in_a_cgroup_of_exactly_its_charge_and_refuses_one_page_less() {
+    let Some(group) = Cgroup::new("omex-small") else {
+        return;
+    };
+    let scratch = Scratch::new("small-cgroup");
+    for plan in plans(&scratch) {
+        let mut memory = scratch.omex();
+        memory.args(["debug", "memory", "report", "--json"]);
+        let memory = ok(memory.arg(&plan)).stdout;
+        let memory: serde_json::Value = serde_json::from_slice(&memory).unwrap();
+        let items = memory["items"].as_array().unwrap();
+        let generator = items
+            .iter()
+            .find(|i| i["kind"] == "code generator")
+            .unwrap();
+        let charge = u64_of(&memory, "charge_peak_bytes") - u64_of(generator, "bytes");
+        let expected = ok(&mut run_of(&scratch, &plan)).stdout;
+        for threads in ["1", "2"] {
+            let mut run = run_of(&scratch, &plan);
+            run.args(["-t", threads]);
+            group.limit(charge).unwrap();
+            let bounded = ok(&mut group.run(&run)).stdout;
+            assert_eq!(bounded, expected, "{}, {threads}", plan.display());
+            group.limit(charge - PAGE).unwrap();
+            let refusal = fails(&mut group.run(&run), 4);
+            assert!(refusal.contains(&charge.to_string()), "{refusal}");
+        }
+    }
 }
 
 fn public_key(secret: &str) -> String {

@@ -1,5 +1,7 @@
 //! Memory cgroups that tests make for the processes that they start.
 
+#![allow(dead_code, reason = "every test binary uses a part")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
