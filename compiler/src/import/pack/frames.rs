@@ -9,7 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use omex_plan::frames::{FRAME_ALIGN, FRAMES_HEADER_BYTES, Frame, frames_header, frames_start};
-use omex_plan::packed::{Digest, Page};
+use omex_plan::packed::Page;
+use omex_runtime::frames_file_name;
 
 use super::cache::{Lock, Temporary, check_free_space};
 use super::{PackedModel, Progress};
@@ -28,11 +29,6 @@ pub struct FramesFile {
     pub file_bytes: u64,
     /// Per page of the packed model.
     pub frames: Vec<Frame>,
-}
-
-/// The name of a packed model's compressed pages.
-pub fn frames_file_name(packed: &Digest) -> String {
-    format!("{}.zst", blake3::Hash::from(*packed).to_hex())
 }
 
 /// Finds the compressed pages of `packed` in `cache_dir`, or makes them.

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use omex_plan::packed::{Digest, PackedIndex, PackedLayout};
 
 pub use cache::{file_name, open, pack_into_cache};
-pub use frames::{FramesFile, compress_into_cache, frames_file_name};
+pub use frames::{FramesFile, compress_into_cache};
 
 use super::gguf::{Gguf, TensorId};
 use super::{ImportError, MappedFile};

@@ -36,7 +36,8 @@ pub(super) fn build(a: &mut Asm, frame: &Frame) {
                 for (column, sums) in sums.chunks(parts).enumerate() {
                     let at = frame.out_stride * column as u32;
                     let [out, residual] = [reg::SUMS, reg::HEADER].map(Address::new);
-                    frame.write(a, sums, out.plus(at), residual.plus(at));
+                    let bias = Address::new(reg::BIAS);
+                    frame.write(a, sums, out.plus(at), residual.plus(at), bias);
                 }
                 a.give_many(sums);
                 for r in [reg::SUMS, reg::HEADER] {

@@ -197,10 +197,16 @@ impl Frame {
         if self.bias {
             a.mov_from(reg::BIAS, Local::Bias.at());
         }
+        self.repeat_panels(a, [Local::PanelOut, Local::PanelResidual], panel);
+    }
+
+    /// Executes `panel` for [`reg::PANELS`] panels from the current one on, which
+    /// bias and `outs` follow.
+    fn repeat_panels(&self, a: &mut Asm, outs: [Local; 2], panel: impl FnOnce(&mut Asm)) {
         a.repeat(reg::PANELS, |a| {
             panel(a);
             a.advance(reg::WEIGHTS, self.panel_bytes());
-            for local in [Local::PanelOut, Local::PanelResidual] {
+            for local in outs {
                 a.advance_at(local.at(), ROWS_BYTES);
             }
             a.advance(reg::BIAS, ROWS_BYTES);
@@ -226,14 +232,7 @@ impl Frame {
         }
         a.mov_from(reg::WEIGHTS, Local::Weights.at());
         a.mov_from(reg::BIAS, Local::Bias.at());
-        a.repeat(reg::PANELS, |a| {
-            panel(a);
-            a.advance(reg::WEIGHTS, self.panel_bytes());
-            for local in [Local::Out, Local::Residual] {
-                a.advance_at(local.at(), ROWS_BYTES);
-            }
-            a.advance(reg::BIAS, ROWS_BYTES);
-        });
+        self.repeat_panels(a, [Local::Out, Local::Residual], panel);
         a.mov_from(Register::RAX, Local::StreamOut.at());
         for _ in 1..streams {
             a.advance_by(reg::WEIGHTS, reg::STREAM);
@@ -287,14 +286,9 @@ impl Frame {
         }
     }
 
-    /// Adds bias and residual to the sums of a panel's rows, one vector per part,
-    /// and writes them at `out`, the residual being at `residual`.
-    pub(super) fn write(&self, a: &mut Asm, sums: &[Vector], out: Address, residual: Address) {
-        self.write_biased(a, sums, out, residual, Address::new(reg::BIAS));
-    }
-
-    /// As [`Frame::write`] with a bias at `bias`.
-    pub(super) fn write_biased(
+    /// Adds bias and residual, which are at `bias` and `residual`, to the sums of a
+    /// panel's rows, one vector per part, and writes them at `out`.
+    pub(super) fn write(
         &self,
         a: &mut Asm,
         sums: &[Vector],

@@ -190,7 +190,7 @@ impl Kernel<'_> {
                 }
             }
             let [out, residual, bias] = [reg::HEADER, reg::RECORD, reg::CODES].map(Address::new);
-            self.frame.write_biased(a, &sums, out, residual, bias);
+            self.frame.write(a, &sums, out, residual, bias);
         }
         a.give_many(sums);
     }
@@ -250,8 +250,8 @@ impl Kernel<'_> {
                 let at = part_of(a, Address::new(reg::SUMS), part);
                 a.load(sum, at);
             }
-            let [out_at, residual_at] = [out, residual].map(Address::new);
-            self.frame.write(a, &sum, out_at, residual_at);
+            let [out_at, residual_at, bias] = [out, residual, reg::BIAS].map(Address::new);
+            self.frame.write(a, &sum, out_at, residual_at, bias);
             a.advance(reg::SUMS, ROWS_BYTES);
             a.advance(out, self.frame.out_stride);
             a.advance(residual, self.frame.out_stride);
