@@ -238,7 +238,7 @@ fn attempt(inputs: &Inputs<'_>, options: &Options) -> Result<Attempt, Vec<Diagno
             watch: inputs.watch,
         })
         .map_err(|e| vec![e])?;
-        plan.memory = memory_contract(&plan, sections);
+        plan.memory = memory_contract(&plan, sections, inputs.cores);
         Ok((plan, layout))
     };
     let fitting = Fitting {
@@ -533,7 +533,7 @@ impl Fitting<'_> {
             let request = request(weights_bytes_max);
             let page = || paging::page(unpaged, &request);
             watched(self.inputs.watch, Work::Paging, page).map(|mut plan| {
-                plan.memory = memory_contract(&plan, self.sections);
+                plan.memory = memory_contract(&plan, self.sections, self.inputs.cores);
                 plan
             })
         };

@@ -14,11 +14,11 @@ use crate::transcript::TRANSCRIPT_BYTES;
 
 /// The process before it loads anything, and what it touches of its own code,
 /// libraries and stack from then on: measured, rounded up.
-pub const RUNTIME_BYTES: u64 = 1664 << 10;
+pub const RUNTIME_BYTES: u64 = 1408 << 10;
 
 /// What a runtime with a code generator has more: relocated tables, and code
 /// that lies further apart. Measured, rounded up.
-pub const GENERATOR_BYTES: u64 = 768 << 10;
+pub const GENERATOR_BYTES: u64 = 1 << 20;
 
 /// The peak of a process that has only read its command line and a plan. A
 /// plan that needs less all in all states this.
@@ -29,10 +29,14 @@ pub const START_BYTES: u64 = 8 << 20;
 const WORKER_OWN_BYTES: u64 = 16 << 10;
 
 /// What the system is charged per thread: kernel stack, descriptors, page
-/// tables of its stack.
-const THREAD_CHARGE_BYTES: u64 = 48 << 10;
+/// tables of its stack. Measured, rounded up.
+const THREAD_CHARGE_BYTES: u64 = 32 << 10;
 /// The process's other kernel objects: its address space and its open files.
-const PROCESS_CHARGE_BYTES: u64 = 256 << 10;
+/// Measured, rounded up.
+const PROCESS_CHARGE_BYTES: u64 = 192 << 10;
+/// A cgroup is charged ahead of its use, on every core: for a batch of 64 pages
+/// at a time, one of them used.
+const CORE_CHARGE_BYTES: u64 = 63 * 4096;
 /// The page cache holds whole folios, of which a program's resident pages, an
 /// item of their own, are a part. Where weights fill a cgroup, less than both
 /// would be read again in every pass. Measured.
@@ -75,9 +79,9 @@ fn unused_bytes(plan: &Plan) -> u64 {
     }
 }
 
-/// The runtime's part of the contract. `plan_bytes` is what the plan's own
-/// items come to: arena and mapped pages.
-pub fn own_items(plan: &Plan, sections: Sections, plan_bytes: u64) -> Vec<MemoryItem> {
+/// The runtime's part of the contract. `cores` are the device's; `plan_bytes`
+/// is what the plan's own items come to: arena and mapped pages.
+pub fn own_items(plan: &Plan, sections: Sections, cores: u32, plan_bytes: u64) -> Vec<MemoryItem> {
     let workers = u64::from(plan.threads_max - 1);
     let io_threads = match &plan.weights.source {
         WeightSource::Paged(paged) if !paged.reads.is_empty() => u64::from(paged.depth),
@@ -106,9 +110,10 @@ pub fn own_items(plan: &Plan, sections: Sections, plan_bytes: u64) -> Vec<Memory
         0 => 0,
         _ => PAGED_CACHE_BYTES,
     };
+    let ahead = u64::from(cores) * CORE_CHARGE_BYTES;
     items.push((
         MemoryKind::Kernel,
-        page(tables + index + cached + PROCESS_CHARGE_BYTES + threads),
+        page(tables + index + cached + PROCESS_CHARGE_BYTES + threads + ahead),
     ));
     let items = items.into_iter().filter(|(_, bytes)| *bytes > 0);
     items

@@ -6,6 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::common::{Scratch, report, u64_of};
+
 /// A memory cgroup below this process's own, removed when dropped.
 pub(crate) struct Cgroup {
     folder: PathBuf,
@@ -122,6 +124,30 @@ impl Drop for Cgroup {
         // A group that still has processes stays; the system removes none.
         let _ = fs::remove_dir(&self.folder);
     }
+}
+
+/// The most that several runs of a plan were charged, each of which read the
+/// plan's files first; `None`, and a loud note, where that cannot be known.
+///
+/// A core charges up to 64 pages ahead, so that one run alone may have needed
+/// less than the next.
+pub(crate) fn cold_charge_peak(name: &str, scratch: &Scratch, run: &Command) -> Option<u64> {
+    const RUNS: usize = 3;
+    let mut highest = 0;
+    for _ in 0..RUNS {
+        let group = Cgroup::new(name)?;
+        // The group that first reads a file is charged for it.
+        forget(&scratch.path("."));
+        let report = report(&mut group.run(run));
+        let Some(peak) = group.peak_bytes() else {
+            eprintln!("\n*** THIS SYSTEM DOES NOT COUNT A CGROUP'S PEAK ***\n");
+            return None;
+        };
+        // Whoever ran the program first is charged for its own pages.
+        let elsewhere = u64_of(&report, "rss_file_bytes").saturating_sub(group.cache_bytes());
+        highest = highest.max(peak + elsewhere);
+    }
+    Some(highest)
 }
 
 /// Takes the files of a folder out of the page cache, so that whoever reads

@@ -8,8 +8,9 @@ use omex_runtime::memory::{Sections, mapped_bytes, own_items};
 /// Pages of the process's address space.
 const PAGE_BYTES: u64 = 4096;
 
-/// The itemised prediction for a plan whose own contract is still empty.
-pub fn memory_contract(plan: &Plan, sections: Sections) -> MemoryContract {
+/// The itemised prediction for a plan whose own contract is still empty, on a
+/// device with this many cores.
+pub fn memory_contract(plan: &Plan, sections: Sections, cores: u32) -> MemoryContract {
     let of_kind = |kind: BufferKind| {
         let buffers = plan.buffers.iter().filter(|b| b.kind == kind);
         buffers.map(|b| b.bytes).sum::<u64>()
@@ -36,6 +37,6 @@ pub fn memory_contract(plan: &Plan, sections: Sections) -> MemoryContract {
         .filter(|(_, bytes)| *bytes > 0)
         .map(|(kind, bytes)| MemoryItem { kind, bytes })
         .collect();
-    items.extend(own_items(plan, sections, planned_bytes));
+    items.extend(own_items(plan, sections, cores, planned_bytes));
     MemoryContract { items }
 }
