@@ -26,11 +26,26 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// Maps and prefaults `len` bytes.
+    /// Maps and prefaults `len` bytes, in huge pages where the system has them.
     ///
     /// Errors: the system refuses the memory.
     pub fn zeroed(len: usize) -> io::Result<Region> {
-        let mut map = MmapOptions::new().len(len.max(1)).populate().map_anon()?;
+        let mut map = MmapOptions::new().len(len.max(1)).map_anon()?;
+        // Fewer faults to load, fewer walks of page tables to compute, and
+        // fewer segments to read into. It costs nothing: only what lies within
+        // the mapping can be huge.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        #[cfg(target_os = "linux")]
+        let populated = map.advise(memmap2::Advice::PopulateWrite).is_ok();
+        #[cfg(not(target_os = "linux"))]
+        let populated = false;
+        if !populated {
+            // Before Linux 5.14.
+            for page in map.chunks_mut(rustix::param::page_size()) {
+                std::hint::black_box(page)[0] = 0;
+            }
+        }
         Ok(Region {
             base: map.as_mut_ptr(),
             len,
