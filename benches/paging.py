@@ -9,9 +9,9 @@ Bytes come from /proc/PID/io, so what the page cache serves does not count.
 
 Disks that are shared or throttled change their speed within seconds, so the
 bandwidth is measured during the run: after every second token the process is
-stopped, the same file is read for a moment with reads of the same size and
-number in flight, and the process goes on. The token that was stopped does not
-count; those between two stops do, beside the mean of the measurements.
+stopped, the plan's own reads are made for a moment, as many in flight, and the
+process goes on. The token that was stopped does not count; those between two
+stops do, beside the mean of the measurements.
 
     cargo build --release
     target/release/omexc synth --shape llama-3.2-1b --type Q8_0 --pure -o 1b-q8.gguf
@@ -37,7 +37,7 @@ import json
 import mmap
 import os
 import pathlib
-import random
+import re
 import signal
 import statistics
 import subprocess
@@ -47,7 +47,8 @@ import time
 
 MIB = 1 << 20
 SLOTS_BYTES = 16 * MIB
-READ_BYTES = 2 * MIB
+BLOCK_BYTES = 4096
+HUGE_BYTES = 2 * MIB
 DEPTH = 4
 CGROUP = pathlib.Path("/sys/fs/cgroup")
 
@@ -86,32 +87,45 @@ class Cgroup:
                 time.sleep(0.1)
 
 
-def bandwidth(path, seconds=0.3):
-    """Bytes per second of direct reads as the pager makes them, from anywhere
-    in the file on: what was read last may be cached behind the disk."""
-    size = os.path.getsize(path) // READ_BYTES
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    lock, state = threading.Lock(), {"next": random.randrange(size), "bytes": 0}
-    end = time.monotonic() + seconds
+class Disk:
+    """The reads that a plan makes in a pass, made by nobody but us.
 
-    def work():
-        buffer = mmap.mmap(-1, READ_BYTES)
-        while time.monotonic() < end:
-            with lock:
-                index = state["next"] % size
-                state["next"] += 1
-            read = os.preadv(fd, [buffer], index * READ_BYTES)
-            with lock:
-                state["bytes"] += read
+    They are the plan's own, in its order, since what is read again and again
+    may be cached behind the disk, and into huge pages, as slots are: a read
+    into scattered pages takes more requests.
+    """
 
-    began = time.monotonic()
-    threads = [threading.Thread(target=work) for _ in range(DEPTH)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    os.close(fd)
-    return state["bytes"] / (time.monotonic() - began)
+    def __init__(self, path, reads):
+        self.path, self.reads, self.next = path, reads, 0
+        self.buffer_bytes = max(bytes for _, bytes in reads)
+
+    def bandwidth(self, seconds=0.3):
+        """Bytes per second."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECT)
+        lock, total = threading.Lock(), 0
+        end = time.monotonic() + seconds
+
+        def work():
+            nonlocal total
+            size = -(-self.buffer_bytes // HUGE_BYTES) * HUGE_BYTES
+            buffer = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            buffer.madvise(mmap.MADV_HUGEPAGE)
+            while time.monotonic() < end:
+                with lock:
+                    offset, size = self.reads[self.next]
+                    self.next = (self.next + 1) % len(self.reads)
+                read = os.preadv(fd, [memoryview(buffer)[:size]], offset)
+                with lock:
+                    total += read
+
+        began = time.monotonic()
+        threads = [threading.Thread(target=work) for _ in range(DEPTH)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        os.close(fd)
+        return total / (time.monotonic() - began)
 
 
 def read_bytes(pid):
@@ -159,10 +173,11 @@ class Omex:
     def build(self, *flags):
         plan = self.folder / "plan.bin"
         command = [self.bin / "omexc", "build", self.container, "-m", self.model]
-        command += ["--any-path", "--json", "-o", plan, *flags]
+        command += ["--any-path", "--emit", "plan", "-o", plan, *flags]
         done = subprocess.run(command, env=self.env, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stderr)
+        self.text = done.stdout
         report = subprocess.run(
             [self.bin / "omex", "debug", "memory", "report", plan, "--json"],
             env=self.env,
@@ -172,10 +187,19 @@ class Omex:
         )
         return plan, json.loads(report.stdout)
 
-    def packed(self, plan):
-        """The plan's packed model: the largest file that its run opens."""
-        files = list(self.home.rglob("*.omex"))
-        return max(files, key=lambda f: f.stat().st_mtime)
+    def disk(self):
+        """What the plan that was built last reads in a pass."""
+        pages = re.findall(r"^page\{file_offset=(\d+), bytes=(\d+)", self.text, re.MULTILINE)
+        pages = [(int(offset), int(size)) for offset, size in pages]
+        reads = []
+        for read in re.findall(r"\((\d+(?:, [^,()]+){6})\)", self.text.split("reads=[")[1]):
+            first, count = map(int, read.split(", ")[:2])
+            offset, _ = pages[first]
+            end = sum(pages[first + count - 1])
+            reads.append((offset, -(-(end - offset) // BLOCK_BYTES) * BLOCK_BYTES))
+        digest = re.search(r'packed_digest="(\w+)"', self.text)[1]
+        [path] = [f for f in self.home.rglob("*.omex") if digest in f.name]
+        return Disk(path, reads)
 
     def budget(self, share, *flags):
         """Bytes to have for so much of the weights to stay, and all weights."""
@@ -191,7 +215,7 @@ class Omex:
     def run(self, plan, limit_bytes):
         """Seconds and bytes read of each token that counts, the bandwidth
         meanwhile, and the peak of the charge."""
-        packed = self.packed(plan)
+        disk = self.disk()
         drop_caches()
         group = Cgroup(limit_bytes)
         command = self.command(plan, "-p", "Once upon a time there was", "--no-speculation")
@@ -210,7 +234,7 @@ class Omex:
             if before and counts:
                 tokens.append((now[0] - before[0], now[1] - before[1]))
                 process.send_signal(signal.SIGSTOP)
-                speeds.append(bandwidth(packed))
+                speeds.append(disk.bandwidth())
                 process.send_signal(signal.SIGCONT)
             counts = not (before and counts)
             before = now
@@ -295,7 +319,7 @@ def compare_windows(args, omex, share):
     results = []
     for more in ([], ["--parallel", "1"]):
         plan, _ = omex.build(*flags, *more)
-        speed = bandwidth(omex.packed(plan))
+        speed = omex.disk().bandwidth()
         given = ["-i", f"document={text}", "--no-speculation"]
         results.append((*omex.measured(plan, budget, *given), speed))
     (together, together_s, peak, speed), (alone, alone_s, _, alone_speed) = results
