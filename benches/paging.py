@@ -26,13 +26,15 @@ Other comparisons instead, one row for each model and share:
     --whole          no budget: a page plan that reads nothing beside the plan
                      that reads all weights at load
 
-Needs root for the cgroup (v1 or v2) and for dropping caches. --llama names a
+Needs root for the cgroup (v1 or v2) and for dropping caches. --disk N makes the
+disk as slow as N MB/s for everything that runs (cgroup v1). --llama names a
 folder with llama.cpp's llama-bench: it then runs too, in a cgroup of the same
 size, in every load mode and with and without repacking; the fastest counts.
 Prints Markdown: `benches/paging.py ... | benches/readme.py paging`.
 """
 
 import argparse
+import atexit
 import json
 import mmap
 import os
@@ -85,6 +87,27 @@ class Cgroup:
                 return
             except OSError:
                 time.sleep(0.1)
+
+
+def throttle(path, bytes_per_s):
+    """Lets this process and those that it starts read no faster from the disk
+    that has this file."""
+    device = pathlib.Path("/sys/dev/block") / "{}:{}".format(
+        os.major(os.stat(path).st_dev), os.minor(os.stat(path).st_dev)
+    )
+    if (device / "partition").exists():
+        device = device.resolve().parent
+    group = CGROUP / "blkio" / f"omex-paging-{os.getpid()}"
+    group.mkdir()
+    number = (device / "dev").read_text().strip()
+    (group / "blkio.throttle.read_bps_device").write_text(f"{number} {bytes_per_s}")
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    atexit.register(lambda: leave(group))
+
+
+def leave(group):
+    (group.parent / "cgroup.procs").write_text(str(os.getpid()))
+    group.rmdir()
 
 
 class Disk:
@@ -530,6 +553,7 @@ def main():
     parser.add_argument("--llama", help="folder of llama.cpp's binaries")
     parser.add_argument("--llama-shares", default="0.5")
     parser.add_argument("--timeout", type=float, default=120)
+    parser.add_argument("--disk", type=float, help="MB/s to slow the disk down to")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--windows", type=int, help="windows of a document, instead")
     instead.add_argument("--speculation", action="store_true", help="drafts, instead")
@@ -546,6 +570,8 @@ def main():
     shares = [1.0] if args.whole else list(map(float, args.shares.split(",")))
     with tempfile.TemporaryDirectory() as folder:
         args.home = args.home or folder
+        if args.disk:
+            throttle(args.home, int(args.disk * 1e6))
         print("| " + " | ".join(heads) + " |")
         print("|" + "---|" * len(heads))
         for model in args.models:

@@ -193,7 +193,7 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
 
     // Decoding and code generation leave free blocks behind, and reading the
     // plan its pages in the page cache.
-    let paged = matches!(plan.weights.source, WeightSource::Paged(_));
+    let paged = matches!(&plan.weights.source, WeightSource::Paged(p) if !p.reads.is_empty());
     let how = if paged { Return::Singly } else { Return::Ahead };
     memory::release_unused(how);
     if file.header.section(SectionKind::Pages).bytes == 0 {
