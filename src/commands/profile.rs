@@ -103,6 +103,10 @@ fn memory(profile: &mut Profile, notes: &mut Vec<String>, line: &Progress) {
             best = (read, threads);
         }
     }
+    let latency = ceiling::latency_ns();
+    notes.push(format!("memory latency {latency:.0} ns"));
+    let latency = (latency.round() as u32).max(1);
+    profile.memory_latency_ns = Figure::known(latency, "measured: reads that wait for each other");
     let (read, threads) = best;
     let source = format!("measured: reads on {threads} threads");
     profile.memory_bytes_per_s = Figure::known(read as u64, source);

@@ -135,6 +135,7 @@ pub fn host() -> Profile {
         l2_bytes: guess(1 << 20),
         l3_bytes: None,
         memory_bytes_per_s: guess(20_000_000_000),
+        memory_latency_ns: target::latency_guess(),
         storage_bytes_per_s: guess(1_000_000_000),
         zstd_bytes_per_s: target::zstd_guess(),
         ram_total_bytes: Figure::known(ram, "/proc/meminfo"),

@@ -93,6 +93,7 @@ pub fn list_json(profiles: &[Profile]) -> Value {
                 "l2_bytes": figure(&p.l2_bytes),
                 "l3_bytes": p.l3_bytes.as_ref().map(figure),
                 "memory_bytes_per_s": figure(&p.memory_bytes_per_s),
+                "memory_latency_ns": figure(&p.memory_latency_ns),
                 "storage_bytes_per_s": figure(&p.storage_bytes_per_s),
                 "ram_total_bytes": figure(&p.ram_total_bytes),
                 "ram_app_bytes": figure(&p.ram_app_bytes),

@@ -128,6 +128,8 @@ pub struct Profile {
     pub l3_bytes: Option<Figure<u64>>,
     /// What decoding reads from memory, in bytes per second.
     pub memory_bytes_per_s: Figure<u64>,
+    /// From asking memory for a cache line to having it, with nothing else to do.
+    pub memory_latency_ns: Figure<u32>,
     /// Large sequential reads from storage, in bytes per second.
     pub storage_bytes_per_s: Figure<u64>,
     /// Pages that one core decompresses, in bytes per second.
@@ -161,6 +163,8 @@ impl Profile {
             .filter_map(|f| omex_codegen::Feature::from_name(f.name()));
         Some(omex_codegen::Isa {
             l2_bytes: u32::try_from(self.l2_bytes.value).unwrap_or(u32::MAX),
+            memory_bytes_per_s: self.memory_bytes_per_s.value,
+            memory_latency_ns: self.memory_latency_ns.value,
             ..omex_codegen::Isa::new(arch, features)
         })
     }

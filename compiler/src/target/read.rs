@@ -19,6 +19,7 @@ const CACHE_BYTES: RangeInclusive<u64> = 1 << 10..=1 << 34;
 const PAGE_SIZES: [u64; 3] = [4 << 10, 16 << 10, 64 << 10];
 /// GB/s of 10^9 bytes.
 const MEMORY_GB_PER_S: RangeInclusive<f64> = 0.01..=100_000.0;
+const MEMORY_LATENCY_NS: RangeInclusive<u64> = 1..=1_000_000;
 /// MB/s of 10^6 bytes.
 const ZSTD_MB_PER_S: RangeInclusive<f64> = 0.01..=1_000_000.0;
 const STORAGE_MB_PER_S: RangeInclusive<f64> = 0.01..=1_000_000.0;
@@ -123,6 +124,15 @@ pub fn zstd_guess() -> Figure<u64> {
     }
 }
 
+/// What most memory takes; profiles need not say.
+pub fn latency_guess() -> Figure<u32> {
+    Figure {
+        value: omex_codegen::isa::MEMORY_LATENCY_NS,
+        estimate: true,
+        source: "not measured; a common value".to_owned(),
+    }
+}
+
 /// Everything but the RAM, which variants have of their own.
 fn read_base(reader: &mut Reader<'_>, top: &mut Table<'_, '_>) -> Option<Profile> {
     let name = top
@@ -146,6 +156,10 @@ fn read_base(reader: &mut Reader<'_>, top: &mut Table<'_, '_>) -> Option<Profile
     let zstd = match top.get("zstd_mb_per_s") {
         Some(_) => rate(reader, top, "zstd_mb_per_s", ZSTD_MB_PER_S, 1e6)?,
         None => zstd_guess(),
+    };
+    let latency = match top.get("memory_latency_ns") {
+        Some(_) => Some(amount(reader, top, "memory_latency_ns", MEMORY_LATENCY_NS)?),
+        None => None,
     };
     if let (Some(cores), Some(threads)) = (&cores, &threads)
         && threads.value.value > cores.value.value
@@ -182,6 +196,7 @@ fn read_base(reader: &mut Reader<'_>, top: &mut Table<'_, '_>) -> Option<Profile
         l2_bytes: l2?.value,
         l3_bytes: l3,
         memory_bytes_per_s: memory?,
+        memory_latency_ns: latency.map_or_else(latency_guess, narrow),
         storage_bytes_per_s: storage?,
         zstd_bytes_per_s: zstd,
         ram_total_bytes: Figure::known(0, ""),

@@ -20,6 +20,7 @@ fn json_form_holds_every_profile_and_source() {
             "threads",
             "page_bytes",
             "memory_bytes_per_s",
+            "memory_latency_ns",
             "ram_app_bytes",
         ] {
             let source = target[figure]["source"].as_str().expect("a source");
@@ -87,6 +88,7 @@ page_size = "16KiB"
 l1d = 65536
 l2 = "512KiB"
 memory_gb_per_s = 9.5
+memory_latency_ns = 130
 storage_mb_per_s = { value = 40, estimate = true, source = "guess" }
 ram_total = "4GiB"
 ram_app = 3_000_000_000
@@ -103,6 +105,14 @@ fn user_profiles_are_read() {
     let board = &profiles[0];
     assert_eq!(board.page_bytes.value, 16384);
     assert_eq!(board.memory_bytes_per_s.value, 9_500_000_000);
+    let isa = board.isa().expect("aarch64");
+    assert_eq!(
+        (isa.l2_bytes, isa.memory_bytes_per_s, isa.memory_latency_ns),
+        (512 << 10, 9_500_000_000, 130)
+    );
+    let common = GOOD.replace("memory_latency_ns = 130", "");
+    let board = &read(&common).expect("a latency is optional")[0];
+    assert!(board.memory_latency_ns.estimate && board.memory_latency_ns.value == 100);
     assert!(board.storage_bytes_per_s.estimate);
     assert_eq!(board.ram_app_bytes.value, 3_000_000_000);
 }
@@ -127,6 +137,9 @@ fn impossible_devices_are_refused() {
         "memory_gb_per_s = inf",
         "memory_gb_per_s = -1.0",
         "memory_gb_per_s = 0",
+        "memory_latency_ns = 0",
+        "memory_latency_ns = 5000000",
+        "memory_latency_ns = 0.5",
         "storage_mb_per_s = { vlaue = 3 }",
         "features = [\"dotprd\"]",
         "features = [\"avx2\"]",
@@ -159,7 +172,8 @@ fn impossible_devices_are_refused() {
 
 #[test]
 fn every_missing_or_extra_field_is_an_error() {
-    for missing in GOOD.lines().filter(|line| !line.is_empty()) {
+    let required = |line: &&str| !line.is_empty() && !line.starts_with("memory_latency");
+    for missing in GOOD.lines().filter(required) {
         let text: Vec<&str> = GOOD.lines().filter(|line| *line != missing).collect();
         assert!(read(&text.join("\n")).is_err(), "without {missing}");
     }

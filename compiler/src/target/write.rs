@@ -49,6 +49,7 @@ pub fn profile_toml(profile: &Profile, notes: &[String]) -> String {
     if let Some(l3) = &profile.l3_bytes {
         figure("l3", l3);
     }
+    figure("memory_latency_ns", &wide(&profile.memory_latency_ns));
     figure("ram_total", &profile.ram_total_bytes);
     figure("ram_app", &profile.ram_app_bytes);
     for (name, unit, f) in [

@@ -1,7 +1,8 @@
 //! What the machine can do at best: the roof of a roofline.
 //!
 //! The instructions of the arithmetic ceiling are those that 8-bit dot products are made
-//! of, on registers alone; the loop of the read ceiling only adds what it loads.
+//! of, on registers alone; the loop of the read ceiling only adds what it loads. The
+//! latency is that of a single read, whose address nothing can know before.
 #![allow(unsafe_code)]
 
 use std::hint::black_box;
@@ -39,6 +40,52 @@ pub fn macs_per_second(threads: u32) -> f64 {
                 .sum()
         })
     })
+}
+
+/// Nanoseconds from asking memory for a cache line to having it: reads of which each
+/// needs the one before for its address; the best of some measurements.
+///
+/// The places of a window are visited in random order, so that no hardware fetches
+/// them ahead, and windows one after the other, so that address translation costs
+/// hardly more than it does a kernel.
+pub fn latency_ns() -> f64 {
+    // Two lines, because some hardware fetches pairs.
+    const PLACE_BYTES: usize = 128;
+    const PLACE_WORDS: usize = PLACE_BYTES / size_of::<u32>();
+    const WINDOW_BYTES: usize = 1 << 20;
+    let order = visits(READ_BYTES / PLACE_BYTES, WINDOW_BYTES / PLACE_BYTES);
+    // The first word of each place is the next place.
+    let mut next = vec![0u32; order.len() * PLACE_WORDS];
+    for pair in order.windows(2) {
+        next[pair[0] as usize * PLACE_WORDS] = pair[1];
+    }
+    // Each measurement has places of its own, which no cache holds any more.
+    let count = order.len() / MEASUREMENTS;
+    let mut parts = order.chunks_exact(count);
+    let per_second = best(|| {
+        let mut place = parts.next().expect("a part for each measurement")[0];
+        for _ in 0..count {
+            place = next[place as usize * PLACE_WORDS];
+        }
+        black_box(place);
+        count as f64
+    });
+    1e9 / per_second
+}
+
+/// The numbers of all places, window after window, in random order within each.
+fn visits(places: usize, window: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..places as u32).collect();
+    let mut state = 1u64;
+    for window in order.chunks_mut(window) {
+        for last in (1..window.len()).rev() {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            window.swap(last, (state >> 33) as usize % (last + 1));
+        }
+    }
+    order
 }
 
 /// The best rate of work per second; `measure` returns the work.
@@ -144,5 +191,23 @@ mod tests {
         assert_eq!(sum(&[3; 64]), 192);
         assert_eq!(multiply_adds_portable(2), 128);
         assert!(multiply_adds(2) >= 128);
+    }
+
+    #[test]
+    fn places_are_visited_once_in_an_order_of_their_own() {
+        let order = visits(1000, 64);
+        let mut neighbours = 0;
+        for (number, window) in order.chunks(64).enumerate() {
+            neighbours += window.windows(2).filter(|w| w[0] + 1 == w[1]).count();
+            let mut sorted = window.to_vec();
+            sorted.sort_unstable();
+            assert!(
+                sorted
+                    .iter()
+                    .enumerate()
+                    .all(|(i, &p)| p as usize == 64 * number + i)
+            );
+        }
+        assert!(neighbours < 100);
     }
 }

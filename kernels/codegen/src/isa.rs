@@ -130,24 +130,35 @@ impl FromIterator<Feature> for Features {
 
 /// A second-level cache that few cores have less of.
 const L2_BYTES: u32 = 512 << 10;
+/// Memory of two channels, of which a part is measured.
+const MEMORY_BYTES_PER_S: u64 = 20_000_000_000;
+/// Until memory answers one read, on most CPUs.
+pub const MEMORY_LATENCY_NS: u32 = 100;
 
-/// An architecture, the features that code may use and the cache that it is shaped for.
+/// An architecture, the features that code may use, and the cache and memory that it
+/// is shaped for, on which no result depends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Isa {
     pub arch: Arch,
     pub features: Features,
-    /// Second-level cache as one core sees it. No result depends on it.
+    /// Second-level cache as one core sees it.
     pub l2_bytes: u32,
+    /// Memory reads of all cores together.
+    pub memory_bytes_per_s: u64,
+    /// From asking memory for a cache line to having it, with nothing else to do.
+    pub memory_latency_ns: u32,
 }
 
 impl Isa {
-    /// Features of another architecture are dropped. The cache is a small one.
+    /// Features of another architecture are dropped. Cache and memory are common ones.
     pub fn new(arch: Arch, features: impl IntoIterator<Item = Feature>) -> Isa {
         let features = features.into_iter().filter(|f| f.arch() == arch).collect();
         Isa {
             arch,
             features,
             l2_bytes: L2_BYTES,
+            memory_bytes_per_s: MEMORY_BYTES_PER_S,
+            memory_latency_ns: MEMORY_LATENCY_NS,
         }
     }
 

@@ -7,6 +7,7 @@
 
 pub mod ceiling;
 mod clif;
+mod cost;
 pub mod isa;
 #[cfg(feature = "jit")]
 pub mod jit;

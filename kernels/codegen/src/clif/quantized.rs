@@ -12,7 +12,7 @@ use super::dot::{Dot, Sum};
 use super::emit::{Address, Emit};
 use super::frame::{Frame, Pass, QUADS};
 use super::scales::{COMMON, F16ToF32, FIELD, Minimum, Scales};
-use crate::{Arch, Isa};
+use crate::{Arch, Isa, cost};
 use cranelift_codegen::ir::types::{F32X4, I8X16, I32, I32X4};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use omex_kernels::activation::Q8Layout;
@@ -96,7 +96,7 @@ pub(super) fn build(e: &mut Emit, frame: &Frame, q: &Quantized, isa: &Isa) {
             + partial as usize;
         // Two more convert headers.
         let fixed = floats + codes.constant_registers(false) + 2;
-        if QUADS * per_quad + fixed <= registers(isa.arch) {
+        if cost::fits_registers(isa.arch, QUADS * per_quad + fixed) {
             QUADS
         } else {
             QUADS / 2
@@ -517,12 +517,11 @@ impl Body<'_, '_> {
         let per_quad =
             dot.sum_registers(codes, groups) * parts + dot.weight_registers() + codes.planes();
         let activations = 2;
-        self.columns == 1
-            && QUADS
-                + self.shape.quads * per_quad
-                + codes.constant_registers(self.shape.in_place)
-                + activations
-                <= registers(e.arch)
+        let values = QUADS
+            + self.shape.quads * per_quad
+            + codes.constant_registers(self.shape.in_place)
+            + activations;
+        self.columns == 1 && cost::fits_registers(e.arch, values)
     }
 
     /// What the codes' offset adds to the dot products of `groups`, negated.
@@ -631,12 +630,5 @@ impl Field {
                 *loaded[q].get_or_insert_with(|| e.load(F32X4, place(first)))
             }
         }
-    }
-}
-
-fn registers(arch: Arch) -> usize {
-    match arch {
-        Arch::X86_64 => 16,
-        Arch::Aarch64 => 32,
     }
 }

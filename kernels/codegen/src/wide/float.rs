@@ -4,6 +4,7 @@
 use super::asm::{Address, Asm, Vector};
 use super::codes::part_of;
 use super::frame::{Frame, LOCALS, Local, reg, sizes};
+use crate::cost;
 use iced_x86::Register;
 use omex_kernels::WeightFormat;
 
@@ -23,8 +24,8 @@ pub(super) fn build(a: &mut Asm, frame: &Frame) {
     // Beside the sums: the weights of a step, an activation, a product and the
     // constants of a conversion.
     let others = parts * per_step as usize + 4;
-    let tile = ((a.level.registers() as usize - others) / parts).min(12);
-    let columns = frame.cached_columns(tile, 1, COLUMNS_MAX);
+    let tile = cost::tile_columns(a.level.registers() as usize, others, parts);
+    let columns = frame.columns_in_work(tile, 1..=COLUMNS_MAX);
     frame.columns(a, columns, |a| {
         frame.panels(a, |a| {
             // Output and residual of the tile.

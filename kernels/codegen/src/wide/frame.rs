@@ -2,11 +2,13 @@
 
 use super::asm::{Address, Asm, Label, Vector, When};
 use super::codes::part_of;
+use crate::{Isa, cost};
 use iced_x86::Register;
 use omex_kernels::abi::MatmulArgs;
 use omex_kernels::spec::Activation;
-use omex_kernels::{WeightFormat, pad_to_panel};
+use omex_kernels::{PANEL_ROWS, WeightFormat, pad_to_panel};
 use std::mem::offset_of;
+use std::ops::RangeInclusive;
 
 /// What general registers hold. `RBP` keeps the caller's stack.
 pub(super) mod reg {
@@ -89,7 +91,7 @@ pub(super) fn stack(offset: u32) -> Address {
 }
 
 /// The shape of a matmul.
-pub(super) struct Frame {
+pub(super) struct Frame<'i> {
     pub(super) format: WeightFormat,
     pub(super) k: u32,
     /// Bytes between columns.
@@ -97,18 +99,19 @@ pub(super) struct Frame {
     pub(super) out_stride: u32,
     bias: bool,
     residual: bool,
-    l2_bytes: u32,
+    panels: u32,
+    isa: &'i Isa,
 }
 
-impl Frame {
+impl Frame<'_> {
     pub(super) fn new(
         format: WeightFormat,
         rows: u32,
         k: u32,
         bias: bool,
         residual: bool,
-        l2_bytes: u32,
-    ) -> Frame {
+        isa: &Isa,
+    ) -> Frame<'_> {
         let activation = Activation::for_weights(format).stride_bytes(k);
         Frame {
             format,
@@ -117,16 +120,25 @@ impl Frame {
             out_stride: pad_to_panel(rows) * 4,
             bias,
             residual,
-            l2_bytes,
+            panels: pad_to_panel(rows) / PANEL_ROWS,
+            isa,
         }
     }
 
-    /// Columns whose activations stay in half the second-level cache, beside panels
-    /// that pass through it: a multiple of `tile`, from about `min` to `max`.
-    pub(super) fn cached_columns(&self, tile: usize, min: u32, max: u32) -> u32 {
-        let columns = (self.l2_bytes / 2 / self.activation_stride).clamp(min, max);
-        let tile = tile as u32;
-        (columns / tile).max(1) * tile
+    /// As [`cost::columns_in_work`].
+    pub(super) fn columns_in_work(&self, tile: usize, range: RangeInclusive<u32>) -> u32 {
+        cost::columns_in_work(self.isa, self.activation_stride, tile, range)
+    }
+
+    /// As [`cost::prefetch_bytes`].
+    pub(super) fn prefetch_bytes(&self) -> u32 {
+        cost::prefetch_bytes(self.isa)
+    }
+
+    /// As [`cost::stream_panels_min`]; `None` where no call has so many.
+    pub(super) fn stream_panels_min(&self, streams: u32) -> Option<u32> {
+        let panels = cost::stream_panels_min(self.isa, self.panel_bytes());
+        (panels <= self.panels / streams).then_some(panels)
     }
 
     pub(super) fn panel_bytes(&self) -> u32 {
@@ -214,16 +226,23 @@ impl Frame {
     }
 
     /// As [`Frame::panels`] for a single column, `streams` panels at once, which lie
-    /// [`reg::STREAM`] bytes apart, their outputs [`Local::StreamOut`]. Leaves what
-    /// is not a multiple of them to the next call.
-    pub(super) fn streams(&self, a: &mut Asm, streams: u32, panel: impl FnOnce(&mut Asm)) {
+    /// [`reg::STREAM`] bytes apart, their outputs [`Local::StreamOut`]. Leaves all to
+    /// the next where a stream has less than `panels_min`, else what is not a multiple
+    /// of the streams.
+    pub(super) fn streams(
+        &self,
+        a: &mut Asm,
+        streams: u32,
+        panels_min: u32,
+        panel: impl FnOnce(&mut Asm),
+    ) {
         let next = a.label();
         a.mov_from(reg::PANELS, Local::Panels.at());
         if streams > 1 {
             a.shift_right(reg::PANELS, streams.ilog2());
         }
-        a.compare_with(reg::PANELS, 0);
-        a.jump(When::Equal, next);
+        a.compare_with(reg::PANELS, panels_min);
+        a.jump(When::Below, next);
         a.multiply(reg::STREAM, reg::PANELS, self.panel_bytes());
         a.multiply(Register::RAX, reg::PANELS, ROWS_BYTES);
         a.mov_to(Local::StreamOut.at(), Register::RAX);

@@ -28,16 +28,13 @@ use std::fmt::Write;
 /// A level that kernels are generated for.
 pub(crate) struct Target {
     level: Level,
-    l2_bytes: u32,
+    isa: Isa,
 }
 
 impl Target {
     pub(crate) fn new(isa: &Isa) -> Result<Target, Unsupported> {
         let level = Level::of(isa).ok_or(Unsupported::NeedsFeature(Feature::Avx2))?;
-        Ok(Target {
-            level,
-            l2_bytes: isa.l2_bytes,
-        })
+        Ok(Target { level, isa: *isa })
     }
 
     fn code(&self, spec: &KernelSpec) -> Result<Vec<u8>, Unsupported> {
@@ -53,7 +50,7 @@ impl Target {
             return Err(Unsupported::Operation);
         };
         let mut a = Asm::new(self.level);
-        let frame = frame::Frame::new(format, rows, k, bias, residual, self.l2_bytes);
+        let frame = frame::Frame::new(format, rows, k, bias, residual, &self.isa);
         match format.descriptor() {
             Descriptor::Float { .. } => float::build(&mut a, &frame),
             Descriptor::Quantized(q) => quantized::build(&mut a, &frame, &q),

@@ -11,6 +11,7 @@ use super::codes::{Codes, Dot, GROUPS, Operands, part_of};
 use super::frame::{Frame, LOCALS, Local, ROWS_BYTES, reg, sizes, stack};
 use super::level::Level;
 use super::scales::{COMMON, FIELD, Minimum, Scales};
+use crate::cost;
 use iced_x86::Register;
 use omex_kernels::activation::Q8Layout;
 use omex_kernels::format::Quantized;
@@ -22,19 +23,14 @@ const OPERANDS_BYTES: u32 = 64 * GROUPS;
 /// Columns in work: enough to make unpacking cheap, few enough for the frame.
 const COLUMNS_MIN: u32 = 24;
 const COLUMNS_MAX: u32 = 96;
-/// How far ahead of its use a single column fetches a panel.
-const PREFETCH_BYTES: u32 = 4096;
-/// Panels that a single column reads at once, far apart: one stream keeps too few
-/// reads of memory in flight, because hardware prefetches within a page of 4 KiB.
+/// Panels that a single column reads at once, far apart, where that pays.
 const STREAMS: u32 = 2;
-/// Below it streams start too often to gain from that.
-const STREAM_PANEL_BYTES: u32 = 8192;
 
 const COMMON_AT: u32 = LOCALS;
 const RECORDS_AT: u32 = COMMON_AT + STREAMS * COMMON;
 
 struct Kernel<'k> {
-    frame: &'k Frame,
+    frame: &'k Frame<'k>,
     layout: Q8Layout,
     codes: &'k Codes,
     scales: Scales,
@@ -69,7 +65,7 @@ pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
         quant_bytes: q.quant_bytes(),
     };
     let largest = kernel.tile(a.level);
-    let columns = frame.cached_columns(largest, COLUMNS_MIN, COLUMNS_MAX);
+    let columns = frame.columns_in_work(largest, COLUMNS_MIN..=COLUMNS_MAX);
     let sums_at = RECORDS_AT + CHUNK_BLOCKS * kernel.record_bytes();
     let streams_bytes = STREAMS * CHUNK_BLOCKS * kernel.scales.fields_bytes();
     assert!(
@@ -115,18 +111,21 @@ impl Kernel<'_> {
             Dot::Signed => 2 * parts + 4,
         };
         let sums = parts * (1 + self.has_totals() as usize);
-        ((level.registers() as usize - others) / sums).min(12)
+        cost::tile_columns(level.registers() as usize, others, sums)
     }
 
     /// All panels for one column.
     fn column(&self, a: &mut Asm, sums_at: u32) {
         a.mov(reg::TILE, reg::ACTIVATIONS);
-        if self.frame.panel_bytes() >= STREAM_PANEL_BYTES {
+        let several = self.frame.stream_panels_min(STREAMS);
+        for (streams, min) in several
+            .map(|min| (STREAMS, min))
+            .into_iter()
+            .chain([(1, 1)])
+        {
             self.frame
-                .streams(a, STREAMS, |a| self.stream_panels(a, STREAMS, sums_at));
+                .streams(a, streams, min, |a| self.stream_panels(a, streams, sums_at));
         }
-        self.frame
-            .streams(a, 1, |a| self.stream_panels(a, 1, sums_at));
     }
 
     /// A panel of every stream.
@@ -148,7 +147,10 @@ impl Kernel<'_> {
         let codes_at = self.frame.format.panel_header_bytes(self.frame.k) as u32;
         a.mov(reg::HEADER, reg::WEIGHTS);
         a.address(reg::CODES, Address::new(reg::WEIGHTS).plus(codes_at));
-        a.address(prefetch, Address::new(reg::WEIGHTS).plus(PREFETCH_BYTES));
+        a.address(
+            prefetch,
+            Address::new(reg::WEIGHTS).plus(self.frame.prefetch_bytes()),
+        );
         a.set(reg::BLOCK, 0);
         let (chunk, block) = (a.label(), a.label());
         a.bind(chunk);

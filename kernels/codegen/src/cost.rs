@@ -1,0 +1,152 @@
+//! The cost model that shapes kernels at build time: what every shape would
+//! compute, in the way that is fastest on a target. Its facts are those of [`Isa`];
+//! no result depends on it.
+
+use crate::{Arch, Isa};
+use std::ops::RangeInclusive;
+
+/// Bytes of a cache line, or of a part of one.
+const LINE_BYTES: u64 = 64;
+/// Columns of a tile beyond which more gain nothing: its operands are loaded once
+/// for all of them, which is less than a tenth of its instructions then.
+const TILE_COLUMNS_MAX: usize = 12;
+/// What two streams gain over one where they are long, as one part of so many: 8 to
+/// 17 % were measured.
+const STREAMS_GAIN: u32 = 12;
+
+/// Whether the 128-bit back end keeps so many values in registers. Where a whole panel's
+/// do not fit, halves load activations twice, which costs less than spilling sums.
+pub(crate) fn fits_registers(arch: Arch, values: usize) -> bool {
+    let registers = match arch {
+        Arch::X86_64 => 16,
+        Arch::Aarch64 => 32,
+    };
+    values <= registers
+}
+
+/// Columns of a register tile: as many as `registers` hold, of which `others` are
+/// taken by what columns share and `per_column` by the sums of each.
+///
+/// The multiply-adds of a column cost the same in any tile; operands cost one load
+/// for all of its columns.
+pub(crate) fn tile_columns(registers: usize, others: usize, per_column: usize) -> usize {
+    (registers.saturating_sub(others) / per_column).clamp(1, TILE_COLUMNS_MAX)
+}
+
+/// Columns for which a panel is unpacked once: those whose activations, of
+/// `column_bytes` bytes each, stay in half the second-level cache while panels pass
+/// through the other. A multiple of `tile`, from about the least to the most of
+/// `range`.
+pub(crate) fn columns_in_work(
+    isa: &Isa,
+    column_bytes: u32,
+    tile: usize,
+    range: RangeInclusive<u32>,
+) -> u32 {
+    let columns = (isa.l2_bytes / 2 / column_bytes).clamp(*range.start(), *range.end());
+    let tile = tile as u32;
+    (columns / tile).max(1) * tile
+}
+
+/// How far ahead of its use a single column fetches weights, in bytes: what memory
+/// delivers while a read of it is under way (Little's law), a power of two.
+///
+/// A read takes twice its latency while memory is busy, and one core alone can use
+/// nearly all of its bandwidth. Too far costs nothing that can be measured, up to a
+/// 64th of the second-level cache; half of what is needed costs 3 to 10 %.
+pub(crate) fn prefetch_bytes(isa: &Isa) -> u32 {
+    let in_flight = u128::from(isa.memory_bytes_per_s) * u128::from(isa.memory_latency_ns) * 2;
+    let in_flight = u64::try_from(in_flight / 1_000_000_000).unwrap_or(u64::MAX);
+    let most = u64::from(isa.l2_bytes / 64).max(LINE_BYTES);
+    let power = in_flight.clamp(LINE_BYTES, most).next_power_of_two();
+    u32::try_from(power.min(1 << most.ilog2())).expect("a part of the cache")
+}
+
+/// Panels of `panel_bytes` bytes that each of two streams of a call has, at least,
+/// where two are faster than one.
+///
+/// One stream keeps too few reads of memory in flight, because hardware prefetches
+/// within a page of 4 KiB. But the second starts in every call with what nobody has
+/// fetched, where a single one goes on from the call before: that costs the time of
+/// about one prefetch distance, so the call has to be so much longer.
+pub(crate) fn stream_panels_min(isa: &Isa, panel_bytes: u32) -> u32 {
+    let call_bytes = STREAMS_GAIN * prefetch_bytes(isa);
+    (call_bytes / 2).div_ceil(panel_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Profiles by second-level cache, GB/s and latency.
+    fn isa(l2_kib: u32, gb_per_s: u64, latency_ns: u32) -> Isa {
+        Isa {
+            l2_bytes: l2_kib << 10,
+            memory_bytes_per_s: gb_per_s * 1_000_000_000,
+            memory_latency_ns: latency_ns,
+            ..Isa::new(Arch::X86_64, [])
+        }
+    }
+
+    #[test]
+    fn distance_is_what_memory_has_in_flight() {
+        for (isa, bytes) in [
+            (Isa::new(Arch::X86_64, []), 4096),
+            // Two Zen 3 cores.
+            (isa(512, 33, 110), 8192),
+            // A laptop with a small cache, and with a large one.
+            (isa(256, 40, 100), 4096),
+            (isa(1280, 40, 100), 8192),
+            // A Pi 4 and a Pi 5.
+            (isa(1024, 3, 150), 1024),
+            (isa(512, 9, 120), 4096),
+            // A server, all of whose bandwidth no core can use.
+            (isa(2048, 400, 120), 32768),
+            // Next to no cache, memory without a latency, and the extremes.
+            (isa(1, 20, 100), 64),
+            (isa(512, 20, 0), 64),
+            (isa(0, 0, 0), 64),
+        ] {
+            assert_eq!(prefetch_bytes(&isa), bytes, "{isa:?}");
+        }
+        let most = Isa {
+            l2_bytes: u32::MAX,
+            memory_bytes_per_s: u64::MAX,
+            memory_latency_ns: u32::MAX,
+            ..isa(0, 0, 0)
+        };
+        assert_eq!(prefetch_bytes(&most), 1 << 25);
+        assert!(stream_panels_min(&most, 64) > 1 << 20);
+    }
+
+    #[test]
+    fn streams_are_long_enough_to_pay() {
+        let common = Isa::new(Arch::X86_64, []);
+        // 16 rows of Q4_1 with K of 576 and of 1536, of Q4_K with 2048 and 8192.
+        for (panel_bytes, panels) in [(5760, 5), (15360, 2), (18432, 2), (73728, 1)] {
+            assert_eq!(stream_panels_min(&common, panel_bytes), panels);
+        }
+        assert_eq!(stream_panels_min(&isa(512, 20, 0), 1024), 1);
+    }
+
+    #[test]
+    fn tiles_fill_the_registers() {
+        // 16 registers at 256 bits, two for the sums of a column; 32 at 512.
+        assert_eq!(tile_columns(16, 4, 2), 6);
+        assert_eq!(tile_columns(32, 3, 1), 12);
+        assert_eq!(tile_columns(16, 20, 2), 1);
+        assert!(fits_registers(Arch::Aarch64, 32));
+        assert!(!fits_registers(Arch::X86_64, 17));
+    }
+
+    #[test]
+    fn columns_in_work_fit_half_the_cache() {
+        let columns = |l2_kib, column_bytes| {
+            columns_in_work(&isa(l2_kib, 20, 100), column_bytes, 12, 24..=96)
+        };
+        assert_eq!(columns(512, 2560), 96);
+        assert_eq!(columns(256, 2560), 48);
+        assert_eq!(columns(256, 12000), 24);
+        assert_eq!(columns(0, 12000), 24);
+    }
+}
