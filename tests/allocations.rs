@@ -128,9 +128,14 @@ fn generations_allocate_nothing() {
         built("mapped", &[]),
         built("read", &["--ram", "1GiB"]),
         built("paged", &["--ram", "100MiB"]),
+        built("paged by threads", &["--ram", "100MiB"]),
         ("compressed", frames),
     ] {
-        let mut session = Session::load(&plan, &load(&scratch)).unwrap();
+        let load = LoadOptions {
+            no_io_uring: source == "paged by threads",
+            ..load(&scratch)
+        };
+        let mut session = Session::load(&plan, &load).unwrap();
         for (name, sampling) in [("greedy", SamplingChanges::default()), ("sampled", sampled)] {
             let options = RunOptions {
                 bindings: Bindings {

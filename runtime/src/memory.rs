@@ -29,7 +29,9 @@ pub const START_BYTES: u64 = 8 << 20;
 const WORKER_OWN_BYTES: u64 = 16 << 10;
 
 /// What the system is charged per thread: kernel stack, descriptors, page
-/// tables of its stack. Measured, rounded up.
+/// tables of its stack. Measured, rounded up. A ring for reads takes less than
+/// the I/O threads whose place it takes, and a plan does not know which of them
+/// a system has.
 const THREAD_CHARGE_BYTES: u64 = 32 << 10;
 /// The process's other kernel objects: its address space and its open files.
 /// Measured, rounded up.

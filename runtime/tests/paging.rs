@@ -15,6 +15,7 @@ use omex_plan::frames::{FRAME_ALIGN, Frame, frames_start};
 use omex_plan::paging::PagePlan;
 use omex_plan::{BufferId, PageId, PanelRange, Plan, Step, WeightSource, check};
 use omex_runtime::events::Collector;
+use omex_runtime::os::uring::Ring;
 use omex_runtime::{Bindings, LoadOptions, RunError, RunOptions, SamplingChanges, Session};
 use serde_json::Value;
 
@@ -40,9 +41,17 @@ fn tokens(tiny: &Tiny, count: usize) -> Vec<u32> {
     (0..count).map(|_| random.next() % vocabulary).collect()
 }
 
+/// Pages read by io_uring, where the system allows it, and by threads.
+fn readers(thread_count: u32) -> [LoadOptions; 2] {
+    [false, true].map(|no_io_uring| LoadOptions {
+        no_io_uring,
+        ..threads(thread_count)
+    })
+}
+
 /// The bits of the logits at every position.
-fn logits(plan: &Path, thread_count: u32, chunk: usize, tokens: &[u32]) -> Vec<Vec<u32>> {
-    let mut session = Session::load(plan, &threads(thread_count)).unwrap();
+fn logits(plan: &Path, load: &LoadOptions, chunk: usize, tokens: &[u32]) -> Vec<Vec<u32>> {
+    let mut session = Session::load(plan, load).unwrap();
     let engine = session.engine();
     let mut all = Vec::new();
     for (i, chunk_tokens) in tokens.chunks(chunk).enumerate() {
@@ -95,13 +104,16 @@ fn paged_plans_give_the_bits_of_unpaged_ones() {
                 ..tiny
             };
             for (thread_count, chunk) in [(1, 1), (2, 7), (3, 40)] {
-                let wanted = logits(&whole, thread_count, chunk, &tokens);
+                let wanted = logits(&whole, &threads(thread_count), chunk, &tokens);
                 let folder = Folder::new(&format!("paged-{}-small", format.name()));
-                let got = logits(&small.write(&folder.0), thread_count, chunk, &tokens);
-                assert!(
-                    got == wanted,
-                    "{thread_count} threads, chunks of {chunk}\n{described}"
-                );
+                let path = small.write(&folder.0);
+                for load in readers(thread_count) {
+                    let got = logits(&path, &load, chunk, &tokens);
+                    assert!(
+                        got == wanted,
+                        "{thread_count} threads, chunks of {chunk}, {load:?}\n{described}"
+                    );
+                }
             }
         }
         assert!(cut >= 3, "phases are cut in {cut} plans");
@@ -109,7 +121,7 @@ fn paged_plans_give_the_bits_of_unpaged_ones() {
 }
 
 /// A session over a paged plan, and its packed model's path.
-fn session(folder: &Folder, tied: bool) -> (Session, std::path::PathBuf, Plan) {
+fn session(folder: &Folder, tied: bool, load: &LoadOptions) -> (Session, std::path::PathBuf, Plan) {
     let tiny = Tiny::new(Options {
         tied,
         ..Options::default()
@@ -118,7 +130,7 @@ fn session(folder: &Folder, tied: bool) -> (Session, std::path::PathBuf, Plan) {
     let small = Tiny { plan, ..tiny };
     let path = small.write(&folder.0);
     let name = omex_runtime::packed_file_name(&small.plan.weights.packed_digest);
-    let session = Session::load(&path, &threads(2)).unwrap();
+    let session = Session::load(&path, load).unwrap();
     (session, folder.0.join(name), small.plan)
 }
 
@@ -129,39 +141,43 @@ fn pass(session: &mut Session, position: u32) -> Result<(), RunError> {
 
 #[test]
 fn a_file_that_is_truncated_ends_the_run() {
-    let folder = Folder::new("paged-truncated");
-    let (mut session, packed, _) = session(&folder, true);
-    pass(&mut session, 0).unwrap();
-    let file = OpenOptions::new().write(true).open(packed).unwrap();
-    file.set_len(20_000).unwrap();
-    let error = pass(&mut session, 1).and_then(|()| pass(&mut session, 2));
-    let error = error.unwrap_err();
-    assert_eq!(error.exit_code(), 6);
-    assert!(error.to_string().contains("truncated"), "{error}");
-    // It stays an error.
-    assert_eq!(pass(&mut session, 2).unwrap_err().exit_code(), 6);
+    for load in readers(2) {
+        let folder = Folder::new("paged-truncated");
+        let (mut session, packed, _) = session(&folder, true, &load);
+        pass(&mut session, 0).unwrap();
+        let file = OpenOptions::new().write(true).open(packed).unwrap();
+        file.set_len(20_000).unwrap();
+        let error = pass(&mut session, 1).and_then(|()| pass(&mut session, 2));
+        let error = error.unwrap_err();
+        assert_eq!(error.exit_code(), 6);
+        assert!(error.to_string().contains("truncated"), "{error}");
+        // It stays an error.
+        assert_eq!(pass(&mut session, 2).unwrap_err().exit_code(), 6);
+    }
 }
 
 #[test]
 fn a_file_that_is_overwritten_ends_the_run() {
-    let folder = Folder::new("paged-changed");
-    let (mut session, packed, _) = session(&folder, false);
-    pass(&mut session, 0).unwrap();
-    let mut file = OpenOptions::new().write(true).open(packed).unwrap();
-    file.seek(SeekFrom::Start(20_000)).unwrap();
-    file.write_all(&[1; 100]).unwrap();
-    file.set_modified(std::time::SystemTime::UNIX_EPOCH)
-        .unwrap();
-    let error = pass(&mut session, 1).and_then(|()| pass(&mut session, 2));
-    let error = error.unwrap_err();
-    assert_eq!(error.exit_code(), 6);
-    assert!(error.to_string().contains("changed"), "{error}");
+    for load in readers(2) {
+        let folder = Folder::new("paged-changed");
+        let (mut session, packed, _) = session(&folder, false, &load);
+        pass(&mut session, 0).unwrap();
+        let mut file = OpenOptions::new().write(true).open(packed).unwrap();
+        file.seek(SeekFrom::Start(20_000)).unwrap();
+        file.write_all(&[1; 100]).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH)
+            .unwrap();
+        let error = pass(&mut session, 1).and_then(|()| pass(&mut session, 2));
+        let error = error.unwrap_err();
+        assert_eq!(error.exit_code(), 6);
+        assert!(error.to_string().contains("changed"), "{error}");
+    }
 }
 
 #[test]
 fn a_file_that_is_replaced_does_not_matter() {
     let folder = Folder::new("paged-replaced");
-    let (mut session, packed, _) = session(&folder, true);
+    let (mut session, packed, _) = session(&folder, true, &threads(2));
     std::fs::remove_file(&packed).unwrap();
     std::fs::write(&packed, b"another").unwrap();
     for position in 0..3 {
@@ -192,12 +208,14 @@ fn a_broken_page_ends_the_run_at_its_first_read() {
         small.packed[at + 5] ^= 1;
         let folder = Folder::new(&format!("paged-broken-{tied}"));
         let path = small.write(&folder.0);
-        let mut session = Session::load(&path, &threads(2)).unwrap();
-        let error = pass(&mut session, 0).unwrap_err();
-        assert_eq!(error.exit_code(), 6, "{error}");
-        let message = error.to_string();
-        let named = format!("byte {at}: page {}", page.0);
-        assert!(message.contains(&named), "{message}");
+        for load in readers(2) {
+            let mut session = Session::load(&path, &load).unwrap();
+            let error = pass(&mut session, 0).unwrap_err();
+            assert_eq!(error.exit_code(), 6, "{error}");
+            let message = error.to_string();
+            let named = format!("byte {at}: page {}", page.0);
+            assert!(message.contains(&named), "{message}");
+        }
     }
 }
 
@@ -447,46 +465,51 @@ fn traces_show_reads_waits_and_computing_in_lanes() {
     let small = Tiny { plan, ..tiny };
     let folder = Folder::new("paged-trace");
     let path = small.write(&folder.0);
-    let load = LoadOptions {
-        trace: true,
-        ..threads(2)
-    };
-    let mut session = Session::load(&path, &load).unwrap();
-    const PASSES: usize = 4;
-    for position in 0..PASSES as u32 {
-        pass(&mut session, position).unwrap();
-    }
     let file = folder.0.join("trace.json");
-    session.write_trace(&file).unwrap();
-    let trace: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-    assert_eq!(trace["otherData"]["dropped_events"], 0);
-    let events = trace["traceEvents"].as_array().unwrap();
-    let mut lanes = BTreeMap::<u64, Vec<(f64, f64)>>::new();
-    let mut kinds = BTreeMap::<&str, usize>::new();
-    for event in events.iter().filter(|e| e["ph"] == "X") {
-        let number = |key: &str| event[key].as_f64().unwrap();
-        let (from, until) = (number("ts"), number("ts") + number("dur"));
-        assert!(from >= 0.0 && until >= from, "{event}");
-        let lane = event["tid"].as_u64().unwrap();
-        lanes.entry(lane).or_default().push((from, until));
-        let kind = event["cat"].as_str().unwrap();
-        *kinds.entry(kind).or_default() += 1;
-        assert_eq!(kind == "disk", event["args"]["bytes"].as_u64().unwrap() > 0);
-    }
-    // Reads of the pass that did not come may have started.
-    assert!((PASSES * reads..=(PASSES + 1) * reads).contains(&kinds["disk"]));
-    assert!(kinds["compute"] >= PASSES * 4, "{kinds:?}");
-    // What is in a lane never overlaps; times are rounded to nanoseconds.
-    for (lane, slices) in &mut lanes {
-        slices.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let overlap = slices.windows(2).find(|w| w[1].0 < w[0].1 - 0.001);
-        assert_eq!(overlap, None, "lane {lane}");
-        let named = |e: &&Value| e["ph"] == "M" && e["tid"] == *lane;
-        assert!(events.iter().any(|e| named(&e)), "lane {lane} has no name");
+    let [by_ring, by_threads] = readers(2).map(|load| LoadOptions {
+        trace: true,
+        ..load
+    });
+    for load in [&by_ring, &by_threads] {
+        let mut session = Session::load(&path, load).unwrap();
+        const PASSES: usize = 4;
+        for position in 0..PASSES as u32 {
+            pass(&mut session, position).unwrap();
+        }
+        session.write_trace(&file).unwrap();
+        let trace: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        assert_eq!(trace["otherData"]["dropped_events"], 0);
+        let is_ring = !load.no_io_uring && Ring::new(2).is_ok();
+        let reader = if is_ring { "io_uring" } else { "threads" };
+        assert_eq!(trace["otherData"]["reader"], reader);
+        let events = trace["traceEvents"].as_array().unwrap();
+        let mut lanes = BTreeMap::<u64, Vec<(f64, f64)>>::new();
+        let mut kinds = BTreeMap::<&str, usize>::new();
+        for event in events.iter().filter(|e| e["ph"] == "X") {
+            let number = |key: &str| event[key].as_f64().unwrap();
+            let (from, until) = (number("ts"), number("ts") + number("dur"));
+            assert!(from >= 0.0 && until >= from, "{event}");
+            let lane = event["tid"].as_u64().unwrap();
+            lanes.entry(lane).or_default().push((from, until));
+            let kind = event["cat"].as_str().unwrap();
+            *kinds.entry(kind).or_default() += 1;
+            assert_eq!(kind == "disk", event["args"]["bytes"].as_u64().unwrap() > 0);
+        }
+        // Reads of the pass that did not come may have started.
+        assert!((PASSES * reads..=(PASSES + 1) * reads).contains(&kinds["disk"]));
+        assert!(kinds["compute"] >= PASSES * 4, "{kinds:?}");
+        // What is in a lane never overlaps; times are rounded to nanoseconds.
+        for (lane, slices) in &mut lanes {
+            slices.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let overlap = slices.windows(2).find(|w| w[1].0 < w[0].1 - 0.001);
+            assert_eq!(overlap, None, "lane {lane}");
+            let named = |e: &&Value| e["ph"] == "M" && e["tid"] == *lane;
+            assert!(events.iter().any(|e| named(&e)), "lane {lane} has no name");
+        }
     }
     let whole = Folder::new("unpaged-trace");
     let path = Tiny::new(Options::default()).write(&whole.0);
-    assert_eq!(Session::load(&path, &load).unwrap_err().exit_code(), 2);
+    assert_eq!(Session::load(&path, &by_ring).unwrap_err().exit_code(), 2);
     let session = Session::load(&path, &threads(2)).unwrap();
     assert_eq!(session.write_trace(&file).unwrap_err().exit_code(), 2);
 }

@@ -49,6 +49,9 @@ pub struct LoadOptions {
     /// Record when pages are read and waited for; takes memory beyond the
     /// plan's: [`crate::TIMELINE_BYTES`].
     pub trace: bool,
+    /// Pages that come and go are read by threads, even where the system allows
+    /// io_uring.
+    pub no_io_uring: bool,
 }
 
 /// A loaded plan.
@@ -203,7 +206,7 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
     let mut arena = allocate_arena(plan)?;
     let mut pool = Pool::new(threads)
         .map_err(|e| RunError::Memory(format!("cannot start {threads} threads: {e}")))?;
-    let pages = model.load(plan, &mut arena, &mut pool, frames, options.trace)?;
+    let pages = model.load(plan, &mut arena, &mut pool, frames, options)?;
     let mut machine = Machine::new(checked, arena, pages, code.entries, code.keep);
     let memory = machine.take_session_memory();
     let engine = Engine::new(machine, pool);

@@ -14,9 +14,9 @@ use omex_plan::{BufferId, Plan, WeightSource};
 use crate::error::RunError;
 use crate::exec::PageTable;
 use crate::hex;
+use crate::load::LoadOptions;
 use crate::os::file::{UncachedFile, forget, open_regular};
 use crate::os::memory::{FileMapping, Region};
-use crate::pager::timeline::Timeline;
 use crate::pager::{Pager, Source};
 use crate::pool::Pool;
 
@@ -217,15 +217,14 @@ impl PackedModel {
             .map_err(RunError::io("read the packed model", &self.path))
     }
 
-    /// Brings every page to memory as the plan says, and verifies each. With
-    /// `trace`, what comes and goes later is recorded.
+    /// Brings every page to memory as the plan says, and verifies each.
     pub(super) fn load(
         self,
         plan: &Plan,
         arena: &mut Region,
         pool: &mut Pool,
         frames: Option<Source>,
-        trace: bool,
+        options: &LoadOptions,
     ) -> Result<PageTable, RunError> {
         let pages = &plan.weights.pages;
         match &plan.weights.source {
@@ -260,14 +259,7 @@ impl PackedModel {
                     path: self.path,
                     offset: self.offset,
                 };
-                let pager = Pager::start(
-                    plan,
-                    paged,
-                    source,
-                    frames,
-                    arena,
-                    trace.then(|| Timeline::new(plan)),
-                )?;
+                let pager = Pager::start(plan, paged, source, frames, arena, options)?;
                 Ok(PageTable::paged(starts, pager))
             }
         }

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -50,11 +51,28 @@ pub fn read_small(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
 pub trait ReadAt: std::fmt::Debug + Send + Sync {
     /// As `pread`: may read less than the buffer holds, 0 bytes at the end.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// What a [`Ring`](super::uring::Ring) may read instead.
+    fn descriptor(&self) -> BorrowedFd<'_>;
+
+    /// What a ring's read of this to `buffer` gave, when the ring says `result`.
+    fn completed(
+        &self,
+        _buffer: &mut [u8],
+        _offset: u64,
+        result: io::Result<usize>,
+    ) -> io::Result<usize> {
+        result
+    }
 }
 
 impl ReadAt for File {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         FileExt::read_at(self, buffer, offset)
+    }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.as_fd()
     }
 }
 
@@ -121,18 +139,30 @@ impl UncachedFile {
         })
     }
 
+    /// The file of direct reads, and how long the one is that reads `wanted`
+    /// bytes from `offset` on to `buffer`'s start, where there can be one.
+    pub fn direct(
+        &self,
+        buffer: &[u8],
+        wanted: usize,
+        offset: u64,
+    ) -> Option<(&dyn ReadAt, usize)> {
+        let aligned = wanted.next_multiple_of(DIRECT_ALIGN as usize);
+        let fits = offset.is_multiple_of(DIRECT_ALIGN)
+            && (buffer.as_ptr() as u64).is_multiple_of(DIRECT_ALIGN)
+            && aligned <= buffer.len();
+        let direct = self.direct.as_deref().filter(|_| fits)?;
+        Some((direct, aligned))
+    }
+
     /// Reads `wanted` bytes from `offset` on to `buffer`'s start. Direct reads
     /// take whole blocks, so the rest of `buffer` may be overwritten too.
     ///
     /// Errors: the file ends early, or the system's.
     pub fn read_at(&self, buffer: &mut [u8], wanted: usize, offset: u64) -> io::Result<()> {
         assert!(wanted <= buffer.len(), "the buffer holds the wanted bytes");
-        let aligned = wanted.next_multiple_of(DIRECT_ALIGN as usize);
-        let direct_fits = offset.is_multiple_of(DIRECT_ALIGN)
-            && (buffer.as_ptr() as u64).is_multiple_of(DIRECT_ALIGN)
-            && aligned <= buffer.len();
         let mut done = 0;
-        if let (Some(direct), true) = (&self.direct, direct_fits) {
+        if let Some((direct, aligned)) = self.direct(buffer, wanted, offset) {
             while done < wanted {
                 match direct.read_at(&mut buffer[done..aligned], offset + done as u64) {
                     Ok(0) => break,

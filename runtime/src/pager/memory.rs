@@ -1,9 +1,13 @@
 //! The pager's parts of the arena as slices.
 #![allow(unsafe_code)]
 
+use std::io;
+
 use omex_plan::{BufferId, Plan};
 
+use crate::os::file::ReadAt;
 use crate::os::memory::Region;
+use crate::os::uring::Ring;
 
 /// A buffer of the arena that belongs to the pager.
 #[derive(Debug)]
@@ -42,6 +46,26 @@ impl Window {
         // moment lies behind every step that used what the slot held before;
         // steps that use the new pages wait for the read's end.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
+    }
+
+    /// Has `ring` read `bytes` bytes from `offset` of `file` on to a slot, for the
+    /// one read that is in flight into it.
+    ///
+    /// Errors: the ring takes no reads.
+    pub(super) fn read_by(
+        &self,
+        ring: &Ring,
+        id: u64,
+        file: &dyn ReadAt,
+        bytes: usize,
+        offset: u64,
+    ) -> io::Result<()> {
+        assert!(bytes <= self.len, "read past its slot");
+        let count = u32::try_from(bytes).expect("slots are far smaller than 4 GiB");
+        // SAFETY: the range is inside the arena, which outlives the pager and
+        // with it the ring. Nobody else touches it until the pager has taken
+        // the completion, for the reasons at `bytes_mut`.
+        unsafe { ring.read(id, file.descriptor(), self.start, count, offset) }
     }
 
     /// Part `index` of parts of `stride` bytes, for the holder of its lock or

@@ -1,9 +1,11 @@
 //! Brings pages of weights that do not stay in memory, as the plan says.
 //!
-//! I/O threads take the plan's reads in order and start each when its moment
-//! has come; threads that compute tell which phase begins and wait for the
-//! pages that it needs. Every decision is the plan's: see
-//! [`omex_plan::paging`] for what makes the moments safe.
+//! The plan's reads start in its order, each when its moment has come: threads
+//! that compute tell which phase begins and wait for the pages that it needs.
+//! Where the system performs reads by itself, these threads also start them
+//! ([`ring`]); else, and where pages are decompressed, I/O threads do
+//! ([`threads`]). Every decision is the plan's: see [`omex_plan::paging`] for
+//! what makes the moments safe.
 //!
 //! A fault ends paging for good: whoever waits is told, and the engine turns
 //! the fault into the run's error.
@@ -11,8 +13,10 @@
 mod frames;
 mod gather;
 mod memory;
+mod ring;
 #[cfg(test)]
 mod tests;
+mod threads;
 pub(crate) mod timeline;
 
 use std::io;
@@ -27,14 +31,17 @@ use omex_plan::paging::{PagePlan, gather_stride_bytes, gathered_unit_bytes};
 use omex_plan::{PageId, Plan};
 
 use crate::error::RunError;
+use crate::load::LoadOptions;
 use crate::os::file::{Stamp, UncachedFile};
 use crate::os::memory::Region;
+use crate::os::uring::Ring;
 use crate::pool::Signal;
 
-use frames::{Decompressor, Frames, frames_bytes};
+use frames::{Frames, frames_bytes};
 use gather::Gather;
 pub(crate) use gather::Gathered;
 use memory::Window;
+use ring::Flight;
 use timeline::Timeline;
 
 /// Stack of an I/O thread: reads and hashing need a few KiB.
@@ -52,6 +59,7 @@ pub(crate) fn pager_bytes(plan: &Plan, paged: &PagePlan) -> u64 {
     ) + of(plan.phases.len(), size_of::<Range<usize>>() + 1)
         + of(plan.weights.pages.len(), size_of::<PageState>())
         + of(paged.reads.len(), 1 + size_of::<omex_plan::BufferId>())
+        + of(paged.depth as usize, size_of::<Option<Flight>>())
         + match paged.stages {
             Some(_) => frames_bytes(paged.depth, paged.frames.len()),
             None => 0,
@@ -92,6 +100,8 @@ struct Shared {
     gather: Option<Gather>,
     frames: Option<Frames>,
     timeline: Option<Timeline>,
+    /// Performs the reads, where there are no threads for them.
+    ring: Option<Ring>,
     /// The current pass; the first is 1.
     pass: AtomicU64,
     /// Per read: the pass for which its pages are in memory.
@@ -139,6 +149,10 @@ struct State {
     head_follows: bool,
     /// Per slot: a read into it is in flight.
     busy: Vec<bool>,
+    /// The ring's reads, at most the plan's `depth`.
+    flights: Vec<Option<Flight>>,
+    /// A thread sleeps until the ring completes a read.
+    reaping: bool,
     /// I/O threads that run.
     running: u32,
     stop: bool,
@@ -156,8 +170,7 @@ enum Fault {
 }
 
 impl Pager {
-    /// Starts the reads of a checked plan. `arena` outlives the pager; `timeline`
-    /// is told what happens when.
+    /// Starts the reads of a checked plan. `arena` outlives the pager.
     ///
     /// Errors: the file cannot be examined, or a thread is refused.
     pub(crate) fn start(
@@ -166,7 +179,7 @@ impl Pager {
         source: Source,
         frames: Option<Source>,
         arena: &Region,
-        timeline: Option<Timeline>,
+        options: &LoadOptions,
     ) -> Result<Pager, RunError> {
         let stamp_of = |source: &Source| {
             let stamp = source.file.stamp();
@@ -231,6 +244,21 @@ impl Pager {
             Gather::new(Window::of(plan, buffer, arena), stride, plan.threads_max)
         });
         let head = |read: &&omex_plan::paging::PageRead| read.first_phase < plan.body_phases;
+        let ring = match options.no_io_uring || frames.is_some() || reads.is_empty() {
+            true => None,
+            false => ring::ring_for(&source, &reads, paged.depth),
+        };
+        let flights = match ring {
+            Some(_) => paged.depth as usize,
+            None => 0,
+        };
+        let timeline = options.trace.then(|| {
+            let reader = match ring {
+                Some(_) => "io_uring",
+                None => "threads",
+            };
+            Timeline::new(plan, reader)
+        });
         let shared = Arc::new(Shared {
             source,
             stamp,
@@ -242,6 +270,7 @@ impl Pager {
             gather,
             frames,
             timeline,
+            ring,
             pass: AtomicU64::new(0),
             arrived: reads.iter().map(|_| AtomicU64::new(0)).collect(),
             arrivals: Signal::default(),
@@ -250,6 +279,8 @@ impl Pager {
                 next: (1, 0),
                 head_follows: true,
                 busy: vec![false; slots.len()],
+                flights: vec![None; flights],
+                reaping: false,
                 running: 0,
                 stop: false,
             }),
@@ -263,30 +294,10 @@ impl Pager {
             threads: Vec::new(),
             head_ahead: AtomicBool::new(false),
         };
-        if !pager.shared.reads.is_empty() {
-            for index in 0..paged.depth {
-                let shared = Arc::clone(&pager.shared);
-                let mut decompressor = None;
-                if shared.frames.is_some() {
-                    decompressor = Decompressor::new();
-                    if decompressor.is_none() {
-                        return Err(RunError::Memory("no memory to decompress with".to_owned()));
-                    }
-                }
-                let thread = std::thread::Builder::new()
-                    .name(format!("omex-io-{index}"))
-                    .stack_size(IO_STACK_BYTES)
-                    .spawn(move || shared.serve(index, decompressor))
-                    .map_err(|e| RunError::Memory(format!("cannot start an I/O thread: {e}")))?;
-                pager.threads.push(thread);
-            }
-            // A thread that starts allocates, which has to be over with loading.
-            let shared = &pager.shared;
-            let mut state = lock(&shared.state);
-            while state.running < paged.depth {
-                let changed = shared.changed.wait(state);
-                state = changed.unwrap_or_else(PoisonError::into_inner);
-            }
+        if pager.shared.ring.is_some() {
+            pager.shared.advance(|_| ());
+        } else if !pager.shared.reads.is_empty() {
+            pager.start_threads(paged.depth)?;
         }
         Ok(pager)
     }
@@ -315,7 +326,11 @@ impl Pager {
         let shared = &self.shared;
         let pass = shared.pass.load(Ordering::Relaxed);
         if first && shared.opens[phase] {
-            shared.set_clock(pass, phase as u64);
+            let clock = pass * shared.phases() + phase as u64;
+            shared.advance(|state| state.clock = clock);
+        }
+        if let Some(ring) = &shared.ring {
+            shared.reap_ready(ring);
         }
         let timeline = shared.timeline.as_ref().filter(|_| first);
         let from_ns = timeline.map_or(0, Timeline::now_ns);
@@ -330,7 +345,10 @@ impl Pager {
                     return false;
                 }
                 waited = true;
-                shared.arrivals.wait_while(seen);
+                match &shared.ring {
+                    None => shared.arrivals.wait_while(seen),
+                    Some(ring) => shared.reap_or_wait(ring, pass, read, seen),
+                }
             }
         }
         if let Some(timeline) = timeline {
@@ -416,56 +434,45 @@ impl Shared {
     /// Sets the pass, the phase that begins and the first read that still matters.
     fn begin(&self, pass: u64, phase: u64, read: usize, head_follows: bool) {
         self.pass.store(pass, Ordering::Relaxed);
-        let mut state = lock(&self.state);
-        state.next = state.next.max((pass, read));
-        if state.next.1 == self.reads.len() {
-            state.next = (pass + 1, 0);
+        self.advance(|state| {
+            state.next = state.next.max((pass, read));
+            if state.next.1 == self.reads.len() {
+                state.next = (pass + 1, 0);
+            }
+            state.head_follows = head_follows;
+            state.clock = pass * self.phases() + phase;
+        });
+        if let Some(ring) = &self.ring {
+            self.reap_ready(ring);
         }
-        state.head_follows = head_follows;
-        state.clock = pass * self.phases() + phase;
-        drop(state);
-        self.changed.notify_all();
     }
 
-    fn set_clock(&self, pass: u64, phase: u64) {
-        lock(&self.state).clock = pass * self.phases() + phase;
-        self.changed.notify_all();
-    }
-
-    /// An I/O thread's work.
-    fn serve(&self, thread: u32, mut decompressor: Option<Decompressor>) {
+    /// Starts the reads whose moment comes with what `happened`.
+    fn advance(&self, happened: impl FnOnce(&mut State)) {
         let mut state = lock(&self.state);
-        state.running += 1;
-        self.changed.notify_all();
-        while !state.stop && !self.failed.load(Ordering::Relaxed) {
-            let Some((pass, index)) = self.take(&mut state) else {
-                state = self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            drop(state);
-            let from_ns = self.timeline.as_ref().map(Timeline::now_ns);
-            let result = self.read(index, thread, decompressor.as_mut());
-            if let (Some(timeline), Some(from_ns)) = (&self.timeline, from_ns) {
-                timeline.read(thread, index, from_ns);
+        happened(&mut state);
+        match &self.ring {
+            None => {
+                drop(state);
+                self.changed.notify_all();
             }
-            state = lock(&self.state);
-            state.busy[self.reads[index].slot_index] = false;
-            match result {
-                Ok(()) => {
-                    self.arrived[index].store(pass, Ordering::Release);
-                    // The lock makes this thread the only one to set it.
-                    self.arrivals.increment();
-                    self.changed.notify_all();
+            Some(ring) => self.submit(ring, state),
+        }
+    }
+
+    /// A read has ended with this result.
+    fn end(&self, pass: u64, index: usize, result: Result<(), Fault>) {
+        match result {
+            Ok(()) => self.advance(|state| {
+                state.busy[self.reads[index].slot_index] = false;
+                for lane in &mut state.flights {
+                    lane.take_if(|flight| flight.is_of(pass, index));
                 }
-                Err(fault) => {
-                    drop(state);
-                    self.fail(self.origin(index), fault);
-                    return;
-                }
-            }
+                self.arrived[index].store(pass, Ordering::Release);
+                // The lock makes this thread the only one to set it.
+                self.arrivals.increment();
+            }),
+            Err(fault) => self.fail(self.origin(index), fault),
         }
     }
 
@@ -491,29 +498,14 @@ impl Shared {
         Some((pass, index))
     }
 
-    /// Performs a read; its pages are verified the first time.
-    fn read(
-        &self,
-        index: usize,
-        thread: u32,
-        decompressor: Option<&mut Decompressor>,
-    ) -> Result<(), Fault> {
+    /// Takes what a read brought: its pages are verified the first time.
+    fn accept(&self, index: usize) -> Result<(), Fault> {
         let read = &self.reads[index];
+        if !read.compressed && (index == 0 || index == self.body_reads) {
+            self.require_unchanged()?;
+        }
         // `take` marked the slot as busy.
         let bytes = read.slot.bytes_mut();
-        match (self.origin(index), &self.frames, decompressor) {
-            (Origin::Frames, Some(frames), Some(decompressor)) => {
-                self.read_frames(index, frames, frames.stage(thread), decompressor)?;
-            }
-            (Origin::Pages, _, _) => {
-                if index == 0 || index == self.body_reads {
-                    self.require_unchanged()?;
-                }
-                let at = self.source.offset + read.offset;
-                read_twice(&self.source, bytes, read.bytes, at).map_err(|e| fault_of(&e))?;
-            }
-            (Origin::Frames, _, _) => unreachable!("reads of frames have frames and a stage"),
-        }
         for page in read.pages.clone() {
             let state = &self.pages[page];
             if !state.verified.load(Ordering::Relaxed) {
@@ -523,34 +515,6 @@ impl Shared {
                     return Err(Fault::Digest(page));
                 }
                 state.verified.store(true, Ordering::Relaxed);
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads the frames of a read's pages to `stage` and decompresses them.
-    fn read_frames(
-        &self,
-        index: usize,
-        frames: &Frames,
-        stage: &mut [u8],
-        decompressor: &mut Decompressor,
-    ) -> Result<(), Fault> {
-        let read = &self.reads[index];
-        unchanged(&frames.source, frames.stamp)?;
-        let of_pages = &frames.of_pages[read.pages.clone()];
-        let (first, last) = (of_pages[0], of_pages[of_pages.len() - 1]);
-        let start = first.file_offset;
-        let wanted = (last.file_offset + last.bytes - start) as usize;
-        read_twice(&frames.source, stage, wanted, start).map_err(|e| fault_of(&e))?;
-        let slot = read.slot.bytes_mut();
-        for (page, frame) in read.pages.clone().zip(of_pages) {
-            let content = &self.pages[page].page;
-            let at = (content.file_offset - read.offset) as usize;
-            let into = &mut slot[at..at + content.bytes as usize];
-            let from = &stage[(frame.file_offset - start) as usize..][..frame.bytes as usize];
-            if !decompressor.fill(into, from) {
-                return Err(Fault::Frame(page));
             }
         }
         Ok(())

@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use omex_plan::memory::MemoryContract;
@@ -15,8 +17,10 @@ use omex_plan::{
 };
 
 use super::{Pager, Source};
+use crate::load::LoadOptions;
 use crate::os::file::{ReadAt, UncachedFile};
 use crate::os::memory::Region;
+use crate::os::uring::Ring;
 
 const PAGES: usize = 6;
 const PAGE_BYTES: usize = 12_000;
@@ -143,10 +147,59 @@ impl ReadAt for Faulty {
         let n = self.reads.fetch_add(1, Ordering::Relaxed);
         (self.fate)(n, buffer, offset, &self.file)
     }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// As if the system had done what the fate does.
+    fn completed(
+        &self,
+        buffer: &mut [u8],
+        offset: u64,
+        result: io::Result<usize>,
+    ) -> io::Result<usize> {
+        result.unwrap();
+        buffer.fill(0xa5);
+        self.read_at(buffer, offset)
+    }
+}
+
+const THREADS: LoadOptions = reader(true);
+const RING: LoadOptions = reader(false);
+
+const fn reader(no_io_uring: bool) -> LoadOptions {
+    LoadOptions {
+        threads: None,
+        model_folders: Vec::new(),
+        signature: None,
+        trust: None,
+        enforce_allowance: false,
+        trace: false,
+        no_io_uring,
+    }
+}
+
+/// Whether this system allows rings; where it does not, threads read in all tests.
+fn has_rings() -> bool {
+    Ring::new(2).is_ok()
+}
+
+/// As [`run_with`], the same with threads and with a ring.
+fn run(name: &str, direct: Option<Fate>, buffered: Fate) -> Option<String> {
+    let threads = run_with(&THREADS, name, direct, buffered);
+    let ring = run_with(&RING, name, direct, buffered);
+    assert_eq!(threads, ring);
+    ring
 }
 
 /// Runs three passes, the second of which has no head. Returns the pager's error.
-fn run(name: &str, direct: Option<Fate>, buffered: Fate) -> Option<String> {
+fn run_with(
+    options: &LoadOptions,
+    name: &str,
+    direct: Option<Fate>,
+    buffered: Fate,
+) -> Option<String> {
     let path = std::env::temp_dir().join(format!("omex-pager-{name}-{}", std::process::id()));
     let content = content();
     std::fs::write(&path, &content).unwrap();
@@ -166,7 +219,9 @@ fn run(name: &str, direct: Option<Fate>, buffered: Fate) -> Option<String> {
         offset: 0,
     };
     let slots = arena.base();
-    let pager = Pager::start(&plan, &paged, source, None, &arena, None).unwrap();
+    let pager = Pager::start(&plan, &paged, source, None, &arena, options).unwrap();
+    let ring = !options.no_io_uring && direct.is_some() && has_rings();
+    assert_eq!(pager.shared.ring.is_some(), ring);
     let mut fault = None;
     'passes: for pass in 0..3 {
         let head = pass != 1;
@@ -230,7 +285,7 @@ fn reads_begin_before_the_first_pass() {
     std::fs::remove_file(&path).unwrap();
     let (plan, paged) = plan();
     let arena = Region::zeroed(plan.arena_bytes as usize).unwrap();
-    let pager = Pager::start(&plan, &paged, source, None, &arena, None).unwrap();
+    let pager = Pager::start(&plan, &paged, source, None, &arena, &THREADS).unwrap();
     // The first read's moment is the end of the pass before the first.
     for _ in 0..20_000 {
         if READS.load(Ordering::SeqCst) > 0 {
@@ -240,6 +295,64 @@ fn reads_begin_before_the_first_pass() {
     }
     assert!(READS.load(Ordering::SeqCst) > 0, "nothing was read");
     drop(pager);
+}
+
+/// Threads that lack the same pages share the ring's completions; a pager that
+/// ends early leaves no read in flight.
+#[test]
+fn threads_meet_at_the_ring() {
+    let path = std::env::temp_dir().join(format!("omex-pager-meet-{}", std::process::id()));
+    let content = content();
+    std::fs::write(&path, &content).unwrap();
+    let file = File::open(&path).unwrap();
+    let (plan, paged) = plan();
+    let mut arena = Region::zeroed(plan.arena_bytes as usize).unwrap();
+    for passes in [0, 1, 200] {
+        let source = Source {
+            file: UncachedFile::new(file.try_clone().unwrap()).unwrap(),
+            path: path.clone(),
+            offset: 0,
+        };
+        let slots = arena.base() as usize;
+        let pager = Pager::start(&plan, &paged, source, None, &arena, &RING).unwrap();
+        let in_flight = pager
+            .shared
+            .state
+            .lock()
+            .unwrap()
+            .flights
+            .iter()
+            .flatten()
+            .count();
+        assert_eq!(in_flight > 0, pager.shared.ring.is_some());
+        const COUNT: usize = 3;
+        let barrier = Barrier::new(COUNT);
+        std::thread::scope(|s| {
+            for thread in 0..COUNT {
+                let (pager, barrier) = (&pager, &barrier);
+                let (content, paged) = (&content, &paged);
+                s.spawn(move || {
+                    for phase in (0..passes).flat_map(|_| 0..PAGES) {
+                        if thread == 0 && phase == 0 {
+                            pager.begin_body(true);
+                        }
+                        if thread == 0 && phase == PAGES - 1 {
+                            pager.begin_head();
+                        }
+                        barrier.wait();
+                        assert!(pager.enter(phase, thread == phase % COUNT));
+                        let slot = slots + paged.reads[phase].slot.index() * STRIDE;
+                        let wanted = blake3::hash(&content[phase * STRIDE..][..PAGE_BYTES]);
+                        assert_eq!(hash(slot as *const u8), wanted, "page {phase}");
+                        barrier.wait();
+                    }
+                });
+            }
+        });
+        drop(pager);
+        arena.bytes_mut().fill(0);
+    }
+    std::fs::remove_file(&path).unwrap();
 }
 
 #[test]
@@ -275,6 +388,17 @@ fn a_fault_that_passes_is_retried() {
     assert_eq!(run("once", Some(once), sound), None);
 }
 
+/// With threads, another read may be the one that meets the second fault.
+#[test]
+fn a_ring_retries_once() {
+    let twice: Fate = |n, buffer, offset, file| match n {
+        5 | 6 => Err(io::Error::from_raw_os_error(libc::EIO)),
+        _ => ReadAt::read_at(file, buffer, offset),
+    };
+    let error = run_with(&RING, "twice", Some(twice), sound);
+    assert!(error.is_some_and(|e| e.contains("os error 5")) || !has_rings());
+}
+
 #[test]
 fn a_fault_that_stays_ends_paging() {
     let broken: Fate = |n, buffer, offset, file| match n {
@@ -294,9 +418,11 @@ fn a_file_that_ends_early_is_an_integrity_error() {
         0..7 => ReadAt::read_at(file, buffer, offset),
         _ => Ok(0),
     };
-    let error = run("ends", None, ends).unwrap();
-    assert_eq!(
-        error,
-        "6 model.omex: the packed model was truncated while it was used"
-    );
+    for direct in [None, Some(ends)] {
+        let error = run("ends", direct, ends).unwrap();
+        assert_eq!(
+            error,
+            "6 model.omex: the packed model was truncated while it was used"
+        );
+    }
 }

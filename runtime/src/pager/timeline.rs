@@ -1,6 +1,6 @@
 //! What the disk and computing did when, as a trace for Perfetto.
 //!
-//! One lane for each I/O thread, one for computing and one for the time that
+//! One lane for each read in flight, one for computing and one for the time that
 //! computing waits for pages. Recording allocates nothing: what happens after
 //! the last place is taken is counted, not kept.
 
@@ -22,8 +22,8 @@ pub const TIMELINE_BYTES: u64 = (EVENTS_MAX * size_of::<Event>()) as u64;
 
 #[derive(Clone, Copy, Debug)]
 enum What {
-    /// Thread and number of a read.
-    Read { thread: u32, read: u32 },
+    /// Lane and number of a read.
+    Read { lane: u32, read: u32 },
     /// The first phase that was computed.
     Compute { phase: u32 },
     /// The phase that waited.
@@ -44,6 +44,8 @@ pub(crate) struct Timeline {
     kept: Mutex<Kept>,
     /// Layer of each phase; phases of one layer are shown as one.
     layers: Vec<Option<u32>>,
+    /// What performs the reads.
+    reader: &'static str,
 }
 
 #[derive(Debug)]
@@ -76,7 +78,7 @@ impl Kept {
 }
 
 impl Timeline {
-    pub(crate) fn new(plan: &Plan) -> Timeline {
+    pub(crate) fn new(plan: &Plan, reader: &'static str) -> Timeline {
         let layer = |phase: &omex_plan::Phase| plan.steps[phase.first_step as usize].layer;
         Timeline {
             began: Instant::now(),
@@ -86,6 +88,7 @@ impl Timeline {
                 computing: None,
             }),
             layers: plan.phases.iter().map(layer).collect(),
+            reader,
         }
     }
 
@@ -94,10 +97,10 @@ impl Timeline {
         self.began.elapsed().as_nanos() as u64
     }
 
-    pub(super) fn read(&self, thread: u32, read: usize, from_ns: u64) {
+    pub(super) fn read(&self, lane: u32, read: usize, from_ns: u64) {
         let until_ns = self.now_ns();
         let read = read as u32;
-        lock(&self.kept).push(What::Read { thread, read }, from_ns, until_ns);
+        lock(&self.kept).push(What::Read { lane, read }, from_ns, until_ns);
     }
 
     /// A phase begins, after it `waited` since `from_ns` or not.
@@ -154,9 +157,9 @@ impl Timeline {
         put(out, named("process_name", 0, &plan.program.task_id))?;
         put(out, named("thread_name", COMPUTING, "computing"))?;
         put(out, named("thread_name", WAITING, "waiting for pages"))?;
-        for thread in 0..paged.depth {
-            let name = format!("disk {thread}");
-            put(out, named("thread_name", DISK + thread, &name))?;
+        for lane in 0..paged.depth {
+            let name = format!("disk {lane}");
+            put(out, named("thread_name", DISK + lane, &name))?;
         }
         let place = |phase: u32| match self.layers[phase as usize] {
             Some(layer) => format!("layer {layer}"),
@@ -165,12 +168,12 @@ impl Timeline {
         };
         for event in &kept.events {
             let (thread, kind, name, bytes) = match event.what {
-                What::Read { thread, read } => {
+                What::Read { lane, read } => {
                     let read = &paged.reads[read as usize];
                     let first = read.first_page.0;
                     let name = format!("pages {first}..{}", first + read.pages);
                     let bytes = PagePlan::read_bytes(plan, read);
-                    (DISK + thread, "disk", name, bytes)
+                    (DISK + lane, "disk", name, bytes)
                 }
                 What::Compute { phase } => (COMPUTING, "compute", place(phase), 0),
                 What::Wait { phase } => (WAITING, "wait", format!("wait of {}", place(phase)), 0),
@@ -188,7 +191,9 @@ impl Timeline {
                 .raw("args", &bytes);
             put(out, object.finish())?;
         }
-        let rest = Object::new().integer("dropped_events", kept.dropped);
+        let rest = Object::new()
+            .string("reader", self.reader)
+            .integer("dropped_events", kept.dropped);
         write!(out, "\n],\"otherData\":{}}}\n", rest.finish())
     }
 }
