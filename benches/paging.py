@@ -233,7 +233,8 @@ class Omex:
         return int(others + SLOTS_BYTES + share * weights), weights
 
     def command(self, plan, *flags):
-        return [self.bin / "omex", "run", plan, "-t", str(self.args.threads), *flags]
+        reader = ["--io-uring"] if self.args.io_uring else []
+        return [self.bin / "omex", "run", plan, "-t", str(self.args.threads), *reader, *flags]
 
     def run(self, plan, limit_bytes):
         """Seconds and bytes read of each token that counts, the bandwidth
@@ -550,6 +551,7 @@ def main():
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--io-uring", action="store_true", help="read without I/O threads")
     parser.add_argument("--llama", help="folder of llama.cpp's binaries")
     parser.add_argument("--llama-shares", default="0.5")
     parser.add_argument("--timeout", type=float, default=120)

@@ -112,8 +112,8 @@ pub const RUN_FLAGS: &[Flag] = &[
         "Verify no drafts, even where waiting for pages would hide it",
     ),
     switch(
-        "no-io-uring",
-        "Read pages with threads, even where the system allows io_uring",
+        "io-uring",
+        "Read pages through io_uring where the system allows it, without threads for them",
     ),
     value(
         "parallel",
@@ -163,7 +163,7 @@ pub struct RunArgs {
     pub signature: Option<PathBuf>,
     pub no_allowance: bool,
     pub no_speculation: bool,
-    pub no_io_uring: bool,
+    pub io_uring: bool,
     pub parallel: Option<u32>,
     pub json: bool,
     pub events: bool,
@@ -233,7 +233,7 @@ impl RunArgs {
             "sig" => self.signature = Some(value.into()),
             "no-allowance" => self.no_allowance = true,
             "no-speculation" => self.no_speculation = true,
-            "no-io-uring" => self.no_io_uring = true,
+            "io-uring" => self.io_uring = true,
             "parallel" => self.parallel = Some(at_least_one(long, value)?),
             "json" => self.json = true,
             "events" if value == "jsonl" => self.events = true,

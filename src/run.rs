@@ -54,7 +54,7 @@ fn run(mut args: RunArgs) -> Result<(), RunError> {
         signature: args.signature.clone(),
         enforce_allowance: !args.no_allowance,
         trace: args.trace.is_some(),
-        no_io_uring: args.no_io_uring,
+        io_uring: args.io_uring,
     };
     let mut session = Session::load(&args.plan, &load)?;
     let bindings = bindings(&mut args);

@@ -128,11 +128,11 @@ fn generations_allocate_nothing() {
         built("mapped", &[]),
         built("read", &["--ram", "1GiB"]),
         built("paged", &["--ram", "100MiB"]),
-        built("paged by threads", &["--ram", "100MiB"]),
+        built("paged by a ring", &["--ram", "100MiB"]),
         ("compressed", frames),
     ] {
         let load = LoadOptions {
-            no_io_uring: source == "paged by threads",
+            io_uring: source == "paged by a ring",
             ..load(&scratch)
         };
         let mut session = Session::load(&plan, &load).unwrap();

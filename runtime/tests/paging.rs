@@ -43,8 +43,8 @@ fn tokens(tiny: &Tiny, count: usize) -> Vec<u32> {
 
 /// Pages read by io_uring, where the system allows it, and by threads.
 fn readers(thread_count: u32) -> [LoadOptions; 2] {
-    [false, true].map(|no_io_uring| LoadOptions {
-        no_io_uring,
+    [true, false].map(|io_uring| LoadOptions {
+        io_uring,
         ..threads(thread_count)
     })
 }
@@ -479,7 +479,7 @@ fn traces_show_reads_waits_and_computing_in_lanes() {
         session.write_trace(&file).unwrap();
         let trace: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
         assert_eq!(trace["otherData"]["dropped_events"], 0);
-        let is_ring = !load.no_io_uring && Ring::new(2).is_ok();
+        let is_ring = load.io_uring && Ring::new(2).is_ok();
         let reader = if is_ring { "io_uring" } else { "threads" };
         assert_eq!(trace["otherData"]["reader"], reader);
         let events = trace["traceEvents"].as_array().unwrap();

@@ -129,7 +129,7 @@ impl PlanPath {
             signature: None,
             enforce_allowance: false,
             trace: false,
-            no_io_uring: false,
+            io_uring: false,
         };
         Session::load(&self.path, &options)
     }

@@ -49,9 +49,9 @@ pub struct LoadOptions {
     /// Record when pages are read and waited for; takes memory beyond the
     /// plan's: [`crate::TIMELINE_BYTES`].
     pub trace: bool,
-    /// Pages that come and go are read by threads, even where the system allows
-    /// io_uring.
-    pub no_io_uring: bool,
+    /// Pages that come and go are read through io_uring where the system allows
+    /// it, without threads of their own.
+    pub io_uring: bool,
 }
 
 /// A loaded plan.

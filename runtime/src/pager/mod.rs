@@ -2,9 +2,9 @@
 //!
 //! The plan's reads start in its order, each when its moment has come: threads
 //! that compute tell which phase begins and wait for the pages that it needs.
-//! Where the system performs reads by itself, these threads also start them
-//! ([`ring`]); else, and where pages are decompressed, I/O threads do
-//! ([`threads`]). Every decision is the plan's: see [`omex_plan::paging`] for
+//! I/O threads start and perform them ([`threads`]); or the threads that compute
+//! start them, where the system performs reads by itself and nothing is to be
+//! decompressed ([`ring`]). Every decision is the plan's: see [`omex_plan::paging`] for
 //! what makes the moments safe.
 //!
 //! A fault ends paging for good: whoever waits is told, and the engine turns
@@ -244,9 +244,9 @@ impl Pager {
             Gather::new(Window::of(plan, buffer, arena), stride, plan.threads_max)
         });
         let head = |read: &&omex_plan::paging::PageRead| read.first_phase < plan.body_phases;
-        let ring = match options.no_io_uring || frames.is_some() || reads.is_empty() {
-            true => None,
-            false => ring::ring_for(&source, &reads, paged.depth),
+        let ring = match options.io_uring && frames.is_none() && !reads.is_empty() {
+            true => ring::ring_for(&source, &reads, paged.depth),
+            false => None,
         };
         let flights = match ring {
             Some(_) => paged.depth as usize,

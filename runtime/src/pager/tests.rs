@@ -165,10 +165,10 @@ impl ReadAt for Faulty {
     }
 }
 
-const THREADS: LoadOptions = reader(true);
-const RING: LoadOptions = reader(false);
+const THREADS: LoadOptions = reader(false);
+const RING: LoadOptions = reader(true);
 
-const fn reader(no_io_uring: bool) -> LoadOptions {
+const fn reader(io_uring: bool) -> LoadOptions {
     LoadOptions {
         threads: None,
         model_folders: Vec::new(),
@@ -176,7 +176,7 @@ const fn reader(no_io_uring: bool) -> LoadOptions {
         trust: None,
         enforce_allowance: false,
         trace: false,
-        no_io_uring,
+        io_uring,
     }
 }
 
@@ -220,7 +220,7 @@ fn run_with(
     };
     let slots = arena.base();
     let pager = Pager::start(&plan, &paged, source, None, &arena, options).unwrap();
-    let ring = !options.no_io_uring && direct.is_some() && has_rings();
+    let ring = options.io_uring && direct.is_some() && has_rings();
     assert_eq!(pager.shared.ring.is_some(), ring);
     let mut fault = None;
     'passes: for pass in 0..3 {
