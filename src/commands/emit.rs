@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use clap::ValueEnum;
 use omex_codegen::{Isa, Unsupported};
+use omex_compiler::ir::text::spec_text;
 use omex_compiler::pipeline::Compiled;
 use omex_kernels::KernelSpec;
 
@@ -11,7 +12,7 @@ use omex_kernels::KernelSpec;
 pub(crate) enum Stage {
     /// The graph after each pass
     Graph,
-    /// Phases and steps
+    /// The shape of each generated kernel, phases and steps
     Schedule,
     /// Every slot with its place and lifetime
     Arena,
@@ -39,7 +40,7 @@ pub(crate) fn text(stage: Stage, compiled: &Compiled, isa: Option<&Isa>) -> Stri
         Stage::Schedule => {
             let graphs = &compiled.stages.graphs;
             let (_, selected) = graphs.last().expect("select made a graph");
-            compiled.stages.schedule.text(selected)
+            shapes(compiled, isa) + &compiled.stages.schedule.text(selected)
         }
         Stage::Arena => omex_compiler::emit::text::arena_text(&compiled.plan),
         Stage::Paging => omex_compiler::paging::paging_text(&compiled.plan),
@@ -47,6 +48,17 @@ pub(crate) fn text(stage: Stage, compiled: &Compiled, isa: Option<&Isa>) -> Stri
         Stage::Clif => kernels(compiled, isa, omex_codegen::clif_text),
         Stage::Asm => kernels(compiled, isa, omex_codegen::asm_text),
     }
+}
+
+/// What the code generator's cost model chose, a line for each generated kernel.
+fn shapes(compiled: &Compiled, isa: Option<&Isa>) -> String {
+    let with_code = compiled.plan.kernels.iter().filter(|k| k.code.is_some());
+    let lines = with_code.zip(isa.into_iter().cycle()).map(|(kernel, isa)| {
+        let shape = omex_codegen::shape(kernel.spec(), isa)
+            .unwrap_or_else(|e| panic!("a kernel with code has no shape: {e}"));
+        format!("; {}: {shape}\n", spec_text(kernel.spec()))
+    });
+    lines.collect()
 }
 
 fn kernels(

@@ -7,6 +7,10 @@
 //! product are a gate, and every matmul of a quantized format takes int8
 //! columns, quantized by their producer where that is possible.
 //! Breaks: nothing; an operation that fits no kernel is left for `select` to name.
+//!
+//! Each saves a pass over a buffer or a barrier and computes nothing twice, but for the
+//! norm of a sum, which repeats a row's norm to save a barrier. That pays on every CPU,
+//! so nothing here depends on the target.
 
 use omex_kernels::spec::{Activation, GateFunction, NormKind};
 

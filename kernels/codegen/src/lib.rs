@@ -13,6 +13,7 @@ pub mod isa;
 pub mod jit;
 mod wide;
 
+pub use cost::KernelShape;
 pub use isa::{Arch, Feature, Features, Isa};
 use omex_kernels::KernelSpec;
 use std::fmt;
@@ -66,6 +67,7 @@ pub enum BackEnd {
 trait Target {
     fn compile(&self, spec: &KernelSpec) -> Result<CodeBlob, Unsupported>;
     fn asm_text(&self, spec: &KernelSpec) -> Result<String, Unsupported>;
+    fn shape(&self, spec: &KernelSpec) -> Result<KernelShape, Unsupported>;
 }
 
 impl BackEnd {
@@ -122,6 +124,11 @@ pub fn compile_all(specs: &[KernelSpec], isa: &Isa) -> Result<Vec<CodeBlob>, Uns
 /// The instructions that [`compile`] makes, one per line.
 pub fn asm_text(spec: &KernelSpec, isa: &Isa) -> Result<String, Unsupported> {
     BackEnd::for_isa(isa).asm_text(spec, isa)
+}
+
+/// What the cost model chose for [`compile`] to make.
+pub fn shape(spec: &KernelSpec, isa: &Isa) -> Result<KernelShape, Unsupported> {
+    BackEnd::for_isa(isa).target(isa)?.shape(spec)
 }
 
 /// The kernel in cranelift's intermediate representation, which only that back

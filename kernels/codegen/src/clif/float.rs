@@ -3,6 +3,7 @@
 use super::emit::{Address, Emit};
 use super::frame::{Frame, Pass, QUADS};
 use super::scales::F16ToF32;
+use crate::KernelShape;
 use cranelift_codegen::ir::types::{F32X4, I32X4};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use omex_kernels::WeightFormat;
@@ -10,9 +11,22 @@ use omex_kernels::WeightFormat;
 /// Columns of a tile, which takes two quads at a time: 8 accumulators.
 const TILE: usize = 4;
 
+/// Quads of a tile's body.
+const TILE_QUADS: usize = 2;
+
+pub(super) fn shape() -> KernelShape {
+    KernelShape {
+        tile_columns: TILE,
+        tile_rows: 4 * TILE_QUADS as u32,
+        columns_in_work: None,
+        prefetch_bytes: None,
+        two_streams_panels: None,
+    }
+}
+
 pub(super) fn build(e: &mut Emit, frame: &Frame) {
     frame.build(e, TILE, |e, pass| {
-        let quads = if pass.columns == 1 { QUADS } else { 2 };
+        let quads = if pass.columns == 1 { QUADS } else { TILE_QUADS };
         for first in (0..QUADS).step_by(quads) {
             rows(e, frame, &pass, first, quads);
         }

@@ -16,7 +16,7 @@ mod frame;
 mod quantized;
 mod scales;
 
-use crate::{Arch, CodeBlob, Feature, Isa, Unsupported};
+use crate::{Arch, CodeBlob, Feature, Isa, KernelShape, Unsupported};
 use cranelift_codegen::ir::{AbiParam, Function, Signature, UserFuncName, types};
 use cranelift_codegen::isa::OwnedTargetIsa;
 use cranelift_codegen::{CompiledCode, Context, control::ControlPlane};
@@ -54,8 +54,7 @@ impl Target {
         signature
     }
 
-    /// Builds the function of a kernel.
-    fn function(&self, spec: &KernelSpec) -> Result<Function, Unsupported> {
+    fn frame(&self, spec: &KernelSpec) -> Result<frame::Frame, Unsupported> {
         spec.validate().map_err(Unsupported::Invalid)?;
         let KernelSpec::Matmul {
             format,
@@ -67,14 +66,19 @@ impl Target {
         else {
             return Err(Unsupported::Operation);
         };
+        Ok(frame::Frame::new(format, rows, k, bias, residual))
+    }
+
+    /// Builds the function of a kernel.
+    fn function(&self, spec: &KernelSpec) -> Result<Function, Unsupported> {
+        let frame = self.frame(spec)?;
         let mut function = Function::with_name_signature(UserFuncName::default(), self.signature());
         let mut context = FunctionBuilderContext::new();
         let mut e = Emit::new(
             FunctionBuilder::new(&mut function, &mut context),
             self.isa.arch,
         );
-        let frame = frame::Frame::new(format, rows, k, bias, residual);
-        match format.descriptor() {
+        match frame.format.descriptor() {
             Descriptor::Float { .. } => float::build(&mut e, &frame),
             Descriptor::Quantized(q) => quantized::build(&mut e, &frame, &q, &self.isa),
         }
@@ -112,6 +116,14 @@ impl crate::Target for Target {
             code: compiled.buffer.data().to_vec(),
             align: compiled.buffer.alignment.max(64),
             required_features: self.isa.features,
+        })
+    }
+
+    fn shape(&self, spec: &KernelSpec) -> Result<KernelShape, Unsupported> {
+        let frame = self.frame(spec)?;
+        Ok(match frame.format.descriptor() {
+            Descriptor::Float { .. } => float::shape(),
+            Descriptor::Quantized(q) => quantized::shape(&frame, &q, &self.isa),
         })
     }
 

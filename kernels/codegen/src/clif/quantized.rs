@@ -12,7 +12,7 @@ use super::dot::{Dot, Sum};
 use super::emit::{Address, Emit};
 use super::frame::{Frame, Pass, QUADS};
 use super::scales::{COMMON, F16ToF32, FIELD, Minimum, Scales};
-use crate::{Arch, Isa, cost};
+use crate::{Arch, Isa, KernelShape, cost};
 use cranelift_codegen::ir::types::{F32X4, I8X16, I32, I32X4};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use omex_kernels::activation::Q8Layout;
@@ -29,6 +29,8 @@ struct Kernel<'k> {
     scales: Scales,
     codes: Codes,
     dot: Dot,
+    /// Columns of a tile.
+    tile: usize,
     /// Quads that a body holds integer sums of: for one column, for a tile.
     column_quads: usize,
     tile_quads: usize,
@@ -74,47 +76,8 @@ struct Scratch {
 }
 
 pub(super) fn build(e: &mut Emit, frame: &Frame, q: &Quantized, isa: &Isa) {
-    let (dot, codes) = Dot::select(frame.format, q, isa);
-    let scales = Scales::new(frame.format, q);
-    let blocks = frame.k / 32;
-    let chunk = (1..=8u32)
-        .rev()
-        .find(|n| blocks.is_multiple_of(*n) && n.is_multiple_of(scales.blocks_per_header()))
-        .expect("K is a multiple of the block length");
-    let groups = if scales.per_16 { GROUPS / 2 } else { GROUPS };
-    let tile = match dot.sum_registers(&codes, groups) {
-        1 => 4,
-        _ => 2,
-    };
-    let quads = |columns: usize| {
-        // The f32 sums, or a column's activations and what is made of them.
-        let floats = if columns == 1 { QUADS + 2 } else { columns + 1 };
-        let partial = scales.per_16 && columns == 1;
-        let per_quad = columns * dot.sum_registers(&codes, groups)
-            + dot.weight_registers()
-            + if columns == 1 { codes.planes() } else { 0 }
-            + partial as usize;
-        // Two more convert headers.
-        let fixed = floats + codes.constant_registers(false) + 2;
-        if cost::fits_registers(isa.arch, QUADS * per_quad + fixed) {
-            QUADS
-        } else {
-            QUADS / 2
-        }
-    };
-    let (column_quads, tile_quads) = (quads(1), quads(tile));
-    let kernel = Kernel {
-        column_quads,
-        tile_quads,
-        layout: Q8Layout::new(frame.k),
-        quant_bytes: q.quant_bytes(),
-        frame,
-        scales,
-        codes,
-        dot,
-        chunk,
-    };
-    let table = e.stack(chunk * kernel.scales.entry_bytes());
+    let kernel = Kernel::new(frame, q, isa);
+    let table = e.stack(kernel.chunk * kernel.scales.entry_bytes());
     let scratch = Scratch {
         table,
         common: if kernel.scales.per_16 {
@@ -122,17 +85,72 @@ pub(super) fn build(e: &mut Emit, frame: &Frame, q: &Quantized, isa: &Isa) {
         } else {
             table
         },
-        sums: e.stack(tile as u32 * COLUMN),
+        sums: e.stack(kernel.tile as u32 * COLUMN),
         partial: if kernel.scales.per_16 {
-            e.stack((tile * tile_quads) as u32 * QUAD)
+            e.stack((kernel.tile * kernel.tile_quads) as u32 * QUAD)
         } else {
             table
         },
     };
-    frame.build(e, tile, |e, pass| kernel.pass(e, &scratch, &pass));
+    frame.build(e, kernel.tile, |e, pass| kernel.pass(e, &scratch, &pass));
 }
 
-impl Kernel<'_> {
+pub(super) fn shape(frame: &Frame, q: &Quantized, isa: &Isa) -> KernelShape {
+    let kernel = Kernel::new(frame, q, isa);
+    KernelShape {
+        tile_columns: kernel.tile,
+        tile_rows: 4 * kernel.tile_quads as u32,
+        columns_in_work: None,
+        prefetch_bytes: None,
+        two_streams_panels: None,
+    }
+}
+
+impl<'k> Kernel<'k> {
+    fn new(frame: &'k Frame, q: &Quantized, isa: &Isa) -> Kernel<'k> {
+        let (dot, codes) = Dot::select(frame.format, q, isa);
+        let scales = Scales::new(frame.format, q);
+        let blocks = frame.k / 32;
+        let chunk = (1..=8u32)
+            .rev()
+            .find(|n| blocks.is_multiple_of(*n) && n.is_multiple_of(scales.blocks_per_header()))
+            .expect("K is a multiple of the block length");
+        let groups = if scales.per_16 { GROUPS / 2 } else { GROUPS };
+        let tile = match dot.sum_registers(&codes, groups) {
+            1 => 4,
+            _ => 2,
+        };
+        let quads = |columns: usize| {
+            // The f32 sums, or a column's activations and what is made of them.
+            let floats = if columns == 1 { QUADS + 2 } else { columns + 1 };
+            let partial = scales.per_16 && columns == 1;
+            let per_quad = columns * dot.sum_registers(&codes, groups)
+                + dot.weight_registers()
+                + if columns == 1 { codes.planes() } else { 0 }
+                + partial as usize;
+            // Two more convert headers.
+            let fixed = floats + codes.constant_registers(false) + 2;
+            if cost::fits_registers(isa.arch, QUADS * per_quad + fixed) {
+                QUADS
+            } else {
+                QUADS / 2
+            }
+        };
+        let (column_quads, tile_quads) = (quads(1), quads(tile));
+        Kernel {
+            tile,
+            column_quads,
+            tile_quads,
+            layout: Q8Layout::new(frame.k),
+            quant_bytes: q.quant_bytes(),
+            frame,
+            scales,
+            codes,
+            dot,
+            chunk,
+        }
+    }
+
     fn pass(&self, e: &mut Emit, scratch: &Scratch, pass: &Pass) {
         let constants = self.codes.constants(e, self.in_place(pass.columns));
         let halves = F16ToF32::new(e);

@@ -4,9 +4,10 @@
 use super::asm::{Address, Asm, Vector};
 use super::codes::part_of;
 use super::frame::{Frame, LOCALS, Local, reg, sizes};
-use crate::cost;
+use super::level::Level;
+use crate::{KernelShape, cost};
 use iced_x86::Register;
-use omex_kernels::WeightFormat;
+use omex_kernels::{PANEL_ROWS, WeightFormat};
 
 /// Steps of 64 bytes that a loop goes through at once.
 const UNROLL: u32 = 4;
@@ -17,14 +18,29 @@ const STEP: u32 = 64;
 /// Within 128 bits: the first halves of four dwords, then their second ones.
 const FIRST_THEN_SECOND: [u8; 16] = [0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15];
 
-pub(super) fn build(a: &mut Asm, frame: &Frame) {
-    let end = frame.enter(a, LOCALS);
-    let per_step = frame.format.k_multiple();
-    let parts = a.level.parts();
+fn tile(frame: &Frame, level: Level) -> usize {
+    let parts = level.parts();
     // Beside the sums: the weights of a step, an activation, a product and the
     // constants of a conversion.
-    let others = parts * per_step as usize + 4;
-    let tile = cost::tile_columns(a.level.registers() as usize, others, parts);
+    let others = parts * frame.format.k_multiple() as usize + 4;
+    cost::tile_columns(level.registers() as usize, others, parts)
+}
+
+pub(super) fn shape(frame: &Frame, level: Level) -> KernelShape {
+    let tile_columns = tile(frame, level);
+    KernelShape {
+        tile_columns,
+        tile_rows: PANEL_ROWS,
+        columns_in_work: Some(frame.columns_in_work(tile_columns, 1..=COLUMNS_MAX)),
+        prefetch_bytes: None,
+        two_streams_panels: None,
+    }
+}
+
+pub(super) fn build(a: &mut Asm, frame: &Frame) {
+    let end = frame.enter(a, LOCALS);
+    let parts = a.level.parts();
+    let tile = tile(frame, a.level);
     let columns = frame.columns_in_work(tile, 1..=COLUMNS_MAX);
     frame.columns(a, columns, |a| {
         frame.panels(a, |a| {

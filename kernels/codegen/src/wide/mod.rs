@@ -17,7 +17,7 @@ mod level;
 mod quantized;
 mod scales;
 
-use crate::{CodeBlob, Feature, Isa, Unsupported};
+use crate::{CodeBlob, Feature, Isa, KernelShape, Unsupported};
 use asm::Asm;
 use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Instruction};
 use level::Level;
@@ -37,7 +37,7 @@ impl Target {
         Ok(Target { level, isa: *isa })
     }
 
-    fn code(&self, spec: &KernelSpec) -> Result<Vec<u8>, Unsupported> {
+    fn frame(&self, spec: &KernelSpec) -> Result<frame::Frame<'_>, Unsupported> {
         spec.validate().map_err(Unsupported::Invalid)?;
         let KernelSpec::Matmul {
             format,
@@ -49,9 +49,15 @@ impl Target {
         else {
             return Err(Unsupported::Operation);
         };
+        Ok(frame::Frame::new(
+            format, rows, k, bias, residual, &self.isa,
+        ))
+    }
+
+    fn code(&self, spec: &KernelSpec) -> Result<Vec<u8>, Unsupported> {
+        let frame = self.frame(spec)?;
         let mut a = Asm::new(self.level);
-        let frame = frame::Frame::new(format, rows, k, bias, residual, &self.isa);
-        match format.descriptor() {
+        match frame.format.descriptor() {
             Descriptor::Float { .. } => float::build(&mut a, &frame),
             Descriptor::Quantized(q) => quantized::build(&mut a, &frame, &q),
         }
@@ -65,6 +71,14 @@ impl crate::Target for Target {
             code: self.code(spec)?,
             align: 64,
             required_features: self.level.features(),
+        })
+    }
+
+    fn shape(&self, spec: &KernelSpec) -> Result<KernelShape, Unsupported> {
+        let frame = self.frame(spec)?;
+        Ok(match frame.format.descriptor() {
+            Descriptor::Float { .. } => float::shape(&frame, self.level),
+            Descriptor::Quantized(q) => quantized::shape(&frame, &q, self.level),
         })
     }
 

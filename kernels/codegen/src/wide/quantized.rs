@@ -11,8 +11,9 @@ use super::codes::{Codes, Dot, GROUPS, Operands, part_of};
 use super::frame::{Frame, LOCALS, Local, ROWS_BYTES, reg, sizes, stack};
 use super::level::Level;
 use super::scales::{COMMON, FIELD, Minimum, Scales};
-use crate::cost;
+use crate::{KernelShape, cost};
 use iced_x86::Register;
+use omex_kernels::PANEL_ROWS;
 use omex_kernels::activation::Q8Layout;
 use omex_kernels::format::Quantized;
 
@@ -54,16 +55,22 @@ fn stream_at(r: Register, stream: u32) -> Address {
     }
 }
 
+pub(super) fn shape(frame: &Frame, q: &Quantized, level: Level) -> KernelShape {
+    let codes = Codes::new(frame.format, q, level);
+    let tile_columns = Kernel::new(frame, q, &codes).tile(level);
+    let columns = frame.columns_in_work(tile_columns, COLUMNS_MIN..=COLUMNS_MAX);
+    KernelShape {
+        tile_columns,
+        tile_rows: PANEL_ROWS,
+        columns_in_work: Some(columns),
+        prefetch_bytes: Some(frame.prefetch_bytes()),
+        two_streams_panels: frame.stream_panels_min(STREAMS).map(|n| STREAMS * n),
+    }
+}
+
 pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
     let codes = Codes::new(frame.format, q, a.level);
-    let kernel = Kernel {
-        frame,
-        layout: Q8Layout::new(frame.k),
-        scales: Scales::new(q, &codes),
-        codes: &codes,
-        blocks: frame.k / 32,
-        quant_bytes: q.quant_bytes(),
-    };
+    let kernel = Kernel::new(frame, q, &codes);
     let largest = kernel.tile(a.level);
     let columns = frame.columns_in_work(largest, COLUMNS_MIN..=COLUMNS_MAX);
     let sums_at = RECORDS_AT + CHUNK_BLOCKS * kernel.record_bytes();
@@ -86,7 +93,18 @@ pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
     frame.leave(a, end);
 }
 
-impl Kernel<'_> {
+impl<'k> Kernel<'k> {
+    fn new(frame: &'k Frame<'k>, q: &Quantized, codes: &'k Codes) -> Kernel<'k> {
+        Kernel {
+            frame,
+            layout: Q8Layout::new(frame.k),
+            scales: Scales::new(q, codes),
+            codes,
+            blocks: frame.k / 32,
+            quant_bytes: q.quant_bytes(),
+        }
+    }
+
     fn record_bytes(&self) -> u32 {
         OPERANDS_BYTES + self.scales.fields_bytes()
     }
