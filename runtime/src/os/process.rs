@@ -65,26 +65,26 @@ pub fn memory_available_bytes() -> Option<u64> {
     Some(system.min(cgroup_available_bytes().unwrap_or(u64::MAX)))
 }
 
-/// Names of a memory controller's files: limit, use, and the page cache in it
-/// that gives way.
+/// Names of a memory controller's files: limit, use, and in the statistics the
+/// page cache, which gives way however often it was read.
 struct Controller {
     root: &'static str,
     limit: &'static str,
     usage: &'static str,
-    cache: &'static str,
+    cache: [&'static str; 2],
 }
 
 const V1: Controller = Controller {
     root: "/sys/fs/cgroup/memory",
     limit: "memory.limit_in_bytes",
     usage: "memory.usage_in_bytes",
-    cache: "total_inactive_file",
+    cache: ["total_inactive_file", "total_active_file"],
 };
 const V2: Controller = Controller {
     root: "/sys/fs/cgroup",
     limit: "memory.max",
     usage: "memory.current",
-    cache: "inactive_file",
+    cache: ["inactive_file", "active_file"],
 };
 
 /// The lowest limit of the memory cgroups of this process, in bytes.
@@ -99,8 +99,9 @@ fn cgroup_available_bytes() -> Option<u64> {
         let limit = controller.number(group, controller.limit)?;
         let usage = controller.number(group, controller.usage)?;
         let stat = format!("{}{group}/memory.stat", controller.root);
-        let cache = field_number(&stat, |line| line.strip_prefix(controller.cache));
-        Some(limit.saturating_sub(usage.saturating_sub(cache.unwrap_or(0))))
+        let cache = controller.cache.iter();
+        let cache = cache.filter_map(|name| field_number(&stat, |line| line.strip_prefix(name)));
+        Some(limit.saturating_sub(usage.saturating_sub(cache.sum())))
     })
 }
 
