@@ -92,15 +92,14 @@ class Cgroup:
 def throttle(path, bytes_per_s):
     """Lets this process and those that it starts read no faster from the disk
     that has this file."""
-    device = pathlib.Path("/sys/dev/block") / "{}:{}".format(
-        os.major(os.stat(path).st_dev), os.minor(os.stat(path).st_dev)
-    )
+    number = os.stat(path).st_dev
+    device = pathlib.Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
     if (device / "partition").exists():
         device = device.resolve().parent
     group = CGROUP / "blkio" / f"omex-paging-{os.getpid()}"
     group.mkdir()
-    number = (device / "dev").read_text().strip()
-    (group / "blkio.throttle.read_bps_device").write_text(f"{number} {bytes_per_s}")
+    name = (device / "dev").read_text().strip()
+    (group / "blkio.throttle.read_bps_device").write_text(f"{name} {bytes_per_s}")
     (group / "cgroup.procs").write_text(str(os.getpid()))
     atexit.register(lambda: leave(group))
 
@@ -120,7 +119,8 @@ class Disk:
 
     def __init__(self, path, reads):
         self.path, self.reads, self.next = path, reads, 0
-        self.buffer_bytes = max(bytes for _, bytes in reads)
+        longest = max(size for _, size in reads)
+        self.buffer_bytes = -(-longest // HUGE_BYTES) * HUGE_BYTES
 
     def bandwidth(self, seconds=0.3):
         """Bytes per second."""
@@ -130,8 +130,7 @@ class Disk:
 
         def work():
             nonlocal total
-            size = -(-self.buffer_bytes // HUGE_BYTES) * HUGE_BYTES
-            buffer = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            buffer = mmap.mmap(-1, self.buffer_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             buffer.madvise(mmap.MADV_HUGEPAGE)
             while time.monotonic() < end:
                 with lock:
