@@ -207,6 +207,40 @@ fn int8_caches_need_whole_blocks() {
 }
 
 #[test]
+fn bench_reads_memory_between_generated_tokens() {
+    let scratch = Scratch::new("bench_reads");
+    let model = tiny(&scratch, "m.gguf", &[]);
+    let run = |format: &str| {
+        let mut bench = scratch.omex();
+        bench.arg("bench").arg("-m").arg(&model).arg("--reads");
+        let bench = bench.args(["-p", "4", "-n", "2", "-r", "1", "-t", "1", "-o", format]);
+        ok(bench)
+    };
+    let rows = json(&run("json"));
+    let [prompt, generation] = &rows.as_array().unwrap()[..] else {
+        panic!("two tests, not {rows}");
+    };
+    assert!(prompt["reads_bytes_per_s"].is_null(), "{prompt}");
+    assert!(
+        generation["reads_bytes_per_s"].as_u64().unwrap() > 0,
+        "{generation}"
+    );
+    // Every token reads the matrices of all layers and of the head, which are most of
+    // the file but not its table of embeddings.
+    let [of_token, all] =
+        ["token_weights_bytes", "model_size"].map(|key| generation[key].as_u64().unwrap());
+    assert!(of_token > all / 2 && of_token < all, "{generation}");
+    let table = String::from_utf8(run("md").stdout).unwrap();
+    let cells: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split('|').map(str::trim).collect())
+        .collect();
+    assert_eq!(cells[0][8..], ["reads, GB/s", "of reads", ""], "{table}");
+    assert_eq!(cells[2][8..], ["", "", ""], "{table}");
+    assert!(cells[3][9].ends_with(" %"), "{table}");
+}
+
+#[test]
 fn bench_times_every_kernel_of_a_plan() {
     let scratch = Scratch::new("kernels");
     let model = tiny(&scratch, "m.gguf", &["--type", "Q4_1"]);

@@ -153,6 +153,8 @@ fn score_groups<V: Lanes, const B: usize, const G: usize>(
     sums: &mut [[V; G]; B],
 ) {
     let head_dim = q[0].len();
+    // One length for all, which spares the loops a check for each query.
+    let q = &q.map(|q| &q[..head_dim]);
     match keys[0] {
         KvRing::F16(_) => {
             let mut halves: [&[[u16; LANES]]; G] = [&[]; G];

@@ -10,6 +10,10 @@ pub const LANES: usize = 16;
 /// Sixteen f32. Every operation is that of [`crate::math`] and of IEEE 754, lane
 /// by lane.
 pub trait Lanes: Copy {
+    /// Queries whose attention is computed together: their sums stay in registers. A
+    /// power of two.
+    const QUERIES: usize = 4;
+
     fn splat(x: f32) -> Self;
     fn load(x: &[f32; LANES]) -> Self;
     fn store(self, to: &mut [f32; LANES]);

@@ -6,25 +6,61 @@
 #![allow(unsafe_code)]
 
 use std::hint::black_box;
+use std::sync::Barrier;
 use std::time::Instant;
 
 /// Larger than any last-level cache share of one thread.
 const READ_BYTES: usize = 192 << 20;
 const MEASUREMENTS: usize = 10;
 
+/// Memory to measure reads with.
+pub struct Memory {
+    words: Vec<u64>,
+}
+
+impl Memory {
+    /// Allocates and touches it.
+    #[allow(clippy::new_without_default, reason = "it takes time and memory")]
+    pub fn new() -> Memory {
+        Memory {
+            words: vec![1; READ_BYTES / 8],
+        }
+    }
+
+    /// Seconds in which `threads` threads read it all together, each its own share,
+    /// and its bytes. Starting the threads does not count.
+    pub fn read(&self, threads: u32) -> (f64, usize) {
+        let share = self.words.len().div_ceil(threads.max(1) as usize);
+        let parts = self.words.chunks(share);
+        let start = Barrier::new(parts.len());
+        let seconds = std::thread::scope(|scope| {
+            let readers: Vec<_> = parts
+                .map(|part| {
+                    scope.spawn(|| {
+                        start.wait();
+                        let began = Instant::now();
+                        black_box(sum(part));
+                        began.elapsed().as_secs_f64()
+                    })
+                })
+                .collect();
+            let done = readers.into_iter().map(|reader| reader.join());
+            done.map(|seconds| seconds.expect("reading does not panic"))
+                .fold(0.0, f64::max)
+        });
+        (seconds, READ_BYTES)
+    }
+}
+
 /// Bytes per second that `threads` threads read from memory together, each from its own
 /// share; the best of some measurements.
 pub fn read_bytes_per_second(threads: u32) -> f64 {
-    let words = vec![1u64; READ_BYTES / 8];
-    let share = words.len().div_ceil(threads as usize);
-    best(|| {
-        std::thread::scope(|scope| {
-            for part in words.chunks(share) {
-                scope.spawn(move || black_box(sum(part)));
-            }
-        });
-        READ_BYTES as f64
-    })
+    let memory = Memory::new();
+    let read = |_| {
+        let (seconds, bytes) = memory.read(threads);
+        bytes as f64 / seconds
+    };
+    (0..MEASUREMENTS).map(read).fold(0.0, f64::max)
 }
 
 /// 8-bit multiply-adds into 32-bit sums that `threads` threads do per second.

@@ -33,7 +33,7 @@ use super::machine::{Machine, Vectors};
 use super::pass::{Pass, Span};
 use super::tile::{PanelTile, Tiles, Work};
 #[cfg(target_arch = "x86_64")]
-use super::vector::Avx2;
+use super::vector::{Avx2, Avx512};
 use crate::pool::{Member, Pool};
 
 // SAFETY: a machine is addresses of memory that it owns and plain data. Its
@@ -392,7 +392,7 @@ impl Machine {
         pass: Pass<'_>,
     ) -> Result<(), NonFinite> {
         // SAFETY: this function's contract.
-        unsafe { self.units_inlined::<Avx2>(step, units, pass) }
+        unsafe { self.units_inlined::<Avx512>(step, units, pass) }
     }
 
     /// # Safety
@@ -451,38 +451,37 @@ impl Machine {
             while rest.peek().is_some() {
                 let mut block = [0; QUERIES];
                 let mut count = 0;
-                for (at, unit) in block.iter_mut().zip(rest.by_ref()) {
+                for (at, unit) in block[..V::QUERIES].iter_mut().zip(rest.by_ref()) {
                     *at = unit;
                     count += 1;
                 }
-                // SAFETY: this function's contract; units write disjoint ranges.
-                let done = unsafe {
-                    match block {
-                        [a, b, c, d] if count == 4 => self.attend::<V, 4, 1>(
-                            step,
-                            spec,
-                            [a, b, c, d],
-                            pass,
-                            placed,
-                            &mut queries,
-                        ),
-                        [a, b, c, _] if count == 3 => self.attend::<V, 3, 1>(
-                            step,
-                            spec,
-                            [a, b, c],
-                            pass,
-                            placed,
-                            &mut queries,
-                        ),
-                        [a, b, ..] if count == 2 => {
-                            self.attend::<V, 2, 2>(step, spec, [a, b], pass, placed, &mut queries)
-                        }
-                        [a, ..] => {
-                            self.attend::<V, 1, 4>(step, spec, [a], pass, placed, &mut queries)
-                        }
+                // Blocks of these sizes are compiled.
+                let size = if count == 8 { 8 } else { 4 };
+                for units in block[..count].chunks(size) {
+                    macro_rules! attend {
+                        ($queries:literal, $groups:literal) => {
+                            self.attend::<V, $queries, $groups>(
+                                step,
+                                spec,
+                                units,
+                                pass,
+                                placed,
+                                &mut queries,
+                            )
+                        };
                     }
-                };
-                result = result.and(done);
+                    // SAFETY: this function's contract; units write disjoint ranges.
+                    let done = unsafe {
+                        match units.len() {
+                            8 if V::QUERIES == 8 => attend!(8, 1),
+                            4 => attend!(4, 1),
+                            3 => attend!(3, 1),
+                            2 => attend!(2, 2),
+                            _ => attend!(1, 4),
+                        }
+                    };
+                    result = result.and(done);
+                }
             }
         }
         result
@@ -495,7 +494,7 @@ impl Machine {
         &self,
         step: &Step,
         spec: &KernelSpec,
-        units: [u32; B],
+        units: &[u32],
         pass: Pass<'_>,
         (first_column, span): (u32, Span),
         queries: &mut Queries,
@@ -524,6 +523,7 @@ impl Machine {
         let norm_arg = 1;
         let rope_arg = norm_arg + norm.is_some() as usize;
         let rings = rope_arg + rope.is_some() as usize;
+        let units: [u32; B] = units.try_into().expect("as many units as queries");
         let places = units.map(|unit| ((unit / heads) as usize, (unit % heads) as usize));
         let (q, out) = (&mut queries.q, &mut queries.out);
         for (&(column, head), q) in places.iter().zip(q.iter_mut()) {
@@ -868,8 +868,8 @@ impl Machine {
     }
 }
 
-/// Queries whose attention is computed together.
-const QUERIES: usize = 4;
+/// Queries whose attention is computed together, at most.
+const QUERIES: usize = 8;
 
 /// Transformed queries and what their attention gives.
 struct Queries {

@@ -5,9 +5,10 @@ mod output;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
+use omex_codegen::ceiling::Memory;
 use omex_plan::Plan;
 use omex_runtime::exec::Engine;
 use omex_runtime::os::process;
@@ -47,6 +48,10 @@ pub struct BenchArgs {
     /// Time each kernel of the plan, beside what the machine's memory and arithmetic can do
     #[arg(long)]
     kernels: bool,
+    /// Read memory after every generated token, and say what share of that speed weights were
+    /// read at
+    #[arg(long)]
+    reads: bool,
     #[command(flatten)]
     plan: PlanArgs,
 }
@@ -90,6 +95,7 @@ struct Row<'a> {
     threads: u32,
     test_time: u64,
     samples_ns: Vec<u64>,
+    reads: Option<Reads>,
     rss_peak_bytes: u64,
 }
 
@@ -127,7 +133,7 @@ fn run(args: &BenchArgs) -> Result<(), Unopened> {
     }
     let context = tests.iter().map(|t| t.context()).max().unwrap_or(0).max(64);
     let most = threads.iter().copied().max().unwrap_or(1);
-    let mut printer = output::Printer::new(args.output);
+    let mut printer = output::Printer::new(args.output, args.reads);
     for model in &args.model {
         let plan = args.plan.plan(model, context, most)?;
         if args.kernels {
@@ -167,7 +173,9 @@ fn measure(
             let test_time = SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |t| t.as_secs());
-            let samples_ns = samples(&mut session, test, args)?;
+            let generates = test.n_prompt == 0 && test.n_gen > 0;
+            let mut reads = (args.reads && generates).then(|| Reads::new(threads));
+            let samples_ns = samples(&mut session, test, args, &mut reads)?;
             printer.row(&Row {
                 plan,
                 model,
@@ -175,6 +183,7 @@ fn measure(
                 threads,
                 test_time,
                 samples_ns,
+                reads,
                 rss_peak_bytes: process::rss_peak_bytes(),
             })?;
         }
@@ -205,7 +214,47 @@ impl Tokens {
     }
 }
 
-fn samples(session: &mut Session, test: Test, args: &BenchArgs) -> Result<Vec<u64>, RunError> {
+/// Reads of memory between tokens: what others leave of its speed changes from moment to
+/// moment.
+struct Reads {
+    memory: Memory,
+    threads: u32,
+    seconds: f64,
+    bytes: u64,
+    /// What [`Reads::measure`] took, which no test's time contains.
+    spent: Duration,
+}
+
+impl Reads {
+    fn new(threads: u32) -> Reads {
+        Reads {
+            memory: Memory::new(),
+            threads,
+            seconds: 0.0,
+            bytes: 0,
+            spent: Duration::ZERO,
+        }
+    }
+
+    fn measure(&mut self) {
+        let began = Instant::now();
+        let (seconds, bytes) = self.memory.read(self.threads);
+        self.seconds += seconds;
+        self.bytes += bytes as u64;
+        self.spent += began.elapsed();
+    }
+
+    fn bytes_per_second(&self) -> f64 {
+        self.bytes as f64 / self.seconds
+    }
+}
+
+fn samples(
+    session: &mut Session,
+    test: Test,
+    args: &BenchArgs,
+    reads: &mut Option<Reads>,
+) -> Result<Vec<u64>, RunError> {
     let tokenizer = session.tokenizer();
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
     let engine = session.engine();
@@ -217,16 +266,18 @@ fn samples(session: &mut Session, test: Test, args: &BenchArgs) -> Result<Vec<u6
             n_depth: 0,
             ..test
         };
-        one(engine, warm_up, bos, &mut tokens, &mut pass)?;
+        one(engine, warm_up, bos, &mut tokens, &mut pass, &mut None)?;
     }
     if test.n_depth > 0 {
         prompt(engine, 0, test.n_depth, bos, &mut tokens, &mut pass)?;
     }
     (0..args.repetitions)
         .map(|_| {
-            let began = Instant::now();
-            one(engine, test, bos, &mut tokens, &mut pass)?;
-            Ok(began.elapsed().as_nanos() as u64)
+            let spent = |reads: &Option<Reads>| reads.as_ref().map_or(Duration::ZERO, |r| r.spent);
+            let (began, before) = (Instant::now(), spent(reads));
+            one(engine, test, bos, &mut tokens, &mut pass, reads)?;
+            let elapsed = began.elapsed() - (spent(reads) - before);
+            Ok(elapsed.as_nanos() as u64)
         })
         .collect()
 }
@@ -237,6 +288,7 @@ fn one(
     bos: Option<u32>,
     tokens: &mut Tokens,
     pass: &mut Vec<u32>,
+    reads: &mut Option<Reads>,
 ) -> Result<(), RunError> {
     let start = test.n_depth;
     if test.n_prompt > 0 {
@@ -247,6 +299,9 @@ fn one(
         engine.forward(&[token], position)?;
         engine.logits(0)?;
         token = tokens.next();
+        if let Some(reads) = reads {
+            reads.measure();
+        }
     }
     Ok(())
 }

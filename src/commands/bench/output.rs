@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use omex_kernels::spec::KvFormat;
 use omex_kernels::{KernelSpec, WeightFormat};
-use omex_plan::Plan;
+use omex_plan::{Plan, Step};
 use serde_json::{Value, json};
 
 use super::{Format, Row};
@@ -12,12 +12,18 @@ use crate::commands::output::bytes;
 
 pub(super) struct Printer {
     format: Format,
+    /// Whether rows have the speed of reads.
+    reads: bool,
     rows: usize,
 }
 
 impl Printer {
-    pub(super) fn new(format: Format) -> Printer {
-        Printer { format, rows: 0 }
+    pub(super) fn new(format: Format, reads: bool) -> Printer {
+        Printer {
+            format,
+            reads,
+            rows: 0,
+        }
     }
 
     /// Prints a row as soon as it is measured.
@@ -27,20 +33,34 @@ impl Printer {
         self.rows += 1;
         match self.format {
             Format::Md => {
+                let reads = row.reads.as_ref().map(|reads| {
+                    let share = mean(&tokens_per_second(row))
+                        * token_weights_bytes(row.plan) as f64
+                        / reads.bytes_per_second();
+                    let gb_per_s = reads.bytes_per_second() / 1e9;
+                    [format!("{gb_per_s:.1}"), format!("{:.0} %", 100.0 * share)]
+                });
                 if first {
-                    writeln!(
+                    write!(
                         out,
                         "| {:30} | {:>10} | {:>10} | {:10} | {:>7} | {:>15} | {:>20} |",
                         "model", "size", "params", "backend", "threads", "test", "t/s"
                     )?;
-                    writeln!(
+                    if self.reads {
+                        write!(out, " {:>11} | {:>8} |", "reads, GB/s", "of reads")?;
+                    }
+                    write!(
                         out,
-                        "| {:-<30} | {:->9}: | {:->9}: | {:-<10} | {:->6}: | {:->14}: | {:->19}: |",
+                        "\n| {:-<30} | {:->9}: | {:->9}: | {:-<10} | {:->6}: | {:->14}: | {:->19}: |",
                         "", "", "", "", "", "", ""
                     )?;
+                    if self.reads {
+                        write!(out, " {:->10}: | {:->7}: |", "", "")?;
+                    }
+                    writeln!(out)?;
                 }
                 let ts = tokens_per_second(row);
-                writeln!(
+                write!(
                     out,
                     "| {:30} | {:>10} | {:>10} | {:10} | {:>7} | {:>15} | {:>20} |",
                     model_type(row.plan),
@@ -50,7 +70,12 @@ impl Printer {
                     row.threads,
                     test_name(row),
                     format!("{:.2} ± {:.2}", mean(&ts), deviation(&ts)),
-                )
+                )?;
+                if self.reads {
+                    let [speed, share] = reads.unwrap_or_default();
+                    write!(out, " {speed:>11} | {share:>8} |")?;
+                }
+                writeln!(out)
             }
             Format::Csv => {
                 let fields = fields(row);
@@ -82,6 +107,7 @@ impl Printer {
 fn csv(value: &Value) -> String {
     let text = match value {
         Value::String(text) => text.clone(),
+        Value::Null => String::new(),
         other => other.to_string(),
     };
     format!("\"{}\"", text.replace('"', "\"\""))
@@ -135,6 +161,11 @@ fn fields(row: &Row<'_>) -> Vec<(&'static str, Value)> {
             json!(plan.memory.rss_peak_bytes()),
         ),
         ("rss_peak_bytes", json!(row.rss_peak_bytes)),
+        ("token_weights_bytes", json!(token_weights_bytes(row.plan))),
+        (
+            "reads_bytes_per_s",
+            json!(row.reads.as_ref().map(|r| r.bytes_per_second() as u64)),
+        ),
     ]
 }
 
@@ -196,6 +227,19 @@ fn count(plan: &Plan) -> u64 {
 
 fn weights_bytes(plan: &Plan) -> u64 {
     plan.weights.pages.iter().map(|page| page.bytes).sum()
+}
+
+/// Weights that every token reads: those of matmuls.
+fn token_weights_bytes(plan: &Plan) -> u64 {
+    let of_step = |step: &Step| {
+        let spec = plan.kernels[step.kernel.index()].spec();
+        let KernelSpec::Matmul { format, k, .. } = *spec else {
+            return 0;
+        };
+        let panels = step.panels.map_or(spec.units(1), |range| range.count);
+        u64::from(panels) * format.panel_bytes(k)
+    };
+    plan.steps.iter().map(of_step).sum()
 }
 
 /// Architecture and the format that has most of the weights.

@@ -1,7 +1,4 @@
 //! Sixteen f32 in two AVX registers.
-//!
-//! Intrinsics have no safe form outside functions with their CPU features: this
-//! file makes the one claim that they are there.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -12,7 +9,7 @@ use omex_kernels::math::{EXP_MAX, EXP_MIN, EXP_POLY, LN2_HIGH, LN2_LOW, LOG2_E, 
 /// Operations may only be executed on CPUs with AVX2 and F16C, which whoever names
 /// the type has checked; they are inlined into functions with these features.
 #[derive(Clone, Copy)]
-pub(super) struct Avx2([__m256; 2]);
+pub(in crate::exec) struct Avx2([__m256; 2]);
 
 impl Avx2 {
     #[inline(always)]
@@ -189,83 +186,5 @@ unsafe fn exp(x: __m256) -> __m256 {
         let scale = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent));
         let above = _mm256_cmp_ps::<_CMP_GT_OQ>(x, set(EXP_MIN));
         _mm256_and_ps(_mm256_mul_ps(p, scale), above)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[target_feature(enable = "avx2,f16c")]
-    fn operations() -> Vec<[[f32; LANES]; 2]> {
-        let mut state = 1u32;
-        let mut next = || {
-            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-            state
-        };
-        let mut pairs = Vec::new();
-        let mut put = |a: Avx2, b: [f32; LANES]| {
-            let mut stored = [0.0; LANES];
-            a.store(&mut stored);
-            pairs.push([stored, b]);
-        };
-        for round in 0..20_000 {
-            let x: [f32; LANES] = std::array::from_fn(|_| {
-                let bits = next();
-                let x = f32::from_bits(bits);
-                let small = (bits as f32 / u32::MAX as f32 - 0.5) * 200.0;
-                if round % 2 == 0 && x.is_finite() {
-                    x
-                } else {
-                    small
-                }
-            });
-            let y: [f32; LANES] = std::array::from_fn(|i| x[(i + 5) % LANES]);
-            let (a, b) = (Avx2::load(&x), Avx2::load(&y));
-            put(a.add(b), x.add(y));
-            put(a.sub(b), x.sub(y));
-            put(a.mul(b), x.mul(y));
-            put(a.div(b), x.div(y));
-            put(a.max(b), x.max(y));
-            put(a.exp(), x.exp());
-            put(Avx2::splat(x[3]), Lanes::splat(x[3]));
-            let (mut got, mut expected) = ([0; LANES], [0; LANES]);
-            a.to_f16(&mut got);
-            x.to_f16(&mut expected);
-            assert_eq!(got, expected, "halves of {x:?}");
-            assert_eq!(a.magnitude_bits_max(b), x.magnitude_bits_max(y), "{x:?}");
-            let codes = x.map(|x| x.clamp(-127.49, 127.49));
-            let (mut got, mut expected) = ([0; LANES], [0; LANES]);
-            let sum = Avx2::load(&codes).to_i8(&mut got);
-            assert_eq!(sum, codes.to_i8(&mut expected), "sum of {codes:?}");
-            assert_eq!(got, expected, "codes of {codes:?}");
-            let halves: [u16; LANES] = std::array::from_fn(|_| {
-                let half = (next() >> 16) as u16;
-                if half & 0x7c00 == 0x7c00 {
-                    half & 0x83ff
-                } else {
-                    half
-                }
-            });
-            put(Avx2::from_f16(&halves), Lanes::from_f16(&halves));
-            let codes: [i8; LANES] = std::array::from_fn(|_| (next() >> 24) as i8);
-            put(Avx2::from_i8(&codes), Lanes::from_i8(&codes));
-        }
-        pairs
-    }
-
-    #[test]
-    fn operations_are_those_of_the_contract() {
-        if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("f16c") {
-            return;
-        }
-        // SAFETY: the CPU has the features.
-        for [got, expected] in unsafe { operations() } {
-            let bits = |x: [f32; LANES]| x.map(f32::to_bits);
-            assert!(
-                bits(got) == bits(expected) || expected.iter().any(|x| x.is_nan()),
-                "{got:?}, not {expected:?}"
-            );
-        }
     }
 }
