@@ -419,3 +419,17 @@ fn an_interrupt_ends_a_run_with_130() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{output:?}");
 }
+
+/// The plan is read again by the next run, which should not wait for the disk.
+#[test]
+fn a_run_reads_nothing_that_is_cached() {
+    let scratch = Scratch::new("cached");
+    let plan = scratch.build(&smollm2(), "plan.bin", SMALL, &[]);
+    let run = || {
+        let mut run = scratch.omex();
+        run.arg("run").arg(&plan).args(["-p", "Say", "-n", "1"]);
+        u64_of(&report(&mut run), "bytes_read")
+    };
+    run();
+    assert_eq!(run(), 0);
+}

@@ -35,6 +35,7 @@ pub(super) fn load(
     let mut region = Region::zeroed(section.bytes as usize)
         .map_err(|e| RunError::Memory(format!("no memory for the plan's code: {e}")))?;
     file.read(SectionKind::Code, region.bytes_mut())?;
+    file.verify(SectionKind::Code, region.bytes_mut())?;
     if plan.kernels.iter().all(|kernel| kernel.code.is_none()) {
         return Ok(LoadedCode {
             entries: vec![None; plan.kernels.len()],

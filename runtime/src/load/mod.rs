@@ -9,6 +9,7 @@ mod trust;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use omex_plan::file::{HEADER_BYTES, Header, SectionKind, decode_metadata};
 use omex_plan::paging::PagePlan;
@@ -17,7 +18,7 @@ use omex_plan::{CheckedPlan, Plan, WeightSource};
 use crate::error::RunError;
 use crate::exec::{Engine, Machine, SessionMemory};
 use crate::memory::{allowance_bytes, charge_peak_bytes, rss_peak_bytes};
-use crate::os::file::{forget, open_regular};
+use crate::os::file::{forget, is_cached, open_regular};
 use crate::os::memory::{Frozen, Region, Return};
 use crate::os::{cpu, memory, process};
 use crate::pool::Pool;
@@ -30,6 +31,9 @@ pub use trust::{TrustStore, TrustedKey};
 
 /// Largest metadata section that is read.
 const METADATA_BYTES_MAX: u64 = 256 << 20;
+
+/// Bytes of the arena that a thread makes resident at once: whole huge pages.
+const POPULATE_BYTES: usize = 4 << 20;
 
 /// How to load a plan.
 #[derive(Clone, Debug, Default)]
@@ -68,11 +72,14 @@ struct PlanFile<'a> {
     file: File,
     header_bytes: [u8; HEADER_BYTES],
     header: Header,
+    /// The page cache had it before it was read.
+    was_cached: bool,
 }
 
 impl PlanFile<'_> {
     fn open(path: &Path) -> Result<PlanFile<'_>, RunError> {
         let (file, bytes) = open_regular(path).map_err(RunError::io("open the plan", path))?;
+        let was_cached = is_cached(&file, 0) && is_cached(&file, bytes.saturating_sub(1));
         let mut header_bytes = [0; HEADER_BYTES];
         let start = &mut header_bytes[..bytes.min(HEADER_BYTES as u64) as usize];
         file.read_exact_at(start, 0)
@@ -83,18 +90,21 @@ impl PlanFile<'_> {
             file,
             header_bytes,
             header,
+            was_cached,
         })
     }
 
-    /// Fills `buffer` with a section and verifies it.
+    /// Fills `buffer` with a section, to be verified.
     fn read(&self, kind: SectionKind, buffer: &mut [u8]) -> Result<(), RunError> {
-        let section = self.header.section(kind);
         self.file
-            .read_exact_at(buffer, section.offset)
-            .map_err(RunError::io("read the plan", self.path))?;
-        self.header
-            .verify(kind, buffer)
-            .map_err(|e| RunError::integrity(self.path, Some(section.offset), e))
+            .read_exact_at(buffer, self.header.section(kind).offset)
+            .map_err(RunError::io("read the plan", self.path))
+    }
+
+    fn verify(&self, kind: SectionKind, bytes: &[u8]) -> Result<(), RunError> {
+        let offset = self.header.section(kind).offset;
+        let verified = self.header.verify(kind, bytes);
+        verified.map_err(|e| RunError::integrity(self.path, Some(offset), e))
     }
 
     fn plan(&self) -> Result<CheckedPlan, RunError> {
@@ -109,6 +119,7 @@ impl PlanFile<'_> {
         }
         let mut bytes = vec![0; section.bytes as usize];
         self.read(SectionKind::Metadata, &mut bytes)?;
+        self.verify(SectionKind::Metadata, &bytes)?;
         let plan = decode_metadata(&bytes).map_err(|e| malformed(&e))?;
         drop(bytes);
         let code_bytes = self.header.section(SectionKind::Code).bytes;
@@ -161,6 +172,7 @@ impl PlanFile<'_> {
 /// Loads the plan at `path`. Which checks come first is part of the contract:
 /// integrity, then the machine, then memory, then code, then weights.
 pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunError> {
+    memory::limit_faults();
     memory::release_unused(Return::Ahead);
     let resident_at_start = process::rss_bytes();
     let file = PlanFile::open(path)?;
@@ -186,7 +198,7 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
 
     require_memory(plan)?;
 
-    let tokenizer = read_tokenizer(&file, plan)?;
+    let tokenizer = read_tokenizer(&file)?;
     let code = code::load(&file, plan, options)?;
     let beside = file.path.parent().unwrap_or(Path::new(""));
     let mut folders = vec![beside];
@@ -199,14 +211,23 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
     let paged = matches!(&plan.weights.source, WeightSource::Paged(p) if !p.reads.is_empty());
     let how = if paged { Return::Singly } else { Return::Ahead };
     memory::release_unused(how);
-    if file.header.section(SectionKind::Pages).bytes == 0 {
+    if !file.was_cached && file.header.section(SectionKind::Pages).bytes == 0 {
         // Whatever is refused here is only cached for longer.
         let _ = forget(&file.file);
     }
-    let mut arena = allocate_arena(plan)?;
     let mut pool = Pool::new(threads)
         .map_err(|e| RunError::Memory(format!("cannot start {threads} threads: {e}")))?;
-    let pages = model.load(plan, &mut arena, &mut pool, frames, options)?;
+    let mut arena = allocate_arena(plan, &mut pool)?;
+    // The other long work, on one thread while the others go on with weights.
+    let sound = Mutex::new(Ok(()));
+    let beside = || {
+        *sound.lock().expect("no other holds it") = check_tokenizer(&file, plan, &tokenizer);
+        // The checks are over while weights are still to come.
+        memory::release_unused(how);
+    };
+    let pages = model.load(plan, &mut arena, &mut pool, frames, options, &beside);
+    sound.into_inner().expect("no check panicked")?;
+    let pages = pages?;
     let mut machine = Machine::new(checked, arena, pages, code.entries, code.keep);
     let memory = machine.take_session_memory();
     let engine = Engine::new(machine, pool);
@@ -257,7 +278,8 @@ fn require_memory(plan: &Plan) -> Result<(), RunError> {
     }
 }
 
-fn allocate_arena(plan: &Plan) -> Result<Region, RunError> {
+/// The arena, made resident on all threads.
+fn allocate_arena(plan: &Plan, pool: &mut Pool) -> Result<Region, RunError> {
     let needed = plan.arena_bytes;
     let refuse = |why: &dyn std::fmt::Display| {
         RunError::Memory(format!(
@@ -265,26 +287,51 @@ fn allocate_arena(plan: &Plan) -> Result<Region, RunError> {
         ))
     };
     let bytes = usize::try_from(needed).map_err(|e| refuse(&e))?;
-    Region::zeroed(bytes).map_err(|e| refuse(&e))
+    let arena = Region::reserved(bytes).map_err(|e| refuse(&e))?;
+    // Threads that need the same huge page would both allocate one, and be
+    // charged for it.
+    let before = arena.base() as usize % POPULATE_BYTES;
+    let refused = Mutex::new(None);
+    pool.run(&|team| {
+        let parts = (before + bytes).div_ceil(POPULATE_BYTES);
+        team.phase(parts as u32, |part| {
+            let start = part as usize * POPULATE_BYTES;
+            let end = (start + POPULATE_BYTES - before).min(bytes);
+            if let Err(e) = arena.populate(start.saturating_sub(before)..end) {
+                *refused.lock().expect("no part panicked") = Some(e);
+            }
+            true
+        });
+    });
+    match refused.into_inner().expect("no part panicked") {
+        Some(e) => Err(refuse(&e)),
+        None => Ok(arena),
+    }
 }
 
-fn read_tokenizer(file: &PlanFile<'_>, plan: &Plan) -> Result<Frozen, RunError> {
+/// The tokenizer's tables, to be checked.
+fn read_tokenizer(file: &PlanFile<'_>) -> Result<Frozen, RunError> {
     let section = file.header.section(SectionKind::Tokenizer);
     let mut region = Region::zeroed(section.bytes as usize)
         .map_err(|e| RunError::Memory(format!("no memory for the tokenizer: {e}")))?;
     file.read(SectionKind::Tokenizer, region.bytes_mut())?;
-    let tables = region
-        .freeze()
-        .map_err(RunError::io("protect the tokenizer", file.path))?;
+    let protected = region.freeze();
+    protected.map_err(RunError::io("protect the tokenizer", file.path))
+}
+
+/// Verifies the tokenizer's tables and checks that they are tables.
+fn check_tokenizer(file: &PlanFile<'_>, plan: &Plan, tables: &Frozen) -> Result<(), RunError> {
+    file.verify(SectionKind::Tokenizer, tables)?;
+    let section = file.header.section(SectionKind::Tokenizer);
     let malformed = |what: String| RunError::integrity(file.path, Some(section.offset), what);
-    let tokenizer = Tokenizer::from_bytes(&tables).map_err(|e| malformed(e.to_string()))?;
+    let tokenizer = Tokenizer::from_bytes(tables).map_err(|e| malformed(e.to_string()))?;
     let (tokens, vocabulary) = (tokenizer.vocabulary_size(), plan.model.vocabulary);
     if tokens != vocabulary {
         return Err(malformed(format!(
             "the tokenizer has {tokens} tokens, the model {vocabulary}"
         )));
     }
-    Ok(tables)
+    Ok(())
 }
 
 fn find_packed(

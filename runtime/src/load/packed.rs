@@ -15,7 +15,7 @@ use crate::error::RunError;
 use crate::exec::PageTable;
 use crate::hex;
 use crate::load::LoadOptions;
-use crate::os::file::{UncachedFile, forget, open_regular};
+use crate::os::file::{UncachedFile, forget, is_cached, open_regular};
 use crate::os::memory::{FileMapping, Region};
 use crate::pager::{Pager, Source};
 use crate::pool::Pool;
@@ -114,6 +114,8 @@ pub(super) struct PackedModel {
     file: File,
     /// Where the model starts: 0, or the pages section of a bundled plan.
     offset: u64,
+    /// The page cache had the index before it was verified.
+    was_cached: bool,
 }
 
 impl PackedModel {
@@ -121,6 +123,7 @@ impl PackedModel {
     pub(super) fn bundled(path: &Path, file: File, offset: u64) -> PackedModel {
         PackedModel {
             path: path.to_owned(),
+            was_cached: is_cached(&file, offset),
             file,
             offset,
         }
@@ -133,6 +136,7 @@ impl PackedModel {
         let (path, file) = find_file(packed_file_name(digest), folders)?;
         Ok(PackedModel {
             path,
+            was_cached: is_cached(&file, 0),
             file,
             offset: 0,
         })
@@ -217,7 +221,8 @@ impl PackedModel {
             .map_err(RunError::io("read the packed model", &self.path))
     }
 
-    /// Brings every page to memory as the plan says, and verifies each.
+    /// Brings every page to memory as the plan says, and verifies each. One
+    /// thread does the work `beside` it.
     pub(super) fn load(
         self,
         plan: &Plan,
@@ -225,6 +230,7 @@ impl PackedModel {
         pool: &mut Pool,
         frames: Option<Source>,
         options: &LoadOptions,
+        beside: &(dyn Fn() + Sync),
     ) -> Result<PageTable, RunError> {
         let pages = &plan.weights.pages;
         match &plan.weights.source {
@@ -232,20 +238,27 @@ impl PackedModel {
                 let bytes = plan.weights.packed_file_bytes as usize;
                 let mapping = FileMapping::new(&self.file, self.offset, bytes)
                     .map_err(RunError::io("map the packed model", &self.path))?;
+                if !self.was_cached {
+                    // Threads that read ahead at once may bring the same part
+                    // of the file, and are charged for both.
+                    mapping.populate(0..bytes);
+                }
                 let sound = |page: &Page| {
                     let range = page.file_offset as usize..(page.file_offset + page.bytes) as usize;
+                    mapping.populate(range.clone());
                     Ok(blake3::hash(&mapping[range]).as_bytes() == &page.digest)
                 };
-                self.for_each_page(pages, pool, |_, page| sound(page))?;
+                self.for_each_page(pages, pool, beside, |_, page| sound(page))?;
                 Ok(PageTable::mapped(pages, mapping))
             }
             WeightSource::Read { slots } => {
                 let slots: Vec<_> = slots.iter().copied().map(Some).collect();
-                let (starts, _) = self.read_resident(plan, &slots, arena, pool)?;
+                let (starts, _) = self.read_resident(plan, &slots, arena, pool, beside)?;
                 Ok(PageTable::resident(starts))
             }
             WeightSource::Paged(paged) => {
-                let (mut starts, file) = self.read_resident(plan, &paged.resident, arena, pool)?;
+                let (mut starts, file) =
+                    self.read_resident(plan, &paged.resident, arena, pool, beside)?;
                 for read in &paged.reads {
                     let slot = plan.buffers[read.slot.index()].offset;
                     let first = pages[read.first_page.index()].file_offset;
@@ -273,6 +286,7 @@ impl PackedModel {
         slots: &[Option<BufferId>],
         arena: &mut Region,
         pool: &mut Pool,
+        beside: &(dyn Fn() + Sync),
     ) -> Result<(Vec<*const u8>, UncachedFile), RunError> {
         let starts = slots.iter().map(|slot| match slot {
             Some(slot) => {
@@ -284,12 +298,14 @@ impl PackedModel {
         let starts = starts.collect();
         let targets = page_slots(plan, slots, arena.bytes_mut());
         let reopen = || RunError::io("reopen the packed model", &self.path);
-        // Verifying the index brought it to the page cache, with what the system
-        // reads ahead. Whatever is refused here is only cached for longer.
-        let _ = forget(&self.file);
+        if !self.was_cached {
+            // Verifying the index brought it to the page cache, with what the system
+            // reads ahead. Whatever is refused here is only cached for longer.
+            let _ = forget(&self.file);
+        }
         let file = self.file.try_clone().map_err(reopen())?;
         let file = UncachedFile::new(file).map_err(reopen())?;
-        self.for_each_page(&plan.weights.pages, pool, |index, page| {
+        self.for_each_page(&plan.weights.pages, pool, beside, |index, page| {
             if slots[index].is_none() {
                 return Ok(true);
             }
@@ -301,20 +317,25 @@ impl PackedModel {
         Ok((starts, file))
     }
 
-    /// Calls `load` for each page, on all threads; it says whether the page
-    /// matches its digest.
+    /// Calls `load` for each page, on all threads, and `beside` on one; `load`
+    /// says whether the page matches its digest.
     ///
     /// Errors: the first page that does not, or that could not be read.
     fn for_each_page(
         &self,
         pages: &[Page],
         pool: &mut Pool,
+        beside: &(dyn Fn() + Sync),
         load: impl Fn(usize, &Page) -> io::Result<bool> + Sync,
     ) -> Result<(), RunError> {
         let broken = AtomicU32::new(u32::MAX);
         let error = Mutex::new(None);
         pool.run(&|team| {
-            team.phase(pages.len() as u32, |index| {
+            team.phase(1 + pages.len() as u32, |tile| {
+                let Some(index) = tile.checked_sub(1) else {
+                    beside();
+                    return true;
+                };
                 match load(index as usize, &pages[index as usize]) {
                     Ok(true) => {}
                     Ok(false) => {

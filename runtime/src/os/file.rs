@@ -1,12 +1,13 @@
 //! Opening, reading and writing files.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IoSliceMut, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, OFlags};
+use rustix::io::ReadWriteFlags;
 
 pub use omex_plan::paging::DIRECT_ALIGN;
 
@@ -203,6 +204,14 @@ impl UncachedFile {
 /// Takes a file's clean pages out of the page cache.
 pub fn forget(file: &File) -> io::Result<()> {
     Ok(rustix::fs::fadvise(file, 0, None, Advice::DontNeed)?)
+}
+
+/// Whether the page cache has the byte at `offset`, as far as the system tells.
+/// The system may read it ahead if not.
+pub fn is_cached(file: &File, offset: u64) -> bool {
+    let mut byte = [0];
+    let mut buffer = [IoSliceMut::new(&mut byte)];
+    rustix::io::preadv2(file, &mut buffer, offset, ReadWriteFlags::NOWAIT).is_ok()
 }
 
 /// A file that appears under its name only when it is complete. A device or

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use memmap2::{Mmap, MmapMut, MmapOptions};
 
@@ -16,7 +16,9 @@ use memmap2::{Mmap, MmapMut, MmapOptions};
 pub struct Region {
     base: *mut u8,
     len: usize,
-    _map: MmapMut,
+    /// The system makes pages resident on request; where it does not, all are.
+    populates: bool,
+    map: MmapMut,
 }
 
 // SAFETY: the region is plain memory without thread affinity; `base` only
@@ -30,6 +32,15 @@ impl Region {
     ///
     /// Errors: the system refuses the memory.
     pub fn zeroed(len: usize) -> io::Result<Region> {
+        let region = Region::reserved(len)?;
+        region.populate(0..len)?;
+        Ok(region)
+    }
+
+    /// Maps `len` bytes that [`Region::populate`] makes resident.
+    ///
+    /// Errors: the system refuses the memory.
+    pub fn reserved(len: usize) -> io::Result<Region> {
         let mut map = MmapOptions::new().len(len.max(1)).map_anon()?;
         // Fewer faults to load, fewer walks of page tables to compute, and
         // fewer segments to read into. It costs nothing: only what lies within
@@ -37,10 +48,12 @@ impl Region {
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         #[cfg(target_os = "linux")]
-        let populated = map.advise(memmap2::Advice::PopulateWrite).is_ok();
+        let populates = map
+            .advise_range(memmap2::Advice::PopulateWrite, 0, 1)
+            .is_ok();
         #[cfg(not(target_os = "linux"))]
-        let populated = false;
-        if !populated {
+        let populates = false;
+        if !populates {
             // Before Linux 5.14.
             for page in map.chunks_mut(rustix::param::page_size()) {
                 std::hint::black_box(page)[0] = 0;
@@ -49,8 +62,21 @@ impl Region {
         Ok(Region {
             base: map.as_mut_ptr(),
             len,
-            _map: map,
+            populates,
+            map,
         })
+    }
+
+    /// Makes these bytes resident, as they are.
+    ///
+    /// Errors: the system refuses the memory.
+    pub fn populate(&self, bytes: Range<usize>) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        if self.populates {
+            let advice = memmap2::Advice::PopulateWrite;
+            return self.map.advise_range(advice, bytes.start, bytes.len());
+        }
+        Ok(())
     }
 
     pub fn base(&self) -> *mut u8 {
@@ -76,7 +102,7 @@ impl Region {
     pub fn freeze(self) -> io::Result<Frozen> {
         let len = self.len;
         Ok(Frozen {
-            map: self._map.make_read_only()?,
+            map: self.map.make_read_only()?,
             len,
         })
     }
@@ -96,7 +122,7 @@ impl Deref for Frozen {
     }
 }
 
-/// A file mapped read-only, resident from the start.
+/// A file mapped read-only.
 #[derive(Debug)]
 pub struct FileMapping {
     map: Mmap,
@@ -112,14 +138,17 @@ impl FileMapping {
     pub fn new(file: &File, offset: u64, bytes: usize) -> io::Result<FileMapping> {
         // SAFETY: the mapping is private and read-only; the caveat about other
         // processes changing the file is the documented one above.
-        let map = unsafe {
-            MmapOptions::new()
-                .offset(offset)
-                .len(bytes)
-                .populate()
-                .map(file)?
-        };
+        let map = unsafe { MmapOptions::new().offset(offset).len(bytes).map(file)? };
         Ok(FileMapping { map })
+    }
+
+    /// Makes these bytes resident at once, where the system can; others become
+    /// it as they are read.
+    pub fn populate(&self, bytes: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        let _ = self
+            .map
+            .advise_range(memmap2::Advice::PopulateRead, bytes.start, bytes.len());
     }
 }
 
@@ -142,7 +171,7 @@ impl Code {
     ///
     /// Errors: the system refuses to execute them.
     pub fn new(region: Region) -> io::Result<Code> {
-        let map = region._map.make_exec()?;
+        let map = region.map.make_exec()?;
         synchronize_instructions(&map);
         Ok(Code { map })
     }
@@ -209,11 +238,18 @@ pub fn release_unused(how: Return) {
     unsafe {
         libc::malloc_trim(0);
     }
-    // SAFETY: the callback fits the declared type and uses its arguments only
-    // while it runs.
-    unsafe {
-        libc::dl_iterate_phdr(Some(release_segments), (&raw const how).cast_mut().cast());
-    }
+    let reading = match how {
+        Return::Ahead => libc::MADV_NORMAL,
+        Return::Singly => libc::MADV_RANDOM,
+    };
+    for_each_segment(&mut |start, end| {
+        for advice in [libc::MADV_DONTNEED, reading] {
+            // SAFETY: the range belongs to a private mapping of a file that was
+            // never written to: the next access finds the same bytes in the
+            // file. A refusal (the vDSO is no file) changes nothing.
+            unsafe { libc::madvise(start as *mut libc::c_void, end - start, advice) };
+        }
+    });
 }
 
 /// How pages of programs come back that are not in the page cache any more.
@@ -232,27 +268,47 @@ pub enum Return {
 /// since 6.18 the whole folio, which may be 2 MiB large: how much of a program
 /// is resident would depend on how its file came to the cache. No fault maps
 /// beyond its mapping, so mappings are cut to pieces of this size.
-const FAULT_BYTES: u64 = 32 << 10;
+const FAULT_BYTES: usize = 32 << 10;
 
-/// Drops the pages of an object's segments that nothing ever writes, and lets
-/// them come back in small pieces.
-unsafe extern "C" fn release_segments(
+/// Lets the pages of programs and libraries come in small pieces, from now on.
+pub fn limit_faults() {
+    for_each_segment(&mut |start, end| {
+        // Neighbours of different advice are mappings of their own. This one
+        // concerns core dumps, which leave files' pages out anyway.
+        for piece in (start / FAULT_BYTES..end.div_ceil(FAULT_BYTES)).step_by(2) {
+            let from = (piece * FAULT_BYTES).max(start);
+            let until = ((piece + 1) * FAULT_BYTES).min(end);
+            let (at, bytes) = (from as *mut libc::c_void, until - from);
+            // SAFETY: the range is mapped; the advice changes no byte of it.
+            unsafe { libc::madvise(at, bytes, libc::MADV_DONTDUMP) };
+        }
+    });
+}
+
+/// Calls `f` with start and end of the whole pages of every segment of the
+/// program and its libraries that nothing ever writes to.
+fn for_each_segment(mut f: &mut dyn FnMut(usize, usize)) {
+    // SAFETY: the callback fits the declared type and uses its arguments only
+    // while it runs.
+    unsafe {
+        libc::dl_iterate_phdr(Some(segments_of), (&raw mut f).cast());
+    }
+}
+
+unsafe extern "C" fn segments_of(
     object: *mut libc::dl_phdr_info,
     _bytes: libc::size_t,
-    how: *mut libc::c_void,
+    f: *mut libc::c_void,
 ) -> libc::c_int {
-    // SAFETY: `release_unused` passes a `Return` that outlives the call.
-    let how = unsafe { *how.cast::<Return>() };
-    let reading = match how {
-        Return::Ahead => libc::MADV_NORMAL,
-        Return::Singly => libc::MADV_RANDOM,
-    };
-    let page = rustix::param::page_size() as u64;
+    // SAFETY: `for_each_segment` passes a function that outlives the call and
+    // that nothing else uses meanwhile.
+    let f = unsafe { &mut *f.cast::<&mut dyn FnMut(usize, usize)>() };
+    let page = rustix::param::page_size();
     // SAFETY: the loader passes a valid object with its program headers.
     let (base, headers) = unsafe {
         let object = &*object;
         (
-            object.dlpi_addr,
+            object.dlpi_addr as usize,
             std::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into()),
         )
     };
@@ -260,32 +316,10 @@ unsafe extern "C" fn release_segments(
     // that were writable before; text relocations would be an exception.
     let readable = |h: &&libc::Elf64_Phdr| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_W == 0;
     for header in headers.iter().filter(readable) {
-        let start = (base + header.p_vaddr).next_multiple_of(page);
-        let end = (base + header.p_vaddr + header.p_filesz) / page * page;
+        let start = (base + header.p_vaddr as usize).next_multiple_of(page);
+        let end = (base + (header.p_vaddr + header.p_filesz) as usize) / page * page;
         if start < end {
-            // SAFETY: the whole pages in between belong to a private mapping
-            // of a file that was never written to: the next access finds the
-            // same bytes in the file. A refusal (the vDSO is no file) changes
-            // nothing.
-            unsafe {
-                for advice in [libc::MADV_DONTNEED, reading] {
-                    libc::madvise(start as *mut libc::c_void, (end - start) as usize, advice);
-                }
-            }
-            // Neighbours of different advice are mappings of their own. This
-            // one concerns core dumps, which leave files' pages out anyway.
-            for piece in (start / FAULT_BYTES..end.div_ceil(FAULT_BYTES)).step_by(2) {
-                let from = (piece * FAULT_BYTES).max(start);
-                let until = ((piece + 1) * FAULT_BYTES).min(end);
-                // SAFETY: as above; the advice changes no byte.
-                unsafe {
-                    libc::madvise(
-                        from as *mut libc::c_void,
-                        (until - from) as usize,
-                        libc::MADV_DONTDUMP,
-                    );
-                }
-            }
+            f(start, end);
         }
     }
     0
@@ -302,6 +336,16 @@ mod tests {
         region.bytes_mut()[9_999] = 7;
         let frozen = region.freeze().unwrap();
         assert_eq!((frozen.len(), frozen[9_999]), (10_000, 7));
+    }
+
+    #[test]
+    fn populated_bytes_are_what_they_were() {
+        let mut region = Region::reserved(3 << 20).unwrap();
+        region.bytes_mut()[2 << 20] = 7;
+        region.populate(5000..3 << 20).unwrap();
+        let mut bytes = region.bytes_mut().to_vec();
+        assert_eq!(std::mem::take(&mut bytes[2 << 20]), 7);
+        assert!(bytes.iter().all(|&b| b == 0));
     }
 
     #[cfg(target_arch = "x86_64")]
