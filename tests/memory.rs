@@ -230,6 +230,10 @@ fn plans_run_in_a_cgroup_of_exactly_their_charge_and_refuse_one_page_less() {
     read.args(["-c", "cat \"$0\" \"$0\" \"$0\" > /dev/null"])
         .arg(&left);
     for (name, _, plan) in plans {
+        let readers: &[&[&str]] = match name.as_str() {
+            "paged" => &[&[], &["--io-uring"]],
+            _ => &[&[]],
+        };
         let charge = predicted(&scratch, &plan, "charge_peak_bytes");
         group.limit(charge).unwrap();
         forget(&scratch.path("."));
@@ -242,8 +246,12 @@ fn plans_run_in_a_cgroup_of_exactly_their_charge_and_refuse_one_page_less() {
         for flags in RUNS {
             let expected = result(&mut run_of(&scratch, &plan, flags));
             group.limit(charge).unwrap();
-            let bounded = result(&mut group.run(&run_of(&scratch, &plan, flags)));
-            assert_eq!(bounded, expected, "{name}: {flags:?}");
+            for reader in readers {
+                let mut run = run_of(&scratch, &plan, flags);
+                run.args(*reader);
+                let bounded = result(&mut group.run(&run));
+                assert_eq!(bounded, expected, "{name}: {flags:?} {reader:?}");
+            }
         }
         group.limit(charge - PAGE).unwrap();
         let refusal = fails(&mut group.run(&run_of(&scratch, &plan, RUNS[0])), 4);

@@ -120,6 +120,59 @@ fn paged_plans_give_the_bits_of_unpaged_ones() {
     }
 }
 
+/// Has the system refuse rings with `errno`, as containers do, to this thread
+/// and to those that it starts.
+#[allow(unsafe_code)]
+fn refuse_rings(errno: i32) {
+    use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W};
+    let step = |code: u32, k: u32, jf: u8| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf,
+        k,
+    };
+    let call = libc::SYS_io_uring_setup as u32;
+    let mut steps = [
+        // A call's number comes first in what filters look at.
+        step(BPF_LD | BPF_W | BPF_ABS, 0, 0),
+        step(BPF_JMP | BPF_JEQ | BPF_K, call, 1),
+        step(BPF_RET | BPF_K, libc::SECCOMP_RET_ERRNO | errno as u32, 0),
+        step(BPF_RET | BPF_K, libc::SECCOMP_RET_ALLOW, 0),
+    ];
+    let filter = libc::sock_fprog {
+        len: steps.len() as u16,
+        filter: steps.as_mut_ptr(),
+    };
+    // SAFETY: both calls change what this thread may do. The second reads the
+    // filter, which points at `steps`, before it returns.
+    unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &filter);
+    }
+}
+
+#[test]
+fn threads_read_where_rings_are_refused() {
+    let tiny = Tiny::new(Options::default());
+    let tokens = tokens(&tiny, 12);
+    let whole = Folder::new("paged-refused-whole");
+    let wanted = logits(&tiny.write(&whole.0), &threads(2), 1, &tokens);
+    let plan = paged(&tiny.plan, 0, 64 << 10, 1, 2);
+    let small = Tiny { plan, ..tiny };
+    let folder = Folder::new("paged-refused");
+    let path = small.write(&folder.0);
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                refuse_rings(errno);
+                assert!(Ring::new(2).is_err());
+                let [load, _] = readers(2);
+                assert!(logits(&path, &load, 1, &tokens) == wanted);
+            });
+        });
+    }
+}
+
 /// A session over a paged plan, and its packed model's path.
 fn session(folder: &Folder, tied: bool, load: &LoadOptions) -> (Session, std::path::PathBuf, Plan) {
     let tiny = Tiny::new(Options {
