@@ -69,9 +69,9 @@ impl PageTable {
         }
     }
 
-    /// Whether pages come and go.
-    pub(super) fn is_paged(&self) -> bool {
-        self.pager.is_some()
+    /// Whether [`PageTable::enter`] would not wait for a phase.
+    pub(super) fn is_ready(&self, phase: usize) -> bool {
+        self.pager.as_ref().is_none_or(|p| p.is_ready(phase))
     }
 
     /// Waits for the pages that a phase is the first to need. `first` is true

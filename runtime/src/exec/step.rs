@@ -275,7 +275,7 @@ impl Machine {
                 let idle = || {
                     if !aimed {
                         aimed = true;
-                        machine.aim(&mut ahead, team, tiles, next, pass);
+                        machine.aim(&mut ahead, team, tiles, number + run, next, pass);
                     }
                     ahead.fetch()
                 };
@@ -290,14 +290,23 @@ impl Machine {
             .map(|step| step as usize)
     }
 
-    /// Aims at the panels that a thread begins with in the first of `phases` that
-    /// has any, when reading them bounds the phase and they are in memory.
-    fn aim(&self, ahead: &mut Ahead, member: &Member, tiles: &Tiles, phases: &[Phase], pass: Pass) {
-        if self.pages.is_paged() || pass.columns > COLUMNS_AHEAD {
+    /// Aims at the panels that a thread begins with in the first of `phases`, the
+    /// plan's from phase `first` on, that has any, when reading them bounds the
+    /// phase and they are in memory.
+    fn aim(
+        &self,
+        ahead: &mut Ahead,
+        member: &Member,
+        tiles: &Tiles,
+        first: usize,
+        phases: &[Phase],
+        pass: Pass,
+    ) {
+        if pass.columns > COLUMNS_AHEAD {
             return;
         }
         let plan = self.plan();
-        for &phase in phases {
+        for (number, &phase) in (first..).zip(phases) {
             let share = member.share(tiles.of_phase(plan, phase, pass));
             let of_tile = |tile| tiles.find(plan, phase, pass, tile);
             if share.is_empty() {
@@ -306,6 +315,9 @@ impl Machine {
             let (index, Work::Panels(first)) = of_tile(share.start) else {
                 continue;
             };
+            if !self.pages.is_ready(number) {
+                return;
+            }
             let panels = match of_tile(share.end - 1) {
                 (step, Work::Panels(last)) if step == index && last.piece == first.piece => {
                     last.first_panel + last.panels - first.first_panel

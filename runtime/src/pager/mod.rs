@@ -357,6 +357,15 @@ impl Pager {
         true
     }
 
+    /// Whether the pages that a phase of the current pass is the first to need
+    /// are there.
+    pub(crate) fn is_ready(&self, phase: usize) -> bool {
+        let shared = &self.shared;
+        let pass = shared.pass.load(Ordering::Relaxed);
+        let mut reads = shared.needed_by[phase].clone();
+        reads.all(|read| shared.arrived[read].load(Ordering::Relaxed) == pass)
+    }
+
     /// The phases since the pass or its head began are over.
     pub(crate) fn leave(&self) {
         if let Some(timeline) = &self.shared.timeline {
