@@ -23,8 +23,8 @@ Other comparisons instead, one row for each model and share:
                      and one at a time
     --speculation    edits of code, with and without drafts (a model that edits,
                      not one of random weights); runs that end in a loop are left out
-    --whole          no budget: a page plan that reads nothing beside the plan
-                     that reads all weights at load
+    --whole          no budget: a page plan that reads nothing beside plans that
+                     map the weights or read all of them at load
 
 Needs root for the cgroup (v1 or v2) and for dropping caches. --disk N makes the
 disk as slow as N MB/s for everything that runs (cgroup v1). --llama names a
@@ -35,6 +35,7 @@ Prints Markdown: `benches/paging.py ... | benches/readme.py paging`.
 
 import argparse
 import atexit
+import itertools
 import json
 import mmap
 import os
@@ -235,25 +236,23 @@ class Omex:
         reader = ["--io-uring"] if self.args.io_uring else []
         return [self.bin / "omex", "run", plan, "-t", str(self.args.threads), *reader, *flags]
 
+    def start(self, plan, *flags, **how):
+        """A run that tells when its tokens come."""
+        prompt = ["-p", "Once upon a time there was", "--no-speculation"]
+        command = self.command(plan, *prompt, "--events", "jsonl", *flags)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=self.env, **pipes, **how)
+
     def run(self, plan, limit_bytes):
         """Seconds and bytes read of each token that counts, the bandwidth
         meanwhile, and the peak of the charge."""
         disk = self.disk()
         drop_caches()
         group = Cgroup(limit_bytes)
-        command = self.command(plan, "-p", "Once upon a time there was", "--no-speculation")
-        process = subprocess.Popen(
-            [*command, "--events", "jsonl"],
-            env=self.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            preexec_fn=group.enter,
-        )
+        process = self.start(plan, preexec_fn=group.enter)
         tokens, speeds, before, counts = [], [], None, True
-        for line in process.stdout:
-            if json.loads(line).get("event") != "token":
-                continue
-            now = (time.monotonic(), read_bytes(process.pid))
+        for at in token_times(process):
+            now = (at, read_bytes(process.pid))
             if before and counts:
                 tokens.append((now[0] - before[0], now[1] - before[1]))
                 process.send_signal(signal.SIGSTOP)
@@ -287,6 +286,13 @@ class Omex:
         seconds = report["prompt_tokens"] / report["prefill_tps"]
         seconds += report["generated_tokens"] / report["decode_tps"]
         return report, seconds, peak
+
+
+def token_times(process):
+    """When each token of a run came."""
+    for line in process.stdout:
+        if json.loads(line).get("event") == "token":
+            yield time.monotonic()
 
 
 def llama(args, model, limit_bytes):
@@ -470,23 +476,63 @@ SPECULATION_HEADS = [
 ]
 
 
+WHOLE_SOURCES = ["mapped", "read", "paged"]
+WHOLE_ROUNDS = 9
+TURNS = 15
+TURN_TOKENS = 8
+
+
 def compare_whole(args, omex, share):
-    """Page plans that read nothing, and plans without pages, in turns."""
+    """Page plans that read nothing, and plans without pages: all run at once, but
+    in turns of a few tokens, since speed changes within seconds and from one
+    process to the next."""
     plans = []
-    for source in ("read", "paged"):
-        plan, report = omex.build("--weights", source)
+    for source in WHOLE_SOURCES:
+        plan, _ = omex.build("--weights", source)
         plans.append(plan.rename(omex.folder / f"{source}.bin"))
-    rates = [[], []]
-    for _ in range(9):
-        for rate, plan in zip(rates, plans):
-            given = ["-p", "Once upon a time there was", "--no-speculation"]
-            report, _, _ = omex.measured(plan, 1 << 40, *given, "-n", "64")
-            rate.append(report["decode_tps"])
-    read, paged = map(statistics.median, rates)
-    return [omex.model.stem, f"{read:.2f}", f"{paged:.2f}", f"{paged / read:.3f}"]
+    rates = [[] for _ in plans]
+    for n in range(WHOLE_ROUNDS):
+        runs = []
+        for plan in plans:
+            run = omex.start(plan, "-n", str((TURNS + 1) * TURN_TOKENS))
+            runs.append((run, token_times(run)))
+            turn(*runs[-1])
+        seconds = [0.0 for _ in runs]
+        for t in range(TURNS):
+            for i in range(len(runs)):
+                i = (i + t + n) % len(runs)
+                seconds[i] += turn(*runs[i])
+        for run, _ in runs:
+            run.kill()
+            run.communicate()
+        for rate, spent in zip(rates, seconds):
+            rate.append(TURNS * (TURN_TOKENS - 2) / spent)
+    row = [omex.model.stem, *(f"{statistics.median(rate):.2f}" for rate in rates)]
+    for others in rates[:-1]:
+        ratios = sorted(paged / other for paged, other in zip(rates[-1], others))
+        row.append(f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+    return row
 
 
-WHOLE_HEADS = ["model", "all weights read at load, tokens/s", "page plan", "page plan / all read"]
+def turn(run, times):
+    """Lets a run that is stopped go on for a few tokens. Returns the seconds of
+    those behind the second: the first may have been there, and the next begun."""
+    run.send_signal(signal.SIGCONT)
+    came = list(itertools.islice(times, TURN_TOKENS))
+    run.send_signal(signal.SIGSTOP)
+    if len(came) < TURN_TOKENS:
+        raise SystemExit("the text ended too soon")
+    return came[-1] - came[1]
+
+
+WHOLE_HEADS = [
+    "model",
+    "mapped, tokens/s",
+    "all weights read at load",
+    "page plan",
+    "page plan / mapped (range)",
+    "page plan / all read (range)",
+]
 
 
 def compare_bound(args, omex, share):
