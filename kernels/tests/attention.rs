@@ -3,7 +3,8 @@
 mod common;
 
 use common::Random;
-use omex_kernels::attention::attend_many;
+use omex_kernels::attention::Queries;
+use omex_kernels::lanes::{LANES, Lanes};
 use omex_kernels::reference::{
     AttentionHead, HeadTransform, KvHead, KvRing, KvRingMut, attend, kv_store,
 };
@@ -71,8 +72,72 @@ impl Ring {
     }
 }
 
-fn check<const B: usize, const G: usize>(format: KvFormat, dim: usize) {
-    let mut r = Random(7 + dim as u32 + B as u32);
+/// Lanes that have room for the sums of eight queries.
+#[derive(Clone, Copy)]
+struct Wide([f32; LANES]);
+
+impl Lanes for Wide {
+    const QUERIES: usize = 8;
+
+    fn splat(x: f32) -> Self {
+        Wide(Lanes::splat(x))
+    }
+
+    fn load(x: &[f32; LANES]) -> Self {
+        Wide(Lanes::load(x))
+    }
+
+    fn store(self, to: &mut [f32; LANES]) {
+        self.0.store(to)
+    }
+
+    fn from_f16(halves: &[u16; LANES]) -> Self {
+        Wide(Lanes::from_f16(halves))
+    }
+
+    fn to_f16(self, halves: &mut [u16; LANES]) {
+        self.0.to_f16(halves)
+    }
+
+    fn from_i8(codes: &[i8; LANES]) -> Self {
+        Wide(Lanes::from_i8(codes))
+    }
+
+    fn to_i8(self, codes: &mut [i8; LANES]) -> i32 {
+        self.0.to_i8(codes)
+    }
+
+    fn magnitude_bits_max(self, other: Self) -> u32 {
+        self.0.magnitude_bits_max(other.0)
+    }
+
+    fn add(self, other: Self) -> Self {
+        Wide(self.0.add(other.0))
+    }
+
+    fn sub(self, other: Self) -> Self {
+        Wide(self.0.sub(other.0))
+    }
+
+    fn mul(self, other: Self) -> Self {
+        Wide(self.0.mul(other.0))
+    }
+
+    fn div(self, other: Self) -> Self {
+        Wide(self.0.div(other.0))
+    }
+
+    fn max(self, other: Self) -> Self {
+        Wide(self.0.max(other.0))
+    }
+
+    fn exp(self) -> Self {
+        Wide(self.0.exp())
+    }
+}
+
+fn check<V: Lanes>(queries: &mut Queries, count: usize, format: KvFormat, dim: usize) {
+    let mut r = Random(7 + dim as u32 + count as u32);
     for (total, ring, window) in [
         (1u32, 16usize, 0u32),
         (100, 112, 0),
@@ -85,31 +150,40 @@ fn check<const B: usize, const G: usize>(format: KvFormat, dim: usize) {
         let made = Ring::new(&mut r, format, ring, dim, total);
         for softcap in [None, Some(0.7)] {
             // The last query is at the newest position, the others close behind.
-            let heads: [AttentionHead; B] = std::array::from_fn(|b| {
-                let position = total - 1 - (r.next() % 20).min(total - 1) * (b > 0) as u32;
-                AttentionHead {
-                    position,
-                    first: match window {
-                        0 => 0,
-                        window => (position + 1).saturating_sub(window),
-                    },
-                    scale: 0.3,
-                    softcap,
-                }
-            });
-            let queries: [Vec<f32>; B] = std::array::from_fn(|_| row(&mut r, dim));
-            let q = queries.each_ref().map(Vec::as_slice);
-            let mut results: [Vec<f32>; B] = std::array::from_fn(|_| vec![f32::NAN; dim]);
-            let mut out = results.each_mut().map(Vec::as_mut_slice);
-            attend_many::<[f32; 16], B, G>(&heads, &q, made.head(), &mut out).unwrap();
-            for (b, head) in heads.iter().enumerate() {
+            let heads: Vec<AttentionHead> = (0..count)
+                .map(|i| {
+                    let position = total - 1 - (r.next() % 20).min(total - 1) * (i > 0) as u32;
+                    AttentionHead {
+                        position,
+                        first: match window {
+                            0 => 0,
+                            window => (position + 1).saturating_sub(window),
+                        },
+                        scale: 0.3,
+                        softcap,
+                    }
+                })
+                .collect();
+            let q: Vec<Vec<f32>> = (0..count).map(|_| row(&mut r, dim)).collect();
+            queries.begin::<V>(count, dim);
+            for (&head, row) in heads.iter().zip(&q) {
+                let write = |x: &mut [f32]| {
+                    x.copy_from_slice(row);
+                    Ok(())
+                };
+                queries.push(head, write).unwrap();
+            }
+            queries.attend::<V>(made.head()).unwrap();
+            assert_eq!(queries.results().count(), count);
+            for (i, result) in queries.results().enumerate() {
                 let mut expected = vec![f32::NAN; dim];
-                attend(*head, q[b], made.head(), &mut expected).unwrap();
+                attend(heads[i], &q[i], made.head(), &mut expected).unwrap();
                 let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                 assert_eq!(
-                    bits(&results[b]),
+                    bits(result),
                     bits(&expected),
-                    "{format:?}, head of {dim}, {total} positions in {ring}, {head:?}, {b} of {B}"
+                    "{format:?}, head of {dim}, {total} positions in {ring}, {:?}, {i} of {count}",
+                    heads[i]
                 );
             }
         }
@@ -118,15 +192,19 @@ fn check<const B: usize, const G: usize>(format: KvFormat, dim: usize) {
 
 #[test]
 fn many_queries_equal_single_ones() {
+    // Kept, as threads keep theirs: what was computed before must not matter.
+    let mut queries = Queries::default();
     for (format, dims) in [
-        (KvFormat::F16, &[2usize, 18, 32, 64, 80, 256][..]),
-        (KvFormat::Q8, &[32, 64, 96]),
+        (KvFormat::F16, &[2usize, 18, 32, 64, 80, 256, 512][..]),
+        (KvFormat::Q8, &[32, 64, 96, 256]),
     ] {
         for &dim in dims {
-            check::<1, 4>(format, dim);
-            check::<2, 2>(format, dim);
-            check::<3, 1>(format, dim);
-            check::<4, 1>(format, dim);
+            for wished in [1, 2, 3, 4, 5, 7, 8, 9, 13, 24, 31, 40] {
+                let count = Queries::at_once::<[f32; LANES]>(wished, dim);
+                check::<[f32; LANES]>(&mut queries, count, format, dim);
+                let count = Queries::at_once::<Wide>(wished, dim);
+                check::<Wide>(&mut queries, count, format, dim);
+            }
         }
     }
 }
@@ -141,12 +219,20 @@ fn scores_that_are_not_finite_are_errors() {
         scale: 1.0,
         softcap: None,
     };
-    let (good, bad) = (vec![1.0f32; 32], vec![f32::INFINITY; 32]);
-    let mut out = [vec![0.0; 32], vec![0.0; 32]];
-    let mut run = |q: [&[f32]; 2]| {
-        let mut out = out.each_mut().map(Vec::as_mut_slice);
-        attend_many::<[f32; 16], 2, 1>(&[head; 2], &q, ring.head(), &mut out)
+    let mut queries = Queries::default();
+    let mut run = |of_queries: &[f32]| {
+        queries.begin::<[f32; LANES]>(of_queries.len(), 32);
+        for &x in of_queries {
+            let write = |q: &mut [f32]| {
+                q.fill(x);
+                Ok(())
+            };
+            queries.push(head, write).unwrap();
+        }
+        queries.attend::<[f32; LANES]>(ring.head())
     };
-    assert!(run([&good, &good]).is_ok());
-    assert!(run([&good, &bad]).is_err());
+    assert!(run(&[1.0; 2]).is_ok());
+    assert!(run(&[1.0, f32::INFINITY]).is_err());
+    assert!(run(&[1.0, 1.0, 1.0, f32::NAN, 1.0, 1.0]).is_err());
+    assert!(run(&[1.0; 6]).is_ok());
 }

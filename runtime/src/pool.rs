@@ -27,7 +27,7 @@ const SPIN_POLLS: u32 = 64;
 pub const WORKER_STACK_BYTES: usize = 256 << 10;
 
 /// Bytes of it that kernels touch at most.
-pub const WORKER_STACK_USED_BYTES: usize = 64 << 10;
+pub const WORKER_STACK_USED_BYTES: usize = 96 << 10;
 
 /// A counter whose changes threads wait for.
 #[derive(Debug, Default)]

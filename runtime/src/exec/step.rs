@@ -9,22 +9,21 @@
 //! disjoint ranges by their definition in `omex_kernels::spec`.
 #![allow(unsafe_code)]
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use omex_kernels::KernelSpec;
 use omex_kernels::abi::MatmulArgs;
 use omex_kernels::activation::Q8Layout;
-use omex_kernels::attention;
+use omex_kernels::attention::Queries;
 use omex_kernels::elementwise;
 use omex_kernels::lanes::{LANES, Lanes};
 use omex_kernels::output::{self, Gated, Normalized, NormalizedTwice, Output};
 use omex_kernels::reference::{
     self, AttentionHead, HeadTransform, KvHead, KvRing, KvRingMut, NonFinite, Q8Blocks, Q8BlocksMut,
 };
-use omex_kernels::spec::{
-    Activation, GATE_UNIT, HEAD_DIM_MAX, KV_GROUP, KvFormat, NormKind, Rope, TableLayout,
-};
+use omex_kernels::spec::{Activation, GATE_UNIT, KV_GROUP, KvFormat, NormKind, Rope, TableLayout};
 use omex_plan::packed::Tensor;
 use omex_plan::{Arg, BufferId, PageId, Phase, Step, TensorId};
 
@@ -246,6 +245,7 @@ impl Machine {
         pool.run(&|team| {
             let (mut number, mut rest) = (first, phases);
             let mut ahead = Ahead::default();
+            let queries = RefCell::new(Queries::default());
             while let [phase, behind @ ..] = rest {
                 let run = plan.phases_of_barrier(rest, pass.columns);
                 let (small, next) = behind.split_at(run - 1);
@@ -258,7 +258,9 @@ impl Machine {
                     // SAFETY: a tile is claimed by one thread, or all are computed
                     // by one between two phases; a barrier lies between phases that
                     // threads share, and `&mut self` excludes other passes.
-                    let result = unsafe { machine.compute(&plan.steps[index], work, pass) };
+                    let result = unsafe {
+                        machine.compute(&plan.steps[index], work, pass, &mut queries.borrow_mut())
+                    };
                     if result.is_err() {
                         failed.fetch_min(index as u32, Ordering::Relaxed);
                     }
@@ -341,7 +343,13 @@ impl Machine {
     /// # Safety
     /// Only work of one phase of a checked plan runs at the same time, and no
     /// work is computed twice at once.
-    unsafe fn compute(&self, step: &Step, work: Work, pass: Pass<'_>) -> Result<(), NonFinite> {
+    unsafe fn compute(
+        &self,
+        step: &Step,
+        work: Work,
+        pass: Pass<'_>,
+        queries: &mut Queries,
+    ) -> Result<(), NonFinite> {
         match work {
             Work::Panels(tile) => {
                 // SAFETY: this function's contract.
@@ -349,7 +357,9 @@ impl Machine {
                 Ok(())
             }
             // SAFETY: this function's contract.
-            Work::Units { first, end } => unsafe { self.compute_units(step, first..end, pass) },
+            Work::Units { first, end } => unsafe {
+                self.compute_units(step, first..end, pass, queries)
+            },
         }
     }
 
@@ -365,17 +375,20 @@ impl Machine {
         step: &Step,
         units: Range<u32>,
         pass: Pass<'_>,
+        queries: &mut Queries,
     ) -> Result<(), NonFinite> {
         match self.vectors {
             // SAFETY: this function's contract.
-            Vectors::Baseline => unsafe { self.units_inlined::<[f32; LANES]>(step, units, pass) },
+            Vectors::Baseline => unsafe {
+                self.units_inlined::<[f32; LANES]>(step, units, pass, queries)
+            },
             // SAFETY: this function's contract; loading checked that the CPU
             // has every feature of the plan's target.
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2 => unsafe { self.units_avx2(step, units, pass) },
+            Vectors::Avx2 => unsafe { self.units_avx2(step, units, pass, queries) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx512 => unsafe { self.units_avx512(step, units, pass) },
+            Vectors::Avx512 => unsafe { self.units_avx512(step, units, pass, queries) },
         }
     }
 
@@ -388,9 +401,10 @@ impl Machine {
         step: &Step,
         units: Range<u32>,
         pass: Pass<'_>,
+        queries: &mut Queries,
     ) -> Result<(), NonFinite> {
         // SAFETY: this function's contract.
-        unsafe { self.units_inlined::<Avx2>(step, units, pass) }
+        unsafe { self.units_inlined::<Avx2>(step, units, pass, queries) }
     }
 
     /// # Safety
@@ -402,9 +416,10 @@ impl Machine {
         step: &Step,
         units: Range<u32>,
         pass: Pass<'_>,
+        queries: &mut Queries,
     ) -> Result<(), NonFinite> {
         // SAFETY: this function's contract.
-        unsafe { self.units_inlined::<Avx512>(step, units, pass) }
+        unsafe { self.units_inlined::<Avx512>(step, units, pass, queries) }
     }
 
     /// # Safety
@@ -415,11 +430,12 @@ impl Machine {
         step: &Step,
         units: Range<u32>,
         pass: Pass<'_>,
+        queries: &mut Queries,
     ) -> Result<(), NonFinite> {
         let spec = self.plan().kernels[step.kernel.index()].spec();
         if let KernelSpec::Attention { .. } = spec {
             // SAFETY: this function's contract.
-            return unsafe { self.attention::<V>(step, units, pass) };
+            return unsafe { self.attention::<V>(step, units, pass, queries) };
         }
         let mut result = Ok(());
         for unit in units {
@@ -440,80 +456,68 @@ impl Machine {
         step: &Step,
         units: Range<u32>,
         pass: Pass<'_>,
+        queries: &mut Queries,
     ) -> Result<(), NonFinite> {
         let spec = self.plan().kernels[step.kernel.index()].spec();
         let &KernelSpec::Attention {
-            heads, kv_heads, ..
+            heads,
+            kv_heads,
+            head_dim,
+            ..
         } = spec
         else {
             unreachable!("the caller's spec is attention")
         };
         let group = heads / kv_heads;
-        let mut queries = Queries::new();
         let mut result = Ok(());
-        // Queries that are computed together share their keys and values.
-        let rings = pass.placed_spans().flat_map(|(first, span)| {
-            let begin = units.start.max(first * heads);
-            let end = units.end.min((first + span.columns) * heads);
-            (0..kv_heads).map(move |kv_head| ((first, span), begin..end, kv_head))
-        });
-        for (placed, units, kv_head) in rings {
-            let of_head = units.filter(|u| u % heads / group == kv_head);
-            let mut rest = of_head.peekable();
-            while rest.peek().is_some() {
-                let mut block = [0; QUERIES];
-                let mut count = 0;
-                for (at, unit) in block[..V::QUERIES].iter_mut().zip(rest.by_ref()) {
-                    *at = unit;
-                    count += 1;
-                }
-                // Blocks of these sizes are compiled.
-                let size = if count == 8 { 8 } else { 4 };
-                for units in block[..count].chunks(size) {
-                    macro_rules! attend {
-                        ($queries:literal, $groups:literal) => {
-                            self.attend::<V, $queries, $groups>(
-                                step,
-                                spec,
-                                units,
-                                pass,
-                                placed,
-                                &mut queries,
-                            )
-                        };
-                    }
+        for (first_column, span) in pass.placed_spans() {
+            let begin = units.start.max(first_column * heads);
+            let end = units.end.min((first_column + span.columns) * heads);
+            for kv_head in 0..kv_heads {
+                // Each column's queries of the head, of those that are asked for.
+                let columns = begin / heads..end.div_ceil(heads);
+                let mut rest = columns
+                    .flat_map(|column| {
+                        let first = column * heads + kv_head * group;
+                        first.max(begin)..end.min(first + group)
+                    })
+                    .map(|unit| (unit / heads, unit % heads));
+                let mut left = rest.clone().count();
+                while left > 0 {
+                    let count = Queries::at_once::<V>(left, head_dim as usize);
+                    left -= count;
+                    queries.begin::<V>(count, head_dim as usize);
+                    let places = rest.clone().take(count);
                     // SAFETY: this function's contract; units write disjoint ranges.
                     let done = unsafe {
-                        match units.len() {
-                            8 if V::QUERIES == 8 => attend!(8, 1),
-                            4 => attend!(4, 1),
-                            3 => attend!(3, 1),
-                            2 => attend!(2, 2),
-                            _ => attend!(1, 4),
-                        }
+                        self.attend::<V>(step, places, kv_head, pass, (first_column, span), queries)
                     };
                     result = result.and(done);
+                    rest.nth(count - 1);
                 }
             }
         }
         result
     }
 
+    /// Computes queries of one key-value head, which are given by column and head.
+    ///
     /// # Safety
     /// As for [`Machine::compute`].
     #[inline(always)]
-    unsafe fn attend<V: Lanes, const B: usize, const G: usize>(
+    unsafe fn attend<V: Lanes>(
         &self,
         step: &Step,
-        spec: &KernelSpec,
-        units: &[u32],
+        places: impl Iterator<Item = (u32, u32)> + Clone,
+        kv_head: u32,
         pass: Pass<'_>,
         (first_column, span): (u32, Span),
         queries: &mut Queries,
     ) -> Result<(), NonFinite> {
+        let spec = self.plan().kernels[step.kernel.index()].spec();
         let &KernelSpec::Attention {
             heads,
-            kv_heads,
+            kv_heads: _,
             head_dim,
             ring,
             format,
@@ -535,24 +539,33 @@ impl Machine {
         let norm_arg = 1;
         let rope_arg = norm_arg + norm.is_some() as usize;
         let rings = rope_arg + rope.is_some() as usize;
-        let units: [u32; B] = units.try_into().expect("as many units as queries");
-        let places = units.map(|unit| ((unit / heads) as usize, (unit % heads) as usize));
-        let (q, out) = (&mut queries.q, &mut queries.out);
-        for (&(column, head), q) in places.iter().zip(q.iter_mut()) {
+        for (column, head) in places.clone() {
+            let position = span.position + (column - first_column);
+            let query = AttentionHead {
+                position,
+                first: match window {
+                    0 => 0,
+                    window => (position + 1).saturating_sub(window),
+                },
+                scale: scale.get(),
+                softcap: softcap.map(|cap| cap.get()),
+            };
+            let (column, head) = (column as usize, head as usize);
             // SAFETY: reads of ranges that no step of the phase writes.
-            unsafe {
+            let (transform, x) = unsafe {
                 let transform = HeadTransform {
                     norm: norm.map(|eps| (arg(norm_arg).slice(0, dim), eps.get())),
                     rope: rope
                         .map(|r| (r, rope_table(r, arg(rope_arg), column * stride(rope_arg)))),
                 };
                 let x = arg(0).slice(column * stride(0) + head * dim * 4, dim);
-                transform.apply(x, &mut q[..dim])?;
-            }
+                (transform, x)
+            };
+            queries.push(query, |q| transform.apply(x, q))?;
         }
         let part = RingPart {
             format,
-            head: places[0].1 / (heads / kv_heads) as usize,
+            head: kv_head as usize,
             dim,
             ring: ring as usize,
             slots: 0..ring as usize,
@@ -564,30 +577,14 @@ impl Machine {
                 values: part.slice(ring_of(rings + 1)),
             }
         };
-        let of_query = places.map(|(column, _)| {
-            let position = span.position + (column as u32 - first_column);
-            AttentionHead {
-                position,
-                first: match window {
-                    0 => 0,
-                    window => (position + 1).saturating_sub(window),
-                },
-                scale: scale.get(),
-                softcap: softcap.map(|cap| cap.get()),
-            }
-        });
-        let q: [&[f32]; B] = std::array::from_fn(|b| &q[b][..dim]);
-        let mut results = out.iter_mut().map(|out| &mut out[..dim]);
-        let mut results: [&mut [f32]; B] =
-            std::array::from_fn(|_| results.next().expect("as many results as queries"));
-        attention::attend_many::<V, B, G>(&of_query, &q, kv, &mut results)?;
+        queries.attend::<V>(kv)?;
         let out = arg(rings + 2);
-        for (&(column, head), values) in places.iter().zip(results) {
-            let at = column * stride(rings + 2);
-            let (len, first) = (heads * head_dim, head * dim);
+        for ((column, head), values) in places.zip(queries.results()) {
+            let at = column as usize * stride(rings + 2);
+            let (len, first) = (heads * head_dim, head as usize * dim);
             // SAFETY: each unit writes its own head of its own column.
             let out = unsafe { output_mut(out, at, output, len, first, dim) };
-            output::write::<V>(&*values, out)?;
+            output::write::<V>(values, out)?;
         }
         Ok(())
     }
@@ -876,24 +873,6 @@ impl Machine {
                 let out = output_mut(arg(2), column * stride(2), output, len, first, count);
                 output::write::<V>(Gated { function, gate, up }, out)
             },
-        }
-    }
-}
-
-/// Queries whose attention is computed together, at most.
-const QUERIES: usize = 8;
-
-/// Transformed queries and what their attention gives.
-struct Queries {
-    q: [[f32; HEAD_DIM_MAX as usize]; QUERIES],
-    out: [[f32; HEAD_DIM_MAX as usize]; QUERIES],
-}
-
-impl Queries {
-    fn new() -> Queries {
-        Queries {
-            q: [[0.0; HEAD_DIM_MAX as usize]; QUERIES],
-            out: [[0.0; HEAD_DIM_MAX as usize]; QUERIES],
         }
     }
 }
