@@ -9,29 +9,36 @@ use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::Instant;
 
+use memmap2::MmapMut;
+
 /// Larger than any last-level cache share of one thread.
 const READ_BYTES: usize = 192 << 20;
 const MEASUREMENTS: usize = 10;
 
-/// Memory to measure reads with.
+/// Memory to measure reads with: in huge pages where the system has them, as weights
+/// are.
 pub struct Memory {
-    words: Vec<u64>,
+    bytes: MmapMut,
 }
 
 impl Memory {
     /// Allocates and touches it.
+    ///
+    /// Panics: the system refuses the memory.
     #[allow(clippy::new_without_default, reason = "it takes time and memory")]
     pub fn new() -> Memory {
-        Memory {
-            words: vec![1; READ_BYTES / 8],
-        }
+        let mut bytes = MmapMut::map_anon(READ_BYTES).expect("memory to read");
+        #[cfg(target_os = "linux")]
+        let _ = bytes.advise(memmap2::Advice::HugePage);
+        bytes.fill(1);
+        Memory { bytes }
     }
 
     /// Seconds in which `threads` threads read it all together, each its own share,
     /// and its bytes. Starting the threads does not count.
     pub fn read(&self, threads: u32) -> (f64, usize) {
-        let share = self.words.len().div_ceil(threads.max(1) as usize);
-        let parts = self.words.chunks(share);
+        let (words, _) = self.bytes.as_chunks();
+        let parts = words.chunks(words.len().div_ceil(threads.max(1) as usize));
         let start = Barrier::new(parts.len());
         let seconds = std::thread::scope(|scope| {
             let readers: Vec<_> = parts
@@ -136,11 +143,11 @@ fn best(mut measure: impl FnMut() -> f64) -> f64 {
 }
 
 /// Wide independent sums, which compile to vector loads and additions.
-fn sum(words: &[u64]) -> u64 {
+fn sum(words: &[[u8; 8]]) -> u64 {
     let mut sums = [0u64; 32];
     for chunk in words.chunks_exact(32) {
         for (sum, word) in sums.iter_mut().zip(chunk) {
-            *sum = sum.wrapping_add(*word);
+            *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
         }
     }
     sums.iter().fold(0, |a, b| a.wrapping_add(*b))
@@ -224,7 +231,7 @@ mod tests {
 
     #[test]
     fn every_loop_does_work_that_it_counts() {
-        assert_eq!(sum(&[3; 64]), 192);
+        assert_eq!(sum(&[3u64.to_ne_bytes(); 64]), 192);
         assert_eq!(multiply_adds_portable(2), 128);
         assert!(multiply_adds(2) >= 128);
     }

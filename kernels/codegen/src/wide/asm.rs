@@ -58,6 +58,13 @@ impl Address {
             Register::None,
         )
     }
+
+    fn broadcast_operand(self) -> MemoryOperand {
+        MemoryOperand {
+            is_broadcast: true,
+            ..self.operand()
+        }
+    }
 }
 
 /// The last operand of an instruction.
@@ -65,6 +72,8 @@ impl Address {
 pub(super) enum Source {
     Vector(Vector),
     Memory(Address),
+    /// The 32 bits there in every lane: EVEX forms of instructions on dwords only.
+    Broadcast(Address),
 }
 
 impl From<Vector> for Source {
@@ -242,6 +251,7 @@ impl Asm {
                 Instruction::with3(code, to, a, b)
             }
             Source::Memory(b) => Instruction::with3(code, to, a, b.operand()),
+            Source::Broadcast(b) => Instruction::with3(code, to, a, b.broadcast_operand()),
         };
         self.push(instruction);
     }
@@ -253,6 +263,7 @@ impl Asm {
                 Instruction::with2(code, to, from)
             }
             Source::Memory(from) => Instruction::with2(code, to, from.operand()),
+            Source::Broadcast(from) => Instruction::with2(code, to, from.broadcast_operand()),
         };
         self.push(instruction);
     }
@@ -263,6 +274,14 @@ impl Asm {
             self.low(v)
         } else {
             self.register(v)
+        }
+    }
+
+    /// `x * y`, one of which is in a register.
+    pub(super) fn product(&mut self, to: Vector, x: impl Into<Source>, y: impl Into<Source>) {
+        match (x.into(), y.into()) {
+            (Source::Vector(x), y) | (y, Source::Vector(x)) => self.mul(to, x, y),
+            (x, y) => panic!("{x:?} and {y:?} are both in memory"),
         }
     }
 
@@ -307,10 +326,9 @@ impl Asm {
     }
 
     /// `to += a . b` per lane: four unsigned bytes of `a`, four signed ones of `b`.
-    pub(super) fn dot_bytes(&mut self, to: Vector, a: Vector, b: Vector) {
+    pub(super) fn dot_bytes(&mut self, to: Vector, a: Vector, b: impl Into<Source>) {
         let code = self.level.dot_bytes();
-        let [to, a, b] = [to, a, b].map(|v| self.register(v));
-        self.push(Instruction::with3(code, to, a, b));
+        self.three(code, self.register(to), self.register(a), b.into());
     }
 
     /// `to = b < 0 ? -a : a` per byte, where `to` is neither; 0 may become

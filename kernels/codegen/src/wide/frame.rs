@@ -76,6 +76,9 @@ pub(super) enum Local {
     /// The same at the current panel.
     PanelOut,
     PanelResidual,
+    /// The same at the next tile.
+    TileOut,
+    TileResidual,
     /// Bytes between the outputs of a single column's streams.
     StreamOut,
 }
@@ -133,6 +136,11 @@ impl Frame<'_> {
     /// As [`cost::prefetch_bytes`].
     pub(super) fn prefetch_bytes(&self) -> u32 {
         cost::prefetch_bytes(self.isa)
+    }
+
+    /// As [`cost::in_order_prefetch_bytes`].
+    pub(super) fn in_order_prefetch_bytes(&self) -> u32 {
+        cost::in_order_prefetch_bytes(self.isa)
     }
 
     /// As [`cost::stream_panels_min`]; `None` where no call has so many.

@@ -1,12 +1,14 @@
 //! Matmul of quantized weights with int8 activations.
 //!
-//! A panel is worked on in chunks of up to eight 32-blocks, whose headers are
-//! unpacked into the stack frame. One column reads its operands from the panel,
-//! because each is used once. For more columns a chunk's codes are unpacked too,
+//! A panel is worked on in chunks of 32-blocks, whose headers are unpacked into the
+//! stack frame. One column reads its operands from the panel, because each is used
+//! once; the whole panel is one chunk if it is short, because memory is then read in
+//! order. For more columns a chunk's codes are unpacked too,
 //! into records that stay in the first-level cache while tiles of columns pass.
-//! The f32 sums lie in the frame, because the registers hold integer sums.
+//! Registers hold a tile's integer sums. Its f32 sums have room beside them in 32
+//! registers, and lie in the frame otherwise and between two chunks.
 
-use super::asm::{Address, Asm, Vector, When};
+use super::asm::{Address, Asm, Source, Vector, When};
 use super::codes::{Codes, Dot, GROUPS, Operands, part_of};
 use super::frame::{Frame, LOCALS, Local, ROWS_BYTES, reg, sizes, stack};
 use super::level::Level;
@@ -17,15 +19,17 @@ use omex_kernels::PANEL_ROWS;
 use omex_kernels::activation::Q8Layout;
 use omex_kernels::format::Quantized;
 
-/// 32-blocks of a chunk: those of a super-block.
+/// 32-blocks of a chunk: those of a super-block, at most.
 const CHUNK_BLOCKS: u32 = 8;
 /// Bytes of the operands of a 32-block in a record.
 const OPERANDS_BYTES: u32 = 64 * GROUPS;
 /// Columns in work: enough to make unpacking cheap, few enough for the frame.
 const COLUMNS_MIN: u32 = 24;
-const COLUMNS_MAX: u32 = 96;
+const COLUMNS_MAX: u32 = 192;
 /// Panels that a single column reads at once, far apart, where that pays.
 const STREAMS: u32 = 2;
+/// Unpacked headers of a single column: a quarter of a first-level cache.
+const FIELDS_BYTES_MAX: u32 = 8 << 10;
 
 const COMMON_AT: u32 = LOCALS;
 const RECORDS_AT: u32 = COMMON_AT + STREAMS * COMMON;
@@ -36,6 +40,10 @@ struct Kernel<'k> {
     codes: &'k Codes,
     scales: Scales,
     blocks: u32,
+    /// Of a chunk for one column.
+    column_blocks: u32,
+    /// Of a chunk for more.
+    chunk_blocks: u32,
     quant_bytes: u32,
 }
 
@@ -57,14 +65,15 @@ fn stream_at(r: Register, stream: u32) -> Address {
 
 pub(super) fn shape(frame: &Frame, q: &Quantized, level: Level) -> KernelShape {
     let codes = Codes::new(frame.format, q, level);
-    let tile_columns = Kernel::new(frame, q, &codes).tile(level);
+    let kernel = Kernel::new(frame, q, &codes);
+    let tile_columns = kernel.tile(level);
     let columns = frame.columns_in_work(tile_columns, COLUMNS_MIN..=COLUMNS_MAX);
     KernelShape {
         tile_columns,
         tile_rows: PANEL_ROWS,
         columns_in_work: Some(columns),
-        prefetch_bytes: Some(frame.prefetch_bytes()),
-        two_streams_panels: frame.stream_panels_min(STREAMS).map(|n| STREAMS * n),
+        prefetch_bytes: Some(kernel.prefetch_bytes()),
+        two_streams_panels: kernel.stream_panels_min().map(|n| STREAMS * n),
     }
 }
 
@@ -73,12 +82,10 @@ pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
     let kernel = Kernel::new(frame, q, &codes);
     let largest = kernel.tile(a.level);
     let columns = frame.columns_in_work(largest, COLUMNS_MIN..=COLUMNS_MAX);
-    let sums_at = RECORDS_AT + CHUNK_BLOCKS * kernel.record_bytes();
-    let streams_bytes = STREAMS * CHUNK_BLOCKS * kernel.scales.fields_bytes();
-    assert!(
-        streams_bytes <= sums_at - RECORDS_AT,
-        "fields of the streams' chunks lie where records do"
-    );
+    // Fields of the streams' chunks lie where records do.
+    let records_bytes = CHUNK_BLOCKS * kernel.record_bytes();
+    let fields_bytes = STREAMS * kernel.column_fields_bytes();
+    let sums_at = RECORDS_AT + records_bytes.max(fields_bytes);
     let end = frame.enter(a, sums_at + columns * ROWS_BYTES);
     let many = a.label();
     a.mov_from(Register::RAX, Local::Columns.at());
@@ -95,14 +102,48 @@ pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
 
 impl<'k> Kernel<'k> {
     fn new(frame: &'k Frame<'k>, q: &Quantized, codes: &'k Codes) -> Kernel<'k> {
+        let blocks = frame.k / 32;
+        let scales = Scales::new(q, codes);
+        // Chunks of one length, in whole headers: a short last one costs as much around
+        // its blocks as the others.
+        let chunk_blocks = blocks
+            .div_ceil(blocks.div_ceil(CHUNK_BLOCKS))
+            .next_multiple_of(scales.blocks_per_header());
         Kernel {
             frame,
             layout: Q8Layout::new(frame.k),
-            scales: Scales::new(q, codes),
             codes,
-            blocks: frame.k / 32,
+            blocks,
+            // What blocks of a header have in common is kept for one header.
+            column_blocks: if !scales.per_16 && blocks * scales.fields_bytes() <= FIELDS_BYTES_MAX {
+                blocks
+            } else {
+                CHUNK_BLOCKS
+            },
+            chunk_blocks,
+            scales,
             quant_bytes: q.quant_bytes(),
         }
+    }
+
+    /// Bytes of a stream's unpacked headers.
+    fn column_fields_bytes(&self) -> u32 {
+        self.column_blocks * self.scales.fields_bytes()
+    }
+
+    /// How far ahead one column fetches weights.
+    fn prefetch_bytes(&self) -> u32 {
+        match self.column_blocks == self.blocks {
+            true => self.frame.in_order_prefetch_bytes(),
+            false => self.frame.prefetch_bytes(),
+        }
+    }
+
+    /// As [`Frame::stream_panels_min`]; `None` also where two panels' headers would
+    /// take too much of the cache.
+    fn stream_panels_min(&self) -> Option<u32> {
+        let fits = STREAMS * self.column_fields_bytes() <= FIELDS_BYTES_MAX;
+        self.frame.stream_panels_min(STREAMS).filter(|_| fits)
     }
 
     fn record_bytes(&self) -> u32 {
@@ -119,23 +160,35 @@ impl<'k> Kernel<'k> {
         }
     }
 
+    /// Whether f32 sums stay in registers while a chunk's blocks pass, and a block's
+    /// scale and minimum while its columns do.
+    fn holds_sums(&self, level: Level) -> bool {
+        level.registers() == 32 && self.codes.dot == Dot::Dwords && !self.has_totals()
+    }
+
     /// Columns of a tile: what the registers hold beside a group's operands (and
     /// their magnitudes), its activations, a product and the constants.
     fn tile(&self, level: Level) -> usize {
         let parts = level.parts();
         let others = match self.codes.dot {
+            // Operands, product, words, scale, minimum.
+            Dot::Dwords if self.holds_sums(level) => 5 * parts,
             Dot::Dwords => parts + 2,
             Dot::Words { .. } => parts + 2,
             Dot::Signed => 2 * parts + 4,
         };
-        let sums = parts * (1 + self.has_totals() as usize);
-        cost::tile_columns(level.registers() as usize, others, sums)
+        let more = self.has_totals() || self.holds_sums(level);
+        cost::tile_columns(
+            level.registers() as usize,
+            others,
+            parts * (1 + more as usize),
+        )
     }
 
     /// All panels for one column.
     fn column(&self, a: &mut Asm, sums_at: u32) {
         a.mov(reg::TILE, reg::ACTIVATIONS);
-        let several = self.frame.stream_panels_min(STREAMS);
+        let several = self.stream_panels_min();
         for (streams, min) in several
             .map(|min| (STREAMS, min))
             .into_iter()
@@ -148,31 +201,24 @@ impl<'k> Kernel<'k> {
 
     /// A panel of every stream.
     fn stream_panels(&self, a: &mut Asm, streams: u32, sums_at: u32) {
-        let parts = a.level.parts();
         let mut operands = self.codes.operands(a);
         // Lines of a panel per block: the next panel's follow its own.
         let block_bytes = self.frame.panel_bytes().div_ceil(self.blocks);
         let prefetch = reg::LEFT;
-        let zero = a.take();
-        a.zero(zero);
         a.address(reg::SUMS, stack(sums_at));
-        for stream in 0..streams {
-            for part in 0..parts {
-                a.store(part_of(a, sum_at(stream), part), zero);
-            }
-        }
-        a.give(zero);
+        let held = self.take_held(a, streams as usize);
+        self.zero_sums(a, streams as usize, &held);
         let codes_at = self.frame.format.panel_header_bytes(self.frame.k) as u32;
         a.mov(reg::HEADER, reg::WEIGHTS);
         a.address(reg::CODES, Address::new(reg::WEIGHTS).plus(codes_at));
         a.address(
             prefetch,
-            Address::new(reg::WEIGHTS).plus(self.frame.prefetch_bytes()),
+            Address::new(reg::WEIGHTS).plus(self.prefetch_bytes()),
         );
         a.set(reg::BLOCK, 0);
         let (chunk, block) = (a.label(), a.label());
         a.bind(chunk);
-        self.set_end(a, reg::BLOCK);
+        self.set_end(a, reg::BLOCK, self.column_blocks);
         let fields = self.scales.fields_bytes();
         self.unpack_headers(a, reg::BLOCK, reg::CHUNK, fields, 0, streams);
         a.address(reg::RECORD, stack(RECORDS_AT));
@@ -184,7 +230,7 @@ impl<'k> Kernel<'k> {
         }
         a.advance(prefetch, block_bytes);
         for stream in 0..streams {
-            self.block(a, 1, &mut Origin::Panel(&mut operands, stream));
+            self.block(a, 1, &mut Origin::Panel(&mut operands, stream), &held);
             operands.next_block(a);
         }
         a.advance(reg::CODES, self.quant_bytes);
@@ -199,90 +245,152 @@ impl<'k> Kernel<'k> {
         a.mov_from(reg::RECORD, Local::Residual.at());
         a.mov(reg::CODES, reg::BIAS);
         a.mov_from(reg::END, Local::StreamOut.at());
-        let sums = a.take_many(parts);
         for stream in 0..streams {
-            for (part, &sum) in sums.iter().enumerate() {
-                a.load(sum, part_of(a, sum_at(stream), part));
-            }
             if stream > 0 {
                 for r in [reg::HEADER, reg::RECORD, reg::CODES] {
                     a.advance_by(r, reg::END);
                 }
             }
-            let [out, residual, bias] = [reg::HEADER, reg::RECORD, reg::CODES].map(Address::new);
-            self.frame.write(a, &sums, out, residual, bias);
+            let at = [reg::HEADER, reg::RECORD, reg::CODES].map(Address::new);
+            self.write(a, stream as usize, &held, at);
         }
+        a.give_many(held);
+    }
+
+    /// Registers for the f32 sums of `count` columns or streams, if they are held.
+    fn take_held(&self, a: &mut Asm, count: usize) -> Vec<Vector> {
+        if self.holds_sums(a.level) {
+            a.take_many(count * a.level.parts())
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Sets the f32 sums of `count` columns or streams to zero, in `held` or in the
+    /// frame.
+    fn zero_sums(&self, a: &mut Asm, count: usize, held: &[Vector]) {
+        for &sum in held {
+            a.zero(sum);
+        }
+        if held.is_empty() {
+            let zero = a.take();
+            a.zero(zero);
+            for column in 0..count {
+                for part in 0..a.level.parts() {
+                    a.store(part_of(a, sum_at(column), part), zero);
+                }
+            }
+            a.give(zero);
+        }
+    }
+
+    /// Writes the f32 sums of one column or stream, as [`Frame::write`].
+    fn write(
+        &self,
+        a: &mut Asm,
+        column: usize,
+        held: &[Vector],
+        [out, residual, bias]: [Address; 3],
+    ) {
+        let parts = a.level.parts();
+        if !held.is_empty() {
+            let sums = &held[column * parts..][..parts];
+            self.frame.write(a, sums, out, residual, bias);
+            return;
+        }
+        let sums = a.take_many(parts);
+        for (part, &sum) in sums.iter().enumerate() {
+            a.load(sum, part_of(a, sum_at(column), part));
+        }
+        self.frame.write(a, &sums, out, residual, bias);
         a.give_many(sums);
     }
 
     /// One panel for the columns in work.
     fn panel(&self, a: &mut Asm, largest: usize, sums_at: u32) {
-        let sum = a.take_many(a.level.parts());
-        let sums = |a: &mut Asm| {
-            a.address(reg::SUMS, stack(sums_at));
-            a.mov(reg::LEFT, reg::COLUMNS);
-        };
-        sums(a);
-        a.zero(sum[0]);
-        a.repeat(reg::LEFT, |a| {
-            for part in 0..a.level.parts() {
-                let at = part_of(a, Address::new(reg::SUMS), part);
-                a.store(at, sum[0]);
-            }
-            a.advance(reg::SUMS, ROWS_BYTES);
-        });
-        a.give_many(sum.iter().copied());
-
         let codes_at = self.frame.format.panel_header_bytes(self.frame.k) as u32;
         a.mov(reg::HEADER, reg::WEIGHTS);
         a.address(reg::CODES, Address::new(reg::WEIGHTS).plus(codes_at));
+        for (from, to) in [
+            (Local::PanelOut, Local::TileOut),
+            (Local::PanelResidual, Local::TileResidual),
+        ] {
+            a.mov_from(reg::BLOCK, from.at());
+            a.mov_to(to.at(), reg::BLOCK);
+        }
         a.set(reg::CHUNK, 0);
         let chunk = a.label();
         a.bind(chunk);
-        self.set_end(a, reg::CHUNK);
+        self.set_end(a, reg::CHUNK, self.chunk_blocks);
         let record = self.record_bytes();
         self.unpack_headers(a, reg::CHUNK, reg::BLOCK, record, OPERANDS_BYTES, 1);
         self.unpack_codes(a);
         a.address(reg::SUMS, stack(sums_at));
         self.frame.tiles(a, &sizes(largest), |a, columns| {
             let block = a.label();
+            let held = self.take_held(a, columns);
+            self.begin_tile(a, columns, &held);
             a.mov(reg::BLOCK, reg::CHUNK);
             a.address(reg::RECORD, stack(RECORDS_AT));
             a.bind(block);
-            self.block(a, columns, &mut Origin::Record);
+            self.block(a, columns, &mut Origin::Record, &held);
             a.advance(reg::RECORD, record);
             a.advance(reg::BLOCK, 4);
             a.compare(reg::BLOCK, reg::END);
             a.jump(When::NotEqual, block);
+            self.end_tile(a, columns, &held);
+            a.give_many(held);
             a.advance(reg::SUMS, ROWS_BYTES * columns as u32);
         });
         a.mov(reg::CHUNK, reg::END);
         a.compare_with(reg::CHUNK, 4 * self.blocks);
         a.jump(When::Below, chunk);
-
-        sums(a);
-        let (out, residual) = (reg::TILE, reg::BLOCK);
-        a.mov_from(out, Local::PanelOut.at());
-        a.mov_from(residual, Local::PanelResidual.at());
-        let sum = a.take_many(a.level.parts());
-        a.repeat(reg::LEFT, |a| {
-            for (part, &sum) in sum.iter().enumerate() {
-                let at = part_of(a, Address::new(reg::SUMS), part);
-                a.load(sum, at);
-            }
-            let [out_at, residual_at, bias] = [out, residual, reg::BIAS].map(Address::new);
-            self.frame.write(a, &sum, out_at, residual_at, bias);
-            a.advance(reg::SUMS, ROWS_BYTES);
-            a.advance(out, self.frame.out_stride);
-            a.advance(residual, self.frame.out_stride);
-        });
-        a.give_many(sum);
     }
 
-    /// The end of the chunk that starts at `start`.
-    fn set_end(&self, a: &mut Asm, start: Register) {
-        a.address(reg::END, Address::new(start).plus(4 * CHUNK_BLOCKS));
-        if !self.blocks.is_multiple_of(CHUNK_BLOCKS) {
+    /// The f32 sums of a tile at the begin of a chunk.
+    fn begin_tile(&self, a: &mut Asm, columns: usize, held: &[Vector]) {
+        let (first, end) = (a.label(), a.label());
+        a.compare_with(reg::CHUNK, 0);
+        a.jump(When::Equal, first);
+        for (i, &sum) in held.iter().enumerate() {
+            a.load(sum, part_of(a, Address::new(reg::SUMS), i));
+        }
+        a.jump_to(end);
+        a.bind(first);
+        self.zero_sums(a, columns, held);
+        a.bind(end);
+    }
+
+    /// The f32 sums of a tile at the end of a chunk. Those of the last are written here,
+    /// between two tiles, because writes of all columns at once would have to wait for
+    /// each other's lines of the cache.
+    fn end_tile(&self, a: &mut Asm, columns: usize, held: &[Vector]) {
+        let (last, end) = (a.label(), a.label());
+        a.compare_with(reg::END, 4 * self.blocks);
+        a.jump(When::Equal, last);
+        for (i, &sum) in held.iter().enumerate() {
+            a.store(part_of(a, Address::new(reg::SUMS), i), sum);
+        }
+        a.jump_to(end);
+        a.bind(last);
+        let (out, residual) = (reg::BLOCK, reg::RECORD);
+        a.mov_from(out, Local::TileOut.at());
+        a.mov_from(residual, Local::TileResidual.at());
+        for column in 0..columns {
+            let at = [out, residual, reg::BIAS].map(Address::new);
+            self.write(a, column, held, at);
+            a.advance(out, self.frame.out_stride);
+            a.advance(residual, self.frame.out_stride);
+        }
+        a.mov_to(Local::TileOut.at(), out);
+        a.mov_to(Local::TileResidual.at(), residual);
+        a.bind(end);
+    }
+
+    /// The end of the chunk of at most `blocks` that starts at `start`.
+    fn set_end(&self, a: &mut Asm, start: Register, blocks: u32) {
+        a.address(reg::END, Address::new(start).plus(4 * blocks));
+        if !self.blocks.is_multiple_of(blocks) {
             a.at_most(reg::END, 4 * self.blocks, reg::RECORD);
         }
     }
@@ -307,7 +415,7 @@ impl<'k> Kernel<'k> {
             self.scales.unpack(
                 a,
                 stream_at(reg::HEADER, stream),
-                Address::new(reg::RECORD).plus(fields_at + CHUNK_BLOCKS * stride * stream),
+                Address::new(reg::RECORD).plus(fields_at + self.column_fields_bytes() * stream),
                 stride,
                 stack(COMMON_AT + COMMON * stream),
             );
@@ -344,14 +452,13 @@ impl<'k> Kernel<'k> {
         operands.end(a);
     }
 
-    /// One 32-block for the columns of a tile.
-    fn block(&self, a: &mut Asm, columns: usize, from: &mut Origin) {
+    /// One 32-block for the columns of a tile, whose f32 sums are `held` or lie in the
+    /// frame.
+    fn block(&self, a: &mut Asm, columns: usize, from: &mut Origin, held: &[Vector]) {
         let parts = a.level.parts();
         let count = columns * parts;
         let (fields_at, stream) = match from {
-            Origin::Panel(_, stream) => {
-                (CHUNK_BLOCKS * self.scales.fields_bytes() * *stream, *stream)
-            }
+            Origin::Panel(_, stream) => (self.column_fields_bytes() * *stream, *stream),
             Origin::Record => (OPERANDS_BYTES, 0),
         };
         let fields = Address::new(reg::RECORD).plus(fields_at);
@@ -378,11 +485,19 @@ impl<'k> Kernel<'k> {
         } else {
             integers.sums
         };
+        let factors = self.factors(a, fields, stream);
         for column in 0..columns {
             let dots = &dots[column * parts..][..parts];
-            self.scale(a, column, dots, fields, stream);
+            let at = Address::new(reg::TILE).plus(self.column_at(column));
+            let index = stream as usize + column;
+            self.scale(a, index, at, dots, &factors, held);
         }
         a.give_many(dots);
+        for factor in factors.scale.into_iter().chain(factors.minimum) {
+            if let Source::Vector(v) = factor {
+                a.give(v);
+            }
+        }
     }
 
     /// Adds the products of some groups to the integer sums. `factor` is the
@@ -434,6 +549,14 @@ impl<'k> Kernel<'k> {
                 let at = Address::new(reg::TILE)
                     .index(reg::BLOCK, 8)
                     .plus(self.column_at(column) + 4 * group);
+                if self.holds_sums(a.level) {
+                    let sum = integers.sums[column];
+                    if integers.pending == 0 {
+                        a.zero(sum);
+                    }
+                    a.dot_bytes(sum, weights[0], Source::Broadcast(at));
+                    continue;
+                }
                 a.broadcast_dword(activations, at);
                 for (part, &w) in weights.iter().enumerate() {
                     let sum = integers.sums[column * parts + part];
@@ -522,12 +645,58 @@ impl<'k> Kernel<'k> {
         a.give_many(ones);
     }
 
-    /// Corrects a column's integer sums and adds them, scaled, to its f32 sums.
-    fn scale(&self, a: &mut Asm, column: usize, dots: &[Vector], fields: Address, stream: u32) {
+    /// What a block's sums are multiplied with in all columns.
+    fn factors(&self, a: &mut Asm, fields: Address, stream: u32) -> Factors {
+        let common = stack(COMMON_AT + COMMON * stream);
+        let scale = if self.scales.per_16 { common } else { fields };
+        let minimum = (self.scales.minimum != Minimum::None)
+            .then(|| fields.plus(FIELD * self.scales.minimum_field()));
+        let is_held = self.holds_sums(a.level);
+        let mut factor = |at: Address| {
+            (0..a.level.parts())
+                .map(|part| {
+                    let at = part_of(a, at, part);
+                    match is_held {
+                        true => {
+                            let v = a.take();
+                            a.load(v, at);
+                            Source::Vector(v)
+                        }
+                        false => Source::Memory(at),
+                    }
+                })
+                .collect()
+        };
+        Factors {
+            scale: factor(scale),
+            minimum: minimum.map(factor).unwrap_or_default(),
+            correction: fields.plus(FIELD * self.scales.correction_field()),
+            dmin: common.plus(FIELD),
+        }
+    }
+
+    /// A column's 32 bits at `at` in every lane: in `v`, or as operands of instructions
+    /// whose other factor is held.
+    fn of_column(&self, a: &mut Asm, at: Address, v: Vector) -> Source {
+        if self.holds_sums(a.level) {
+            return Source::Broadcast(at);
+        }
+        a.broadcast_dword(v, at);
+        Source::Vector(v)
+    }
+
+    /// Corrects a column's integer sums and adds them, scaled, to its f32 sums, which
+    /// are `held` or lie in the frame.
+    fn scale(
+        &self,
+        a: &mut Asm,
+        index: usize,
+        at: Address,
+        dots: &[Vector],
+        factors: &Factors,
+        held: &[Vector],
+    ) {
         let scales = &self.scales;
-        let at = Address::new(reg::TILE).plus(self.column_at(column));
-        let sum_at = sum_at(stream + column as u32);
-        let minimum_field = fields.plus(FIELD * scales.minimum_field());
         let has_minimum = scales.minimum != Minimum::None;
         let words = (scales.offset_factor > 0 || scales.per_16 && has_minimum).then(|| {
             let words = a.take();
@@ -546,56 +715,56 @@ impl<'k> Kernel<'k> {
             }
             for (part, &dot) in dots.iter().enumerate() {
                 if scales.per_16 {
-                    let field = fields.plus(FIELD * scales.correction_field());
-                    a.mul_add_words(product, words, part_of(a, field, part));
+                    a.mul_add_words(product, words, part_of(a, factors.correction, part));
                     a.sub_dwords(dot, dot, product);
                 } else {
                     a.sub_dwords(dot, dot, words);
                 }
             }
         }
-        let d = a.take();
-        a.broadcast_dword(d, at.index(reg::BLOCK, 1).plus(self.layout.scales_offset));
-        let (scale_field, dmin_field) = if scales.per_16 {
-            let common = stack(COMMON_AT + COMMON * stream);
-            (common, common.plus(FIELD))
-        } else {
-            (fields, fields)
+        let at = at.index(reg::BLOCK, 1);
+        let v = a.take();
+        let d = self.of_column(a, at.plus(self.layout.scales_offset), v);
+        let sums = match held {
+            [] => dots,
+            held => &held[index * dots.len()..][..dots.len()],
         };
-        for (part, &dot) in dots.iter().enumerate() {
+        for (part, (&dot, &sum)) in dots.iter().zip(sums).enumerate() {
             a.f32_from_i32(dot, dot);
-            a.mul(product, d, part_of(a, scale_field, part));
+            a.product(product, d, factors.scale[part]);
             a.mul(dot, dot, product);
-            let sum = part_of(a, sum_at, part);
-            a.add(dot, dot, sum);
+            if held.is_empty() {
+                a.add(dot, dot, part_of(a, sum_at(index), part));
+            } else {
+                a.add(sum, sum, dot);
+            }
         }
-        let scaled_sum = (has_minimum && !scales.per_16).then(|| {
-            let at = at.index(reg::BLOCK, 1);
-            a.broadcast_dword(d, at.plus(self.layout.scaled_sums_offset));
-            d
-        });
-        for (part, &dot) in dots.iter().enumerate() {
+        let scaled_sum = (has_minimum && !scales.per_16)
+            .then(|| self.of_column(a, at.plus(self.layout.scaled_sums_offset), v));
+        for (part, &sum) in sums.iter().enumerate() {
             if has_minimum {
-                let field = part_of(a, minimum_field, part);
+                let field = factors.minimum[part];
                 match (scaled_sum, words) {
-                    (Some(scaled_sum), _) => a.mul(product, scaled_sum, field),
+                    (Some(scaled_sum), _) => a.product(product, scaled_sum, field),
                     (None, Some(words)) => {
                         a.mul_add_words(product, words, field);
                         a.f32_from_i32(product, product);
-                        a.mul(product, product, d);
-                        a.mul(product, product, part_of(a, dmin_field, part));
+                        a.product(product, Source::Vector(product), d);
+                        a.mul(product, product, part_of(a, factors.dmin, part));
                     }
                     (None, None) => unreachable!("minimums per 16 multiply words"),
                 }
             }
             match scales.minimum {
                 Minimum::None => {}
-                Minimum::Added => a.add(dot, dot, product),
-                Minimum::Subtracted => a.sub(dot, dot, product),
+                Minimum::Added => a.add(sum, sum, product),
+                Minimum::Subtracted => a.sub(sum, sum, product),
             }
-            a.store(part_of(a, sum_at, part), dot);
+            if held.is_empty() {
+                a.store(part_of(a, sum_at(index), part), sum);
+            }
         }
-        a.give_many([product, d]);
+        a.give_many([product, v]);
         a.give_many(words);
     }
 
@@ -606,8 +775,19 @@ impl<'k> Kernel<'k> {
 }
 
 /// Where the f32 sums of a column, or of a stream, are.
-fn sum_at(column: u32) -> Address {
-    Address::new(reg::SUMS).plus(ROWS_BYTES * column)
+fn sum_at(index: usize) -> Address {
+    Address::new(reg::SUMS).plus(ROWS_BYTES * index as u32)
+}
+
+/// What a block's sums are multiplied with, by part: in registers, or in memory.
+struct Factors {
+    scale: Vec<Source>,
+    /// Empty where a format has none.
+    minimum: Vec<Source>,
+    /// Where scales are per 16: what corrects the operands' offset, and the header's
+    /// factor of minimums.
+    correction: Address,
+    dmin: Address,
 }
 
 /// Integer sums by column, then part.

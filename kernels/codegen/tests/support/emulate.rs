@@ -171,6 +171,12 @@ impl Machine<'_> {
     /// `len` bytes of an operand.
     fn source(&mut self, i: &Instruction, operand: u32, len: usize) -> Bytes {
         match i.op_kind(operand) {
+            OpKind::Memory if i.is_broadcast() => {
+                let at = self.address(i);
+                let mut bytes = repeat(&self.read(at, 4)[..4]);
+                bytes[len..].fill(0);
+                bytes
+            }
             OpKind::Memory => {
                 let at = self.address(i);
                 self.read(at, len)
