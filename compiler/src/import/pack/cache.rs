@@ -95,6 +95,9 @@ pub fn pack_into_cache(
         .file
         .sync_all()
         .map_err(|e| write_error("fsync", e))?;
+    // Written pages lie in small folios of the page cache. Runtimes that map the file
+    // read it again, in huge pages; others read past the cache.
+    let _ = rustix::fs::fadvise(&temporary.file, 0, None, rustix::fs::Advice::DontNeed);
     let digest = *blake3::hash(&index).as_bytes();
     let path = temporary.rename(&cache_dir.join(file_name(&digest)))?;
     File::open(cache_dir)
