@@ -85,16 +85,24 @@ pub(crate) fn columns_in_work(
 /// How far ahead of its use a single column fetches weights, in bytes: what memory
 /// delivers while a read of it is under way (Little's law), a power of two.
 ///
-/// A read takes twice its latency while memory is busy, and one core alone can use
-/// nearly all of its bandwidth. A 64th of the second-level cache is far enough.
+/// A read takes several times its latency while memory is busy, and one core alone can
+/// use nearly all of its bandwidth. A 64th of the second-level cache is far enough.
 ///
 /// On two Zen 3 cores, where it is 4096 or 8192, rows of 2048 weights (Q4_K, Q6_K) were
 /// read fastest at those two in chunks; 2048 was up to 5 % slower, 1024 a sixth to a
-/// fifth. On two Zen 4 cores chunks of Q6_K with K of 2048 reach 0.90 of what plain loops
-/// read at 4096 and 0.80 at 1024.
+/// fifth. On two Zen 4 cores chunks of Q6_K with K of 8960 reached 0.69 of what plain
+/// loops read at 4096, 0.76 at 8192 and 0.96 at 16384 while others used memory (Q4_K:
+/// 0.72, 0.88, 0.91); while it was free 4096 was as good.
 pub(crate) fn prefetch_bytes(isa: &Isa) -> u32 {
-    let in_flight = u128::from(isa.memory_bytes_per_s) * u128::from(isa.memory_latency_ns) * 2;
-    let in_flight = u64::try_from(in_flight / 1_000_000_000).unwrap_or(u64::MAX);
+    in_flight_bytes(isa, 8)
+}
+
+/// What memory delivers in `latencies` times its latency: a power of two, at most a 64th
+/// of the second-level cache.
+fn in_flight_bytes(isa: &Isa, latencies: u128) -> u32 {
+    let ns = u128::from(isa.memory_latency_ns) * latencies;
+    let in_flight = u128::from(isa.memory_bytes_per_s) * ns / 1_000_000_000;
+    let in_flight = u64::try_from(in_flight).unwrap_or(u64::MAX);
     let most = u64::from(isa.l2_bytes / 64).max(LINE_BYTES);
     let power = in_flight.clamp(LINE_BYTES, most).next_power_of_two();
     u32::try_from(power.min(1 << most.ilog2())).expect("a part of the cache")
@@ -115,13 +123,13 @@ pub(crate) fn in_order_prefetch_bytes(isa: &Isa) -> u32 {
 ///
 /// One stream keeps too few reads of memory in flight, because hardware prefetches
 /// within a page of 4 KiB. But the second starts in every call with what nobody has
-/// fetched, where a single one goes on from the call before: that costs the time of
-/// about one prefetch distance, so the call has to be so much longer. On two Zen 3
+/// fetched, where a single one goes on from the call before: that costs about two
+/// latencies of memory, so the call has to be so much longer. On two Zen 3
 /// cores whose memory others used too, by the call's KiB: 11 to 17: -25 to -14 %, 37:
 /// -3 %, 46: even, 74: +6 %, 92: +10 %, 288: +17 %. With more of it free, calls of 74
 /// to 105 KiB lost 8 to 20 %: how much memory others leave is in no profile.
 pub(crate) fn stream_panels_min(isa: &Isa, panel_bytes: u32) -> u32 {
-    let call_bytes = STREAMS_GAIN * prefetch_bytes(isa);
+    let call_bytes = STREAMS_GAIN * in_flight_bytes(isa, 2);
     (call_bytes / 2).div_ceil(panel_bytes)
 }
 
@@ -144,15 +152,15 @@ mod tests {
     #[test]
     fn distance_is_what_memory_has_in_flight() {
         for (isa, bytes) in [
-            (Isa::new(Arch::X86_64, []), 4096),
+            (Isa::new(Arch::X86_64, []), 8192),
             // Two Zen 3 cores.
             (isa(512, 33, 110), 8192),
             // A laptop with a small cache, and with a large one.
             (isa(256, 40, 100), 4096),
-            (isa(1280, 40, 100), 8192),
+            (isa(1280, 40, 100), 16384),
             // A Pi 4 and a Pi 5.
-            (isa(1024, 3, 150), 1024),
-            (isa(512, 9, 120), 4096),
+            (isa(1024, 3, 150), 4096),
+            (isa(512, 9, 120), 8192),
             // A server, all of whose bandwidth no core can use.
             (isa(2048, 400, 120), 32768),
             // Next to no cache, memory without a latency, and the extremes.
