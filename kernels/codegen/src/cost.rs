@@ -90,11 +90,10 @@ pub(crate) fn columns_in_work(
 ///
 /// On two Zen 3 cores, where it is 4096 or 8192, rows of 2048 weights (Q4_K, Q6_K) were
 /// read fastest at those two in chunks; 2048 was up to 5 % slower, 1024 a sixth to a
-/// fifth. On two Zen 4 cores chunks of Q6_K with K of 8960 reached 0.69 of what plain
-/// loops read at 4096, 0.76 at 8192 and 0.96 at 16384 while others used memory (Q4_K:
-/// 0.72, 0.88, 0.91); while it was free 4096 was as good.
+/// fifth. On two Zen 4 cores Q4_K and Q6_K with K of 1536 and 8960 reached 0.93 of what
+/// plain loops read at 4096 and 0.91 at 16384, by the mean of many noisy rounds.
 pub(crate) fn prefetch_bytes(isa: &Isa) -> u32 {
-    in_flight_bytes(isa, 8)
+    in_flight_bytes(isa, 4)
 }
 
 /// What memory delivers in `latencies` times its latency: a power of two, at most a 64th
@@ -112,7 +111,7 @@ fn in_flight_bytes(isa: &Isa, latencies: u128) -> u32 {
 /// keeps enough of them in flight itself, and a far prefetch competes with it.
 ///
 /// On two Zen 4 cores, as shares of what plain loops read (Q4_1 with K of 576 and 1536,
-/// Q8_0 with 576, Q4_K with 2048): 1.01 to 1.06 for 512 to 2048, 0.85 to 0.95 for 4096.
+/// Q8_0 with 576): 1.01 to 1.06 for 512 to 2048, 0.85 to 0.95 for 4096.
 /// On two Zen 3 cores 512 gained 8 to 19 % on 4096 (Q8_0 with 640).
 pub(crate) fn in_order_prefetch_bytes(isa: &Isa) -> u32 {
     prefetch_bytes(isa).min(IN_ORDER_PREFETCH_BYTES)
@@ -159,7 +158,7 @@ mod tests {
             (isa(256, 40, 100), 4096),
             (isa(1280, 40, 100), 16384),
             // A Pi 4 and a Pi 5.
-            (isa(1024, 3, 150), 4096),
+            (isa(1024, 3, 150), 2048),
             (isa(512, 9, 120), 8192),
             // A server, all of whose bandwidth no core can use.
             (isa(2048, 400, 120), 32768),

@@ -413,6 +413,12 @@ impl Asm {
         ));
     }
 
+    /// Into the first-level cache.
+    pub(super) fn prefetch_near(&mut self, at: Address) {
+        self.push(Instruction::with1(Code::Prefetcht0_m8, at.operand()));
+    }
+
+    /// Into the second-level cache.
     pub(super) fn prefetch(&mut self, at: Address) {
         self.push(Instruction::with1(Code::Prefetcht1_m8, at.operand()));
     }

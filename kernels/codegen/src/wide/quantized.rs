@@ -2,8 +2,8 @@
 //!
 //! A panel is worked on in chunks of 32-blocks, whose headers are unpacked into the
 //! stack frame. One column reads its operands from the panel, because each is used
-//! once; the whole panel is one chunk if it is short, because memory is then read in
-//! order. For more columns a chunk's codes are unpacked too,
+//! once. Memory is read in order, which hardware follows best: a short panel is one
+//! chunk, of a longer one all headers are fetched before the first codes. For more columns a chunk's codes are unpacked too,
 //! into records that stay in the first-level cache while tiles of columns pass.
 //! Registers hold a tile's integer sums. Its f32 sums have room beside them in 32
 //! registers, and lie in the frame otherwise and between two chunks.
@@ -28,8 +28,9 @@ const COLUMNS_MIN: u32 = 24;
 const COLUMNS_MAX: u32 = 192;
 /// Panels that a single column reads at once, far apart, where that pays.
 const STREAMS: u32 = 2;
-/// Unpacked headers of a single column: a quarter of a first-level cache.
-const FIELDS_BYTES_MAX: u32 = 8 << 10;
+/// Unpacked headers of a single column: beyond an eighth of a first-level cache, what
+/// is written waits for lines that weights have displaced.
+const FIELDS_BYTES_MAX: u32 = 4 << 10;
 
 const COMMON_AT: u32 = LOCALS;
 const RECORDS_AT: u32 = COMMON_AT + STREAMS * COMMON;
@@ -209,12 +210,22 @@ impl<'k> Kernel<'k> {
         let held = self.take_held(a, streams as usize);
         self.zero_sums(a, streams as usize, &held);
         let codes_at = self.frame.format.panel_header_bytes(self.frame.k) as u32;
-        a.mov(reg::HEADER, reg::WEIGHTS);
         a.address(reg::CODES, Address::new(reg::WEIGHTS).plus(codes_at));
         a.address(
             prefetch,
             Address::new(reg::WEIGHTS).plus(self.prefetch_bytes()),
         );
+        if self.column_blocks < self.blocks {
+            for stream in 0..streams {
+                a.address(reg::HEADER, stream_at(reg::WEIGHTS, stream));
+                a.set(reg::BLOCK, codes_at.div_ceil(64));
+                a.repeat(reg::BLOCK, |a| {
+                    a.prefetch_near(Address::new(reg::HEADER));
+                    a.advance(reg::HEADER, 64);
+                });
+            }
+        }
+        a.mov(reg::HEADER, reg::WEIGHTS);
         a.set(reg::BLOCK, 0);
         let (chunk, block) = (a.label(), a.label());
         a.bind(chunk);

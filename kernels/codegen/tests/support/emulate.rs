@@ -216,7 +216,7 @@ impl Machine<'_> {
     fn step(&mut self, i: &Instruction) -> u64 {
         let next = i.next_ip();
         match i.mnemonic() {
-            Mnemonic::Prefetcht1 => {}
+            Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 => {}
             Mnemonic::Vzeroupper => self.vectors[..16].iter_mut().for_each(|v| v[16..].fill(0)),
             Mnemonic::Push => {
                 let value = self.general_source(i, 0);
