@@ -20,6 +20,7 @@ use crate::reference::{AttentionHead, KvHead, KvRing, NonFinite, sum_lanes};
 use crate::spec::{ATTENTION_SPLIT, HEAD_DIM_MAX};
 
 const SPLIT: usize = ATTENTION_SPLIT as usize;
+const LINE_BYTES: usize = 64;
 /// Elements that share a scale in an int8 ring.
 const BLOCK: usize = 32;
 /// Most queries at once: beside so many, converting keys and values costs little.
@@ -143,6 +144,13 @@ struct Ring<'a, E> {
 type Group<'a, E> = (&'a [[E; LANES]], &'a [[f32; LANES]]);
 
 impl<'a, E: Element> Ring<'a, E> {
+    /// Elements of `count` slots from `slot` on, or of those up to the ring's end.
+    #[inline(always)]
+    fn slots(&self, slot: usize, count: usize, head_dim: usize) -> &'a [E] {
+        let elements = &self.elements[slot * head_dim..];
+        &elements[..elements.len().min(count * head_dim)]
+    }
+
     /// Keys of the 16 slots from `slot` on.
     #[inline(always)]
     fn group(&self, slot: usize, head_dim: usize) -> Group<'a, E> {
@@ -339,7 +347,7 @@ impl Queries {
             if is_converted {
                 self.score_converted::<V, E, B>(&keys, &parts);
             } else {
-                self.score::<V, E, B, G>(&keys, &parts);
+                self.score::<V, E, B, G>(&keys, &values, &parts);
             }
             for i in 0..blocks * B {
                 let weights = &mut self.weights[i];
@@ -355,7 +363,12 @@ impl Queries {
                     }
                 }
             }
-            self.merge_values::<V, E, B, G>(&values, &parts, is_converted);
+            // Keys that come next are asked for beside these values.
+            let next = match stop < end {
+                true => keys.slots(stop as usize % ring, SPLIT.min((end - stop) as usize), dim),
+                false => &[],
+            };
+            self.merge_values::<V, E, B, G>(&values, &parts, is_converted, next);
             start = stop;
         }
         for (out, total) in self.results.chunks_exact_mut(dim).zip(&totals[..count]) {
@@ -368,11 +381,14 @@ impl Queries {
         Ok(())
     }
 
-    /// Fills the groups of 16 positions that a block sees with unscaled scores.
+    /// Fills the groups of 16 positions that a block sees with unscaled scores. Values
+    /// that will be weighed with them are asked for meanwhile: few queries compute so
+    /// little with each line that waiting for one after the other would take longer.
     #[inline(always)]
     fn score<V: Lanes, E: Element, const B: usize, const G: usize>(
         &mut self,
         keys: &Ring<'_, E>,
+        values: &Ring<'_, E>,
         split: &Split,
     ) {
         let dim = self.head_dim;
@@ -382,6 +398,8 @@ impl Queries {
         for ((q, weights), part) in blocks.take(self.count.div_ceil(B)) {
             let groups = part.groups();
             for first in groups.clone().step_by(G) {
+                let slot = part.slot(first * LANES);
+                fetch::<V, E>(values.slots(slot, G * LANES, dim));
                 // The last group may be computed more than once.
                 let at: [usize; G] = from_fn(|g| (first + g).min(groups.end - 1));
                 let keys = at.map(|group| keys.group(part.slot(group * LANES), dim));
@@ -423,13 +441,15 @@ impl Queries {
         }
     }
 
-    /// Merges the weighted values of a split into the results.
+    /// Merges the weighted values of a split into the results, and asks for `next`
+    /// meanwhile.
     #[inline(always)]
     fn merge_values<V: Lanes, E: Element, const B: usize, const G: usize>(
         &mut self,
         values: &Ring<'_, E>,
         split: &Split,
         is_converted: bool,
+        next: &[E],
     ) {
         let dim = self.head_dim;
         let vectors = dim / LANES * LANES;
@@ -439,9 +459,11 @@ impl Queries {
         let (merges, _) = split.merges.as_chunks::<B>();
         let converted = self.converted.as_flattened_mut();
         let mut scaled = [[0.0; SPLIT]; B];
+        let mut next = next.chunks(SPLIT * BLOCK);
         for first in (0..vectors).step_by(BLOCK) {
             let end = vectors.min(first + BLOCK);
             let width = end - first;
+            fetch::<V, E>(next.next().unwrap_or_default());
             if is_converted {
                 for (rows, positions) in split.all.runs(values.elements, dim) {
                     let converted = converted[positions.start * width..].chunks_exact_mut(width);
@@ -505,6 +527,14 @@ impl Queries {
                 }
             }
         }
+    }
+}
+
+/// Asks for all lines of `elements`.
+#[inline(always)]
+fn fetch<V: Lanes, E: Element>(elements: &[E]) {
+    for line in elements.chunks(LINE_BYTES / size_of::<E>()) {
+        V::prefetch(&line[0]);
     }
 }
 

@@ -14,6 +14,10 @@ pub trait Lanes: Copy {
     /// power of two.
     const QUERIES: usize = 4;
 
+    /// Asks for the line of the cache that `at` lies in: a hint, where there is one.
+    #[inline(always)]
+    fn prefetch<T>(_at: &T) {}
+
     fn splat(x: f32) -> Self;
     fn load(x: &[f32; LANES]) -> Self;
     fn store(self, to: &mut [f32; LANES]);

@@ -21,6 +21,12 @@ impl Avx2 {
 
 impl Lanes for Avx2 {
     #[inline(always)]
+    fn prefetch<T>(at: &T) {
+        // SAFETY: the instruction is a hint that accesses nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(at).cast()) }
+    }
+
+    #[inline(always)]
     fn splat(x: f32) -> Self {
         // SAFETY: the type's contract.
         let x = unsafe { _mm256_set1_ps(x) };

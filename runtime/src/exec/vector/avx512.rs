@@ -15,6 +15,12 @@ impl Lanes for Avx512 {
     const QUERIES: usize = 8;
 
     #[inline(always)]
+    fn prefetch<T>(at: &T) {
+        // SAFETY: the instruction is a hint that accesses nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(at).cast()) }
+    }
+
+    #[inline(always)]
     fn splat(x: f32) -> Self {
         // SAFETY: the type's contract.
         Avx512(unsafe { _mm512_set1_ps(x) })
