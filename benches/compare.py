@@ -70,6 +70,12 @@ def tests(arguments: argparse.Namespace) -> list[tuple[str, list]]:
     ]
 
 
+def kv_flags(arguments: argparse.Namespace, engine: str) -> list[str]:
+    if arguments.kv == "f16":
+        return []
+    return ["--kv", "q8"] if engine == "omex" else ["-ctk", "q8_0", "-ctv", "q8_0", "-fa", "1"]
+
+
 def measure(arguments: argparse.Namespace, engines: dict, folder: Path) -> dict:
     """{(test, threads): {engine: [(tokens per second, peak bytes), one per round]}}."""
     samples: dict = {}
@@ -78,7 +84,7 @@ def measure(arguments: argparse.Namespace, engines: dict, folder: Path) -> dict:
             for threads in arguments.threads:
                 print(f"round {number + 1} of {arguments.rounds}: {name}, {threads} threads", file=sys.stderr)
                 for engine, program in engines.items():
-                    command = [*program, "-m", arguments.model, "-t", threads, *flags, "-r", 1, "-o", "json"]
+                    command = [*program, *kv_flags(arguments, engine), "-m", arguments.model, "-t", threads, *flags, "-r", 1, "-o", "json"]
                     output, peak = run(command, folder)
                     row = json.loads(output)[-1]
                     # What omex measures of itself leaves its compiler's child out, as wait4 does not.
@@ -131,7 +137,9 @@ def print_tables(arguments: argparse.Namespace, engines: dict, samples: dict, ro
         speeds = {engine: [speed for speed, _ in values] for engine, values in measured.items()}
         medians = {engine: statistics.median(values) for engine, values in speeds.items()}
         cells = [f"{medians[engine]:.1f} ({min(speeds[engine]):.1f} to {max(speeds[engine]):.1f})" for engine in engines]
-        ratios = [f"{medians['omex'] / medians[engine]:.2f}" for engine in others]
+        # By round: the machine is the same for both.
+        rounds = {engine: [a / b for a, b in zip(speeds["omex"], speeds[engine])] for engine in others}
+        ratios = [f"{statistics.median(rounds[engine]):.2f}" for engine in others]
         print(f"| {' | '.join([test, str(threads), *cells, *ratios])} |")
     print()
     print(f"| {' | '.join(['peak memory, MiB', 'threads', *engines])} |")
@@ -171,6 +179,7 @@ def main() -> None:
     parser.add_argument("-p", "--prompt", type=numbers, default=[512])
     parser.add_argument("-n", "--generate", type=numbers, default=[128])
     parser.add_argument("-d", "--depth", type=numbers, default=[0])
+    parser.add_argument("--kv", choices=["f16", "q8"], default="f16", help="keys and values")
     parser.add_argument("-t", "--threads", type=numbers, default=[1, 2])
     parser.add_argument("-r", "--rounds", type=int, default=5)
     parser.add_argument("--llama", type=Path, default=ROOT / "target/peers/bin", help="folder of llama.cpp's binaries")
@@ -195,7 +204,8 @@ def main() -> None:
         # The model is packed and the plans are cached before anything is measured.
         for _, flags in tests(arguments):
             for threads in arguments.threads:
-                run([arguments.omex, "bench", "-m", arguments.model, "-t", threads, *flags, "-r", 1], folder)
+                command = [arguments.omex, "bench", *kv_flags(arguments, "omex"), "-m", arguments.model]
+                run([*command, "-t", threads, *flags, "-r", 1], folder)
         load_before, (stolen_before, ticks_before) = os.getloadavg()[0], cpu_ticks()
         samples = measure(arguments, engines, folder)
         stolen, ticks = cpu_ticks()
@@ -203,12 +213,13 @@ def main() -> None:
         bench = [arguments.llama / "llama-bench", "-m", arguments.model, "-p", 1, "-n", 0, "-r", 1, "-o", "json"]
         commit = json.loads(run(bench, folder)[0])[0]["build_commit"]
 
+    kv = ", int8 keys and values" if arguments.kv == "q8" else ""
     load = (
         f"{cpu_name()}, {os.cpu_count()} cores, Linux {platform.release()}, {time.strftime('%Y-%m-%d')};"
-        f" medians (and range) of {arguments.rounds} interleaved rounds;"
+        f" medians (and range) of {arguments.rounds} interleaved rounds, medians of their ratios;"
         f" load average {load_before:.2f} before, {os.getloadavg()[0]:.2f} after,"
         f" {100 * (stolen - stolen_before) / max(1, ticks - ticks_before):.1f} % of the time stolen by the hypervisor;"
-        f" llama.cpp of {commit}, native release build, its default settings."
+        f" llama.cpp of {commit}, native release build, its default settings{kv}."
     )
     print_tables(arguments, engines, samples, rows, load)
     if arguments.output:
