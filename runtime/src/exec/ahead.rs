@@ -51,7 +51,7 @@ impl Ahead {
 
 /// Asks for the line at an address, in the second-level cache. Any address will do.
 #[inline(always)]
-fn prefetch(address: usize) {
+pub(super) fn prefetch(address: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};

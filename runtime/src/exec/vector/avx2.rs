@@ -3,6 +3,7 @@
 
 use std::arch::x86_64::*;
 
+use crate::exec::ahead;
 use omex_kernels::lanes::{LANES, Lanes};
 use omex_kernels::math::{EXP_MAX, EXP_MIN, EXP_POLY, LN2_HIGH, LN2_LOW, LOG2_E, ROUND_MAGIC};
 
@@ -22,8 +23,7 @@ impl Avx2 {
 impl Lanes for Avx2 {
     #[inline(always)]
     fn prefetch<T>(at: &T) {
-        // SAFETY: the instruction is a hint that accesses nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(at).cast()) }
+        ahead::prefetch(std::ptr::from_ref(at).addr());
     }
 
     #[inline(always)]
