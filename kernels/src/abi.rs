@@ -23,4 +23,4 @@ pub struct MatmulArgs {
 }
 
 /// Version of this convention, part of every code section's key.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

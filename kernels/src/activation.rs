@@ -8,7 +8,7 @@
 //! | codes | i8 in [-127, 127] | k |
 //! | scales | f32 d | k / 32 |
 //! | scaled sums | f32 `d * float(sum of the 32 codes)` | k / 32 |
-//! | sums | i32 sum of 16 codes | k / 16 |
+//! | sums | i16 sum of 16 codes | k / 16 |
 
 /// Byte offsets within one column record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl Q8Layout {
             scales_offset,
             scaled_sums_offset,
             sums_offset,
-            stride: sums_offset + (k / 4).next_multiple_of(64),
+            stride: sums_offset + (k / 8).next_multiple_of(64),
         }
     }
 }

@@ -38,9 +38,9 @@ pub fn quantize<V: Lanes>(x: &[f32], out: Q8BlocksMut<'_>) -> Result<(), NonFini
     for (((x, codes), (scale, scaled_sum)), sums) in x.iter().zip(codes).zip(scales).zip(sums) {
         let (d, of_halves) = quantize_block::<V>(x, codes);
         finite &= d.is_finite();
-        *sums = of_halves;
+        *sums = of_halves.map(|sum| sum as i16);
         *scale = d;
-        *scaled_sum = d * sums[0].wrapping_add(sums[1]) as f32;
+        *scaled_sum = d * of_halves[0].wrapping_add(of_halves[1]) as f32;
     }
     if finite { Ok(()) } else { Err(NonFinite) }
 }

@@ -40,7 +40,7 @@ struct Q8 {
     codes: Vec<i8>,
     scales: Vec<u32>,
     scaled_sums: Vec<u32>,
-    sums: Vec<i32>,
+    sums: Vec<i16>,
 }
 
 fn quantized(

@@ -84,7 +84,7 @@ proptest! {
         let blocks = k as usize / 32;
         let mut codes = vec![0i8; k as usize];
         let (mut scales, mut scaled_sums) = (vec![0f32; blocks], vec![0f32; blocks]);
-        let mut sums = vec![0i32; 2 * blocks];
+        let mut sums = vec![0i16; 2 * blocks];
         let out = Q8BlocksMut { codes: &mut codes, scales: &mut scales, scaled_sums: &mut scaled_sums, sums: &mut sums };
         quantize(&x, out).unwrap();
         let (got, a): ([f32; 16], Vec<f64>) = if format.takes_q8() {
@@ -113,7 +113,7 @@ fn columns_are_aligned_records() {
     for k in (32..4096).step_by(32) {
         let l = Q8Layout::new(k);
         assert!(l.scales_offset >= k && l.scaled_sums_offset >= l.scales_offset + k / 8);
-        assert!(l.sums_offset >= l.scaled_sums_offset + k / 8 && l.stride >= l.sums_offset + k / 4);
+        assert!(l.sums_offset >= l.scaled_sums_offset + k / 8 && l.stride >= l.sums_offset + k / 8);
         assert!(
             [
                 l.scales_offset,

@@ -209,7 +209,12 @@ mod reference {
                     let part = |at: u32, len: u32| &record[at as usize..(at + len) as usize];
                     let codes: Vec<i8> = part(0, k).iter().map(|&b| b as i8).collect();
                     let scales = words(part(l.scales_offset, k / 8), f32::from_le_bytes);
-                    let sums = words(part(l.sums_offset, k / 4), i32::from_le_bytes);
+                    let sums: Vec<i16> = part(l.sums_offset, k / 8)
+                        .as_chunks()
+                        .0
+                        .iter()
+                        .map(|&b| i16::from_le_bytes(b))
+                        .collect();
                     let scaled_sums = words(part(l.scaled_sums_offset, k / 8), f32::from_le_bytes);
                     let blocks = Q8Blocks {
                         codes: &codes,

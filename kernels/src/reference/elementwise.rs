@@ -29,7 +29,7 @@ pub struct Q8Blocks<'a> {
     pub codes: &'a [i8],
     pub scales: &'a [f32],
     pub scaled_sums: &'a [f32],
-    pub sums: &'a [i32],
+    pub sums: &'a [i16],
 }
 
 /// A run of whole 32-blocks of one activation column, to be written.
@@ -42,7 +42,7 @@ pub struct Q8BlocksMut<'a> {
     /// 1 per block.
     pub scaled_sums: &'a mut [f32],
     /// 2 per block.
-    pub sums: &'a mut [i32],
+    pub sums: &'a mut [i16],
 }
 
 impl Q8BlocksMut<'_> {
@@ -87,7 +87,9 @@ pub fn quantize(x: &[f32], out: Q8BlocksMut<'_>) -> Result<(), NonFinite> {
                 *s = s.wrapping_add(r);
             }
         }
-        sums.copy_from_slice(&sum);
+        for (stored, &sum) in sums.iter_mut().zip(&sum) {
+            *stored = sum as i16;
+        }
         *scale = d;
         *scaled_sum = d * (sum[0].wrapping_add(sum[1])) as f32;
     }
@@ -324,7 +326,7 @@ mod tests {
     use std::vec::Vec;
 
     /// Codes, scales, scaled sums, sums.
-    type Blocks = (Vec<i8>, Vec<f32>, Vec<f32>, Vec<i32>);
+    type Blocks = (Vec<i8>, Vec<f32>, Vec<f32>, Vec<i16>);
 
     fn quantized(x: &[f32]) -> Result<Blocks, NonFinite> {
         let n = x.len() / 32;

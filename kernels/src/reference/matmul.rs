@@ -36,7 +36,8 @@ pub fn matmul_panel_q8(
                 let isum = w.s[0] * dot(0) + w.s[1] * dot(1);
                 acc += isum as f32 * (w.d * a.scales[b]);
                 if let Some(m) = w.m {
-                    let sum = w.mi[0] * a.sums[2 * b] + w.mi[1] * a.sums[2 * b + 1];
+                    let sums = [a.sums[2 * b], a.sums[2 * b + 1]].map(i32::from);
+                    let sum = w.mi[0] * sums[0] + w.mi[1] * sums[1];
                     acc -= m * (a.scales[b] * sum as f32);
                 }
             }

@@ -48,7 +48,7 @@ impl Plain for u8 {}
 impl Plain for i8 {}
 impl Plain for u16 {}
 impl Plain for u32 {}
-impl Plain for i32 {}
+impl Plain for i16 {}
 impl Plain for f32 {}
 
 /// Bytes of one argument of a step.
@@ -997,7 +997,7 @@ unsafe fn q8<'a>(bytes: Bytes, at: usize, k: u32, first: usize, count: usize) ->
             codes: bytes.slice(at + first, count),
             scales: bytes.slice(at + layout.scales_offset as usize + 4 * block, blocks),
             scaled_sums: bytes.slice(at + layout.scaled_sums_offset as usize + 4 * block, blocks),
-            sums: bytes.slice(at + layout.sums_offset as usize + 8 * block, 2 * blocks),
+            sums: bytes.slice(at + layout.sums_offset as usize + 4 * block, 2 * blocks),
         }
     }
 }
@@ -1023,7 +1023,7 @@ unsafe fn q8_mut<'a>(
             scales: bytes.slice_mut(at + layout.scales_offset as usize + 4 * block, blocks),
             scaled_sums: bytes
                 .slice_mut(at + layout.scaled_sums_offset as usize + 4 * block, blocks),
-            sums: bytes.slice_mut(at + layout.sums_offset as usize + 8 * block, 2 * blocks),
+            sums: bytes.slice_mut(at + layout.sums_offset as usize + 4 * block, 2 * blocks),
         }
     }
 }

@@ -67,6 +67,12 @@ impl<'a> Emit<'a> {
         self.b.ins().store(flags, value, at.base, at.offset);
     }
 
+    /// A 16-bit element, sign-extended to 32.
+    pub(super) fn load_i16(&mut self, at: Address) -> Value {
+        let flags = MemFlagsData::new().with_notrap();
+        self.b.ins().sload16(I32, flags, at.base, at.offset)
+    }
+
     /// Four sign-extended 16-bit elements.
     pub(super) fn load_i16x4(&mut self, at: Address) -> Value {
         let flags = MemFlagsData::new().with_notrap();

@@ -13,7 +13,7 @@ use super::emit::{Address, Emit};
 use super::frame::{Frame, Pass, QUADS};
 use super::scales::{COMMON, F16ToF32, FIELD, Minimum, Scales};
 use crate::{Arch, Isa, KernelShape, cost};
-use cranelift_codegen::ir::types::{F32X4, I8X16, I32, I32X4};
+use cranelift_codegen::ir::types::{F32X4, I8X16, I32X4};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use omex_kernels::activation::Q8Layout;
 use omex_kernels::format::Quantized;
@@ -198,7 +198,7 @@ impl<'k> Kernel<'k> {
                     e.advance(at.codes, blocks * self.quant_bytes as u64),
                     e.advance(at.activations, blocks * 32),
                     e.advance(at.scales, blocks * 4),
-                    e.advance(at.sums, blocks * 8),
+                    e.advance(at.sums, blocks * 4),
                 ]
             }
         });
@@ -336,7 +336,7 @@ impl<'k> Kernel<'k> {
             codes: e.advance(at.codes, self.quant_bytes as u64),
             activations: e.advance(at.activations, 32),
             scales: e.advance(at.scales, 4),
-            sums: e.advance(at.sums, 8),
+            sums: e.advance(at.sums, 4),
             entry: e.advance(at.entry, entry as u64),
         }
     }
@@ -428,8 +428,10 @@ impl Body<'_, '_> {
         for c in 0..self.columns {
             let da = self.splat(e, F32X4, self.at.scales, c, 0);
             let group_sums = (scales.minimum != Minimum::None).then(|| {
-                [0, 4].map(|offset| {
-                    let sum = self.splat(e, I32X4, self.at.sums, c, offset);
+                [0, 2].map(|offset| {
+                    let column = self.kernel.layout.stride * c as u32;
+                    let sum = e.load_i16(Address::new(self.at.sums).plus(column + offset));
+                    let sum = e.b.ins().splat(I32X4, sum);
                     e.f32_from_int(sum)
                 })
             });
@@ -556,7 +558,7 @@ impl Body<'_, '_> {
         let at = Address::new(self.at.sums).plus(self.kernel.layout.stride * column as u32);
         let mut sum: Option<Value> = None;
         for half in groups.start / 4..groups.end / 4 {
-            let part = e.load(I32, at.plus(4 * half));
+            let part = e.load_i16(at.plus(2 * half));
             sum = Some(match sum {
                 Some(sum) => e.b.ins().iadd(sum, part),
                 None => part,

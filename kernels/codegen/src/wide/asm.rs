@@ -112,6 +112,14 @@ fn built(instruction: Result<Instruction, iced_x86::IcedError>) -> Instruction {
     instruction.unwrap_or_else(|e| panic!("operands that fit no form of the instruction: {e}"))
 }
 
+/// The operands of an operation whose order does not matter.
+fn one_in_register(x: Source, y: Source) -> (Vector, Source) {
+    match (x, y) {
+        (Source::Vector(x), y) | (y, Source::Vector(x)) => (x, y),
+        (x, y) => panic!("{x:?} and {y:?} are both in memory"),
+    }
+}
+
 macro_rules! three_operands {
     ($($(#[$doc:meta])* $name:ident $vex:ident $evex:ident;)*) => {
         impl Asm {
@@ -137,7 +145,7 @@ three_operands! {
     /// Pairs of unsigned bytes of `a` and signed bytes of `b`, into saturated words.
     mul_add_bytes VEX_Vpmaddubsw_ymm_ymm_ymmm256 EVEX_Vpmaddubsw_zmm_k1z_zmm_zmmm512;
     mul_add_words VEX_Vpmaddwd_ymm_ymm_ymmm256 EVEX_Vpmaddwd_zmm_k1z_zmm_zmmm512;
-    pack_dwords VEX_Vpackssdw_ymm_ymm_ymmm256 EVEX_Vpackssdw_zmm_k1z_zmm_zmmm512b32;
+    mul_words VEX_Vpmullw_ymm_ymm_ymmm256 EVEX_Vpmullw_zmm_k1z_zmm_zmmm512;
     mul VEX_Vmulps_ymm_ymm_ymmm256 EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er;
     add VEX_Vaddps_ymm_ymm_ymmm256 EVEX_Vaddps_zmm_k1z_zmm_zmmm512b32_er;
     sub VEX_Vsubps_ymm_ymm_ymmm256 EVEX_Vsubps_zmm_k1z_zmm_zmmm512b32_er;
@@ -279,10 +287,8 @@ impl Asm {
 
     /// `x * y`, one of which is in a register.
     pub(super) fn product(&mut self, to: Vector, x: impl Into<Source>, y: impl Into<Source>) {
-        match (x.into(), y.into()) {
-            (Source::Vector(x), y) | (y, Source::Vector(x)) => self.mul(to, x, y),
-            (x, y) => panic!("{x:?} and {y:?} are both in memory"),
-        }
+        let (x, y) = one_in_register(x.into(), y.into());
+        self.mul(to, x, y);
     }
 
     pub(super) fn store(&mut self, to: Address, from: Vector) {
@@ -317,18 +323,45 @@ impl Asm {
         self.push(Instruction::with2(code, self.register(to), from.operand()));
     }
 
-    pub(super) fn broadcast_qword(&mut self, to: Vector, from: Address) {
-        let code = self.level.pick(
-            Code::VEX_Vpbroadcastq_ymm_xmmm64,
-            Code::EVEX_Vpbroadcastq_zmm_k1z_xmmm64,
-        );
-        self.push(Instruction::with2(code, self.register(to), from.operand()));
+    /// `to |= from & mask`. `other` may be `from`; it is lost.
+    pub(super) fn or_masked(&mut self, to: Vector, from: Vector, mask: Vector, other: Vector) {
+        match self.level.ternary_logic() {
+            None => {
+                self.and(other, from, mask);
+                self.or(to, to, other);
+            }
+            Some(code) => {
+                // Bit `4 to + 2 from + mask` of the table is what those bits give.
+                const TABLE: u32 = 0b1111_1000;
+                let [to, from, mask] = [to, from, mask].map(|v| self.register(v));
+                self.push(Instruction::with4(code, to, from, mask, TABLE));
+            }
+        }
     }
 
     /// `to += a . b` per lane: four unsigned bytes of `a`, four signed ones of `b`.
     pub(super) fn dot_bytes(&mut self, to: Vector, a: Vector, b: impl Into<Source>) {
         let code = self.level.dot_bytes();
         self.three(code, self.register(to), self.register(a), b.into());
+    }
+
+    /// `to += x . y` per lane of two signed words; one of `x` and `y` is in a register.
+    /// `other` is lost.
+    pub(super) fn dot_words(
+        &mut self,
+        to: Vector,
+        x: impl Into<Source>,
+        y: impl Into<Source>,
+        other: Vector,
+    ) {
+        let (x, y) = one_in_register(x.into(), y.into());
+        match self.level.dot_words() {
+            Some(code) => self.three(code, self.register(to), self.register(x), y),
+            None => {
+                self.mul_add_words(other, x, y);
+                self.add_dwords(to, to, other);
+            }
+        }
     }
 
     /// `to = b < 0 ? -a : a` per byte, where `to` is neither; 0 may become

@@ -140,32 +140,38 @@ impl Operands<'_> {
     /// block's codes.
     pub(super) fn load(&mut self, a: &mut Asm, at: Address, group: u32, part: usize, to: Vector) {
         let CodeBits { low, high } = self.codes.bits;
+        if let Some(mask) = self.high_mask {
+            let (step, bit) = self.step(a, at.plus(64 * low), 1, high, group, part);
+            let field = if bit > low {
+                a.shift_words_right(to, step, bit - low);
+                to
+            } else if bit < low {
+                a.shift_words_left(to, step, low - bit);
+                to
+            } else {
+                step
+            };
+            a.and(to, field, mask);
+        }
         match self.low_mask {
             None => a.load(to, part_of(a, at.plus(64 * group), part)),
             Some(mask) => {
                 let (step, bit) = self.step(a, at, 0, low, group, part);
-                if bit > 0 {
-                    a.shift_words_right(to, step, bit);
-                    a.and(to, to, mask);
+                let joins = self.high_mask.is_some();
+                let field = if joins { a.take() } else { to };
+                let shifted = if bit > 0 {
+                    a.shift_words_right(field, step, bit);
+                    field
                 } else {
-                    a.and(to, step, mask);
+                    step
+                };
+                if joins {
+                    a.or_masked(to, shifted, mask, field);
+                    a.give(field);
+                } else {
+                    a.and(to, shifted, mask);
                 }
             }
-        }
-        if let Some(mask) = self.high_mask {
-            let (step, bit) = self.step(a, at.plus(64 * low), 1, high, group, part);
-            let field = a.take();
-            if bit > low {
-                a.shift_words_right(field, step, bit - low);
-                a.and(field, field, mask);
-            } else if bit < low {
-                a.shift_words_left(field, step, low - bit);
-                a.and(field, field, mask);
-            } else {
-                a.and(field, step, mask);
-            }
-            a.or(to, to, field);
-            a.give(field);
         }
         match (&self.codes.map, self.map) {
             (Map::FlipSign, Some(sign)) => a.xor(to, to, sign),

@@ -95,6 +95,26 @@ impl Level {
         }
     }
 
+    pub(super) fn dot_words(self) -> Option<Code> {
+        match self {
+            Level::Avx2 | Level::Avx512Bw => None,
+            Level::AvxVnni => Some(Code::VEX_Vpdpwssd_ymm_ymm_ymmm256),
+            Level::Avx512Vl => Some(Code::EVEX_Vpdpwssd_ymm_k1z_ymm_ymmm256b32),
+            Level::Avx512Vnni => Some(Code::EVEX_Vpdpwssd_zmm_k1z_zmm_zmmm512b32),
+        }
+    }
+
+    /// `vpternlogd`, which all of AVX-512 has.
+    pub(super) fn ternary_logic(self) -> Option<Code> {
+        match self {
+            Level::Avx2 | Level::AvxVnni => None,
+            Level::Avx512Vl => Some(Code::EVEX_Vpternlogd_ymm_k1z_ymm_ymmm256b32_imm8),
+            Level::Avx512Bw | Level::Avx512Vnni => {
+                Some(Code::EVEX_Vpternlogd_zmm_k1z_zmm_zmmm512b32_imm8)
+            }
+        }
+    }
+
     pub(super) fn f32_from_f16(self) -> Code {
         self.pick(
             Code::VEX_Vcvtph2ps_ymm_xmmm128,

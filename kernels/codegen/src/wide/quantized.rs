@@ -504,11 +504,7 @@ impl<'k> Kernel<'k> {
             self.scale(a, index, at, dots, &factors, held);
         }
         a.give_many(dots);
-        for factor in factors.scale.into_iter().chain(factors.minimum) {
-            if let Source::Vector(v) = factor {
-                a.give(v);
-            }
-        }
+        a.give_many(factors.registers);
     }
 
     /// Adds the products of some groups to the integer sums. `factor` is the
@@ -663,26 +659,38 @@ impl<'k> Kernel<'k> {
         let minimum = (self.scales.minimum != Minimum::None)
             .then(|| fields.plus(FIELD * self.scales.minimum_field()));
         let is_held = self.holds_sums(a.level);
-        let mut factor = |at: Address| {
-            (0..a.level.parts())
-                .map(|part| {
-                    let at = part_of(a, at, part);
-                    match is_held {
-                        true => {
-                            let v = a.take();
-                            a.load(v, at);
-                            Source::Vector(v)
-                        }
-                        false => Source::Memory(at),
-                    }
-                })
-                .collect()
+        let mut registers = Vec::new();
+        let mut factor = |a: &mut Asm, at: Address| -> Vec<Source> {
+            let parts = (0..a.level.parts()).map(|part| part_of(a, at, part));
+            let parts: Vec<Address> = parts.collect();
+            if !is_held {
+                return parts.into_iter().map(Source::Memory).collect();
+            }
+            let load = |at| {
+                let v = a.take();
+                a.load(v, at);
+                registers.push(v);
+                Source::Vector(v)
+            };
+            parts.into_iter().map(load).collect()
+        };
+        let (scale, minimum) = (factor(a, scale), minimum.map(|at| factor(a, at)));
+        let correction = match (self.scales.has_correction(), self.scales.per_16) {
+            (false, _) => Vec::new(),
+            (true, true) => factor(a, fields.plus(FIELD * self.scales.correction_field())),
+            (true, false) => {
+                let v = a.take();
+                a.set_dwords(v, self.scales.correction_words());
+                registers.push(v);
+                vec![Source::Vector(v); a.level.parts()]
+            }
         };
         Factors {
-            scale: factor(scale),
-            minimum: minimum.map(factor).unwrap_or_default(),
-            correction: fields.plus(FIELD * self.scales.correction_field()),
+            scale,
+            minimum: minimum.unwrap_or_default(),
+            correction,
             dmin: common.plus(FIELD),
+            registers,
         }
     }
 
@@ -709,32 +717,21 @@ impl<'k> Kernel<'k> {
     ) {
         let scales = &self.scales;
         let has_minimum = scales.minimum != Minimum::None;
-        let words = (scales.offset_factor > 0 || scales.per_16 && has_minimum).then(|| {
-            let words = a.take();
-            a.broadcast_qword(words, at.index(reg::BLOCK, 2).plus(self.layout.sums_offset));
-            a.pack_dwords(words, words, words);
-            words
-        });
         let product = a.take();
-        if let (Some(words), true) = (words, scales.offset_factor > 0) {
-            if scales.sum_shift > 0 {
-                a.shift_words_left(words, words, scales.sum_shift);
-            }
-            if !scales.per_16 {
-                a.set_dwords(product, 0x0001_0001 * scales.offset_factor);
-                a.mul_add_words(words, words, product);
-            }
-            for (part, &dot) in dots.iter().enumerate() {
-                if scales.per_16 {
-                    a.mul_add_words(product, words, part_of(a, factors.correction, part));
-                    a.sub_dwords(dot, dot, product);
-                } else {
-                    a.sub_dwords(dot, dot, words);
-                }
+        let v = a.take();
+        let at = at.index(reg::BLOCK, 1);
+        let words_at = at.plus(self.layout.sums_offset);
+        if !factors.correction.is_empty() {
+            let words = self.of_column(a, words_at, v);
+            for (&dot, &correction) in dots.iter().zip(&factors.correction) {
+                a.dot_words(dot, words, correction, product);
             }
         }
-        let at = at.index(reg::BLOCK, 1);
-        let v = a.take();
+        let words = (has_minimum && scales.per_16).then(|| {
+            let words = a.take();
+            a.broadcast_dword(words, words_at);
+            words
+        });
         let d = self.of_column(a, at.plus(self.layout.scales_offset), v);
         let sums = match held {
             [] => dots,
@@ -795,10 +792,13 @@ struct Factors {
     scale: Vec<Source>,
     /// Empty where a format has none.
     minimum: Vec<Source>,
-    /// Where scales are per 16: what corrects the operands' offset, and the header's
-    /// factor of minimums.
-    correction: Address,
+    /// What takes the operands' offset away, as pairs of words; empty where there is
+    /// none.
+    correction: Vec<Source>,
+    /// The header's factor of minimums where scales are per 16.
     dmin: Address,
+    /// Where they are, as far as they are in registers.
+    registers: Vec<Vector>,
 }
 
 /// Integer sums by column, then part.

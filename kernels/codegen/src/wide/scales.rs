@@ -7,9 +7,9 @@
 //! | integers per 16 | `s0`, `s1`, [correction], [minimums] | f32 `d`, [f32 `dmin`] |
 //!
 //! `s` is what a sum of a half is multiplied with: i32, or twice the same word
-//! where sums are pairs of words. The correction is the words `(s0, s1)`, scaled
-//! so that `. (sum0, sum1)` is what the codes' offset adds; minimums are the words
-//! `(m0, m1)`.
+//! where sums are pairs of words. The correction is the words `-offset (s0, s1)`,
+//! whose product with `(sum0, sum1)` takes away what the codes' offset adds; minimums
+//! are the words `(m0, m1)`.
 
 use super::asm::{Address, Asm, Vector};
 use super::codes::{Codes, Dot, part_of};
@@ -19,8 +19,6 @@ use omex_kernels::format::{BlockScale, Quantized, SubScales};
 pub(super) const FIELD: u32 = 64;
 /// Bytes of what is common to a header.
 pub(super) const COMMON: u32 = 2 * FIELD;
-/// Sums of 16 codes may be shifted so far and still fit in 16 bits.
-const SUM_SHIFT_MAX: u32 = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Minimum {
@@ -37,10 +35,8 @@ pub(super) struct Scales {
     pub(super) minimum: Minimum,
     /// Sums are multiplied as pairs of words.
     words: bool,
-    /// The operands' offset is `2^shift * factor`: sums of activations are
-    /// shifted, scales multiplied.
-    pub(super) sum_shift: u32,
-    pub(super) offset_factor: u32,
+    /// That of the operands.
+    offset: u32,
 }
 
 impl Scales {
@@ -54,16 +50,13 @@ impl Scales {
             ) => Minimum::Subtracted,
         };
         let signed_six_bit = matches!(q.sub_scales, SubScales::SixBit { mins: false, .. });
-        let log2 = codes.offset.checked_ilog2();
-        let sum_shift = log2.map_or(0, |log2| log2.min(SUM_SHIFT_MAX));
         Scales {
             q: *q,
             sub_offset: if signed_six_bit { 32 } else { 0 },
             per_16: scales_per_16(q),
             minimum,
             words: codes.dot != Dot::Dwords,
-            sum_shift,
-            offset_factor: codes.offset >> sum_shift,
+            offset: codes.offset,
         }
     }
 
@@ -80,13 +73,23 @@ impl Scales {
         self.minimum != Minimum::None
     }
 
+    pub(super) fn has_correction(&self) -> bool {
+        self.offset > 0
+    }
+
+    /// What a sum of activation codes is multiplied with to take away what the
+    /// operands' offset adds, as a pair of words.
+    pub(super) fn correction_words(&self) -> u32 {
+        u32::from(self.offset.wrapping_neg() as u16) * 0x0001_0001
+    }
+
     pub(super) fn correction_field(&self) -> u32 {
         2
     }
 
     pub(super) fn minimum_field(&self) -> u32 {
         match self.per_16 {
-            true => 2 + (self.offset_factor > 0) as u32,
+            true => 2 + self.has_correction() as u32,
             false => 1,
         }
     }
@@ -164,12 +167,10 @@ impl Scales {
         let signed = self.sub_offset != 0 || self.q.sub_scales == SubScales::Int8;
         let (s0, m0) = self.sub_scale(a, constants, sub, 2 * block);
         let (s1, m1) = self.sub_scale(a, constants, sub, 2 * block + 1);
-        if self.offset_factor > 0 {
+        if let Some(offset) = constants.correction {
             let pairs = a.pair_rows(s0, s1, signed);
             for &v in &pairs {
-                if self.offset_factor > 1 {
-                    a.shift_words_left(v, v, self.offset_factor.ilog2());
-                }
+                a.mul_words(v, v, offset);
             }
             store(a, &pairs, at.plus(FIELD * self.correction_field()));
             a.give_many(pairs);
@@ -290,6 +291,7 @@ struct SubConstants {
     low: Option<Vector>,
     high: Option<Vector>,
     offset: Option<Vector>,
+    correction: Option<Vector>,
 }
 
 impl SubConstants {
@@ -307,6 +309,11 @@ impl SubConstants {
             low: set(nibbles, 0x0f),
             high: set(six_bit, 0x30),
             offset: set(scales.sub_offset != 0, scales.sub_offset),
+            correction: (scales.per_16 && scales.has_correction()).then(|| {
+                let v = a.take();
+                a.set_dwords(v, scales.correction_words());
+                v
+            }),
         }
     }
 
@@ -315,8 +322,9 @@ impl SubConstants {
     }
 
     fn end(&mut self, a: &mut Asm) {
-        let all = [self.low.take(), self.high.take(), self.offset.take()];
-        a.give_many(all.into_iter().flatten());
+        let constants = [&mut self.low, &mut self.high, &mut self.offset];
+        let all = constants.map(Option::take);
+        a.give_many(all.into_iter().chain([self.correction.take()]).flatten());
     }
 }
 

@@ -348,6 +348,14 @@ impl Machine<'_> {
                 let (a, b) = both(self);
                 zip(&a, &b, |a, b| dword(a).max(dword(b)).to_le_bytes())
             }
+            Mnemonic::Vpmullw => {
+                let (a, b) = both(self);
+                zip(&a, &b, |a: [u8; 2], b: [u8; 2]| {
+                    u16::from_le_bytes(a)
+                        .wrapping_mul(u16::from_le_bytes(b))
+                        .to_le_bytes()
+                })
+            }
             Mnemonic::Vpmulld => {
                 let (a, b) = both(self);
                 zip(&a, &b, |a, b| dword(a).wrapping_mul(dword(b)).to_le_bytes())
@@ -373,6 +381,31 @@ impl Machine<'_> {
                     (a0 * b0).wrapping_add(a1 * b1).to_le_bytes()
                 })
             }
+            Mnemonic::Vpdpwssd => {
+                let (a, b) = both(self);
+                let before = self.vectors[to.number()];
+                let products = zip(&a, &b, |a, b| {
+                    let ([a0, a1], [b0, b1]) = (words(a), words(b));
+                    (a0 * b0).wrapping_add(a1 * b1).to_le_bytes()
+                });
+                zip(&before, &products, |a, b| {
+                    dword(a).wrapping_add(dword(b)).to_le_bytes()
+                })
+            }
+            Mnemonic::Vpternlogd => {
+                let (a, b) = both(self);
+                let before = self.vectors[to.number()];
+                let table = i.immediate8();
+                let mut to = [0; 64];
+                for (n, to) in to[..size].iter_mut().enumerate() {
+                    for bit in 0..8 {
+                        let of = |x: u8| x >> bit & 1;
+                        let entry = of(before[n]) << 2 | of(a[n]) << 1 | of(b[n]);
+                        *to |= (table >> entry & 1) << bit;
+                    }
+                }
+                to
+            }
             Mnemonic::Vpdpbusd => {
                 let (a, b) = both(self);
                 let products = zip(&a, &b, |a: [u8; 4], b: [u8; 4]| {
@@ -383,20 +416,6 @@ impl Machine<'_> {
                 zip(&before, &products, |a, b| {
                     dword(a).wrapping_add(dword(b)).to_le_bytes()
                 })
-            }
-            Mnemonic::Vpackssdw => {
-                let (a, b) = both(self);
-                let mut to = [0; 64];
-                for lane in (0..64).step_by(16) {
-                    for (n, from) in [a, b].iter().enumerate() {
-                        for d in 0..4 {
-                            let x = dword(from[lane + 4 * d..][..4].try_into().unwrap());
-                            let x = x.clamp(i16::MIN as i32, i16::MAX as i32) as i16;
-                            to[lane + 8 * n + 2 * d..][..2].copy_from_slice(&x.to_le_bytes());
-                        }
-                    }
-                }
-                to
             }
             Mnemonic::Vpshufb => {
                 let (a, b) = both(self);
@@ -456,7 +475,6 @@ impl Machine<'_> {
                 to
             }
             Mnemonic::Vpbroadcastd => repeat(&a(self, 4)[..4]),
-            Mnemonic::Vpbroadcastq => repeat(&a(self, 8)[..8]),
             Mnemonic::Vbroadcasti128 | Mnemonic::Vbroadcasti32x4 => repeat(&a(self, 16)[..16]),
             Mnemonic::Vpmovzxbd => map(&a(self, size / 4), |[a]| (a as u32).to_le_bytes()),
             Mnemonic::Vpmovsxbd => map(&a(self, size / 4), |[a]| (a as i8 as i32).to_le_bytes()),

@@ -161,8 +161,11 @@ pub(crate) fn random_q8(r: &mut Random, k: u32, columns: u32, data: Data) -> Vec
             put(layout.scales_offset + 4 * b, scale.to_le_bytes());
             let scaled = scale * (halves[0] + halves[1]) as f32;
             put(layout.scaled_sums_offset + 4 * b, scaled.to_le_bytes());
-            put(layout.sums_offset + 8 * b, halves[0].to_le_bytes());
-            put(layout.sums_offset + 8 * b + 4, halves[1].to_le_bytes());
+            for (half, sum) in (0..).zip(halves) {
+                let sum = (sum as i16).to_le_bytes();
+                record[(layout.sums_offset + 4 * b + 2 * half) as usize..][..2]
+                    .copy_from_slice(&sum);
+            }
             for (i, code) in codes.iter().enumerate() {
                 record[(32 * b) as usize + i] = *code as u8;
             }
