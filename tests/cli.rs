@@ -40,6 +40,20 @@ fn usage_errors_exit_with_2() {
     fails(scratch.omexc().args(["build", "x", "--ctx-size", "0"]), 2);
 }
 
+#[test]
+fn a_model_flag_that_has_no_effect_says_so() {
+    let scratch = Scratch::new("model-flag");
+    let model = smollm2();
+    let file = scratch.write("task.omex.json", container(&model, SMALL));
+    for (flags, told) in [(&["-m", "other.gguf"][..], true), (&[], false)] {
+        let mut build = scratch.omexc();
+        build.args(["build", "--any-path"]).arg(&file).args(flags);
+        let output = ok(build.arg("-o").arg(scratch.path("plan.bin")));
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(text.contains("-m has no effect"), told, "{text}");
+    }
+}
+
 /// Nobody waits for a result that has nowhere to go.
 #[test]
 fn outputs_that_cannot_be_written_are_refused_before_the_work() {

@@ -10,7 +10,7 @@ use omex_kernels::spec::KvFormat;
 use omex_plan::memory::MemoryKind;
 use omex_plan::prompt::PromptTemplate;
 use omex_plan::session::SessionBytes;
-use omex_plan::{Model, Plan, Target};
+use omex_plan::{Model, Plan, Target, WeightSource};
 use omex_runtime::memory::Sections;
 
 use crate::arena::Layout;
@@ -504,12 +504,34 @@ impl Fitting<'_> {
             .sum()
     }
 
-    /// The plan with as many resident pages as the budget allows.
+    /// The plan with as many resident pages as the budget allows, which reads
+    /// compressed copies of pages where that is faster: what they are read into
+    /// takes memory that weights could stay in.
     ///
     /// # Errors
     ///
     /// The smallest plan, when it does not fit.
     fn page(&self, unpaged: &Plan, level: MemoryLevel) -> Result<Plan, Box<Plan>> {
+        let framed = self.page_with(unpaged, level, &self.inputs.frames)?;
+        let compresses = match &framed.weights.source {
+            WeightSource::Paged(paged) => paged.stages.is_some(),
+            WeightSource::Mapped | WeightSource::Read { .. } => false,
+        };
+        if !compresses {
+            return Ok(framed);
+        }
+        let plain = self.page_with(unpaged, level, &paging::Frames::default());
+        let faster = |plain: &Plan| self.run_s(plain) <= self.run_s(&framed);
+        Ok(plain.ok().filter(faster).unwrap_or(framed))
+    }
+
+    /// The same, with these copies wherever one makes a read faster.
+    fn page_with(
+        &self,
+        unpaged: &Plan,
+        level: MemoryLevel,
+        frames: &paging::Frames,
+    ) -> Result<Plan, Box<Plan>> {
         let weights = unpaged.memory.bytes_of(MemoryKind::MappedPages);
         let others = unpaged.memory.needed_bytes() - weights;
         let low = level == MemoryLevel::Low && self.options.weights.is_none();
@@ -527,7 +549,7 @@ impl Fitting<'_> {
             first_layers: layers.map_or(0..0, |l| l.value.0..l.value.1),
             storage_bytes_per_s: self.inputs.storage_bytes_per_s,
             memory_bytes_per_s: self.inputs.memory_bytes_per_s,
-            frames: self.inputs.frames.clone(),
+            frames: frames.clone(),
         };
         let paged = |weights_bytes_max: u64| {
             let request = request(weights_bytes_max);

@@ -126,6 +126,50 @@ fn the_budget_is_used_and_every_layer_keeps_an_equal_share() {
 }
 
 #[test]
+fn pages_are_read_compressed_where_that_saves_more_than_it_takes() {
+    let weights: u64 = (LLAMA_1B.packed_index().pages.iter())
+        .map(|p| p.bytes)
+        .sum();
+    let on = |budget: u64, frame_tenths: u64| {
+        let machine = common::Machine {
+            storage_bytes_per_s: 100_000_000,
+            frame_tenths,
+            ..common::Machine::default()
+        };
+        let task = task(&container(""));
+        let options = Options {
+            weights: Some(WeightsFrom::Paged),
+            columns_max: Some(16),
+            paging: Paging {
+                slots_bytes_max: 6 << 20,
+                ..Paging::default()
+            },
+            ..limit(budget)
+        };
+        common::compile_on(&LLAMA_1B, &task, &common::laptop(), &options, machine)
+            .unwrap()
+            .plan
+    };
+    let whole = needed(&on(4 << 30, 0));
+    // `None` where everything fits.
+    let compresses = |missing: u64| {
+        let [plain, framed] = [0, 9].map(|tenths| on(whole - missing, tenths));
+        let token_s = |plan| Cost::of(plan).unwrap().token_s;
+        assert!(
+            token_s(&framed) <= token_s(&plain),
+            "{missing} bytes do not fit"
+        );
+        let reads = [&plain, &framed].map(|plan| !paged(plan).reads.is_empty());
+        (reads == [true; 2]).then_some(paged(&framed).stages.is_some())
+    };
+    // A tenth of what little is read is less than what frames are read into.
+    let few = (0..80).step_by(4).find_map(|mib| compresses(mib << 20));
+    assert_eq!(few, Some(false));
+    assert_eq!(compresses(weights / 2), Some(true));
+    assert_eq!(compresses(weights * 9 / 10), Some(true));
+}
+
+#[test]
 fn everything_fits_means_nothing_is_read() {
     let fits = compiled(&LLAMA_1B, &limit(4 << 30)).plan;
     assert!(matches!(fits.weights.source, WeightSource::Read { .. }));

@@ -11,9 +11,11 @@ use omex_compiler::import::family::{
     Vector, Weights,
 };
 use omex_compiler::import::gguf::TensorId;
+use omex_compiler::paging::Frames;
 use omex_compiler::pipeline::{Compiled, Inputs, Options, compile};
 use omex_kernels::WeightFormat;
 use omex_kernels::spec::{GateFunction, RopePairing};
+use omex_plan::frames::{FRAME_ALIGN, Frame, frames_start};
 use omex_plan::packed::{
     Digest, FormatCode, PAGE_ALIGN, PAGE_BYTES_MAX, PackedIndex, PackedLayout, Page, Piece, Tensor,
 };
@@ -320,6 +322,8 @@ pub(crate) fn task(text: &str) -> Task {
 pub(crate) struct Machine {
     pub(crate) storage_bytes_per_s: u64,
     pub(crate) memory_bytes_per_s: u64,
+    /// Tenths of a page's bytes that its compressed copy takes; 0 without one.
+    pub(crate) frame_tenths: u64,
 }
 
 impl Default for Machine {
@@ -327,6 +331,7 @@ impl Default for Machine {
         Machine {
             storage_bytes_per_s: 1_000_000_000,
             memory_bytes_per_s: 20_000_000_000,
+            frame_tenths: 0,
         }
     }
 }
@@ -344,6 +349,26 @@ pub(crate) fn laptop() -> Target {
         name: "laptop".to_owned(),
         arch: "x86_64".to_owned(),
         features: vec!["avx2".to_owned()],
+    }
+}
+
+/// Compressed copies of all pages, of so many tenths of their bytes.
+fn frames(index: &PackedIndex, tenths: u64) -> Frames {
+    if tenths == 0 {
+        return Frames::default();
+    }
+    let mut end = frames_start(index.pages.len());
+    let of_page = |page: &Page| {
+        let file_offset = end;
+        let bytes = page.bytes * tenths / 10;
+        end = (file_offset + bytes).next_multiple_of(FRAME_ALIGN);
+        Frame { file_offset, bytes }
+    };
+    let of_pages = index.pages.iter().map(of_page).collect();
+    Frames {
+        of_pages,
+        file_bytes: end,
+        pages_bytes_per_s: 2_000_000_000,
     }
 }
 
@@ -395,7 +420,7 @@ pub(crate) fn compile_on(
             cores: 2,
             storage_bytes_per_s: machine.storage_bytes_per_s,
             memory_bytes_per_s: machine.memory_bytes_per_s,
-            frames: omex_compiler::paging::Frames::default(),
+            frames: frames(&index, machine.frame_tenths),
             code_of: &|spec| match spec {
                 omex_kernels::KernelSpec::Matmul { rows, .. } => Some(vec![0xc3; *rows as usize]),
                 _ => None,
