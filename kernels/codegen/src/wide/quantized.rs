@@ -3,10 +3,11 @@
 //! A panel is worked on in chunks of 32-blocks, whose headers are unpacked into the
 //! stack frame. One column reads its operands from the panel, because each is used
 //! once. Memory is read in order, which hardware follows best: a short panel is one
-//! chunk, of a longer one all headers are fetched before the first codes. For more columns a chunk's codes are unpacked too,
-//! into records that stay in the first-level cache while tiles of columns pass.
-//! Registers hold a tile's integer sums. Its f32 sums have room beside them in 32
-//! registers, and lie in the frame otherwise and between two chunks.
+//! chunk, of a longer one all headers are fetched before the first codes. For more
+//! columns a chunk's codes are unpacked too, into records that stay in the first-level
+//! cache while tiles of columns pass. Registers hold a tile's integer sums. Its f32 sums
+//! have room beside them in 32 registers, and lie in the frame otherwise and between two
+//! chunks.
 
 use super::asm::{Address, Asm, Source, Vector, When};
 use super::codes::{Codes, Dot, GROUPS, Operands, part_of};
@@ -661,20 +662,22 @@ impl<'k> Kernel<'k> {
         let is_held = self.holds_sums(a.level);
         let mut registers = Vec::new();
         let mut factor = |a: &mut Asm, at: Address| -> Vec<Source> {
-            let parts = (0..a.level.parts()).map(|part| part_of(a, at, part));
-            let parts: Vec<Address> = parts.collect();
-            if !is_held {
-                return parts.into_iter().map(Source::Memory).collect();
-            }
-            let load = |at| {
-                let v = a.take();
-                a.load(v, at);
-                registers.push(v);
-                Source::Vector(v)
-            };
-            parts.into_iter().map(load).collect()
+            let parts = 0..a.level.parts();
+            parts
+                .map(|part| {
+                    let at = part_of(a, at, part);
+                    if !is_held {
+                        return Source::Memory(at);
+                    }
+                    let v = a.take();
+                    a.load(v, at);
+                    registers.push(v);
+                    Source::Vector(v)
+                })
+                .collect()
         };
-        let (scale, minimum) = (factor(a, scale), minimum.map(|at| factor(a, at)));
+        let scale = factor(a, scale);
+        let minimum = minimum.map_or_else(Vec::new, |at| factor(a, at));
         let correction = match (self.scales.has_correction(), self.scales.per_16) {
             (false, _) => Vec::new(),
             (true, true) => factor(a, fields.plus(FIELD * self.scales.correction_field())),
@@ -687,7 +690,7 @@ impl<'k> Kernel<'k> {
         };
         Factors {
             scale,
-            minimum: minimum.unwrap_or_default(),
+            minimum,
             correction,
             dmin: common.plus(FIELD),
             registers,
