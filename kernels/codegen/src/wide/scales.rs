@@ -167,6 +167,7 @@ impl Scales {
         let signed = self.sub_offset != 0 || self.q.sub_scales == SubScales::Int8;
         let (s0, m0) = self.sub_scale(a, constants, sub, 2 * block);
         let (s1, m1) = self.sub_scale(a, constants, sub, 2 * block + 1);
+        // Scales are bytes and offsets at most 128, so products fit in 16 bits.
         if let Some(offset) = constants.correction {
             let pairs = a.pair_rows(s0, s1, signed);
             for &v in &pairs {
@@ -322,9 +323,13 @@ impl SubConstants {
     }
 
     fn end(&mut self, a: &mut Asm) {
-        let constants = [&mut self.low, &mut self.high, &mut self.offset];
-        let all = constants.map(Option::take);
-        a.give_many(all.into_iter().chain([self.correction.take()]).flatten());
+        let all = [
+            self.low.take(),
+            self.high.take(),
+            self.offset.take(),
+            self.correction.take(),
+        ];
+        a.give_many(all.into_iter().flatten());
     }
 }
 
