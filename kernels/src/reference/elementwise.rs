@@ -87,9 +87,7 @@ pub fn quantize(x: &[f32], out: Q8BlocksMut<'_>) -> Result<(), NonFinite> {
                 *s = s.wrapping_add(r);
             }
         }
-        for (stored, &sum) in sums.iter_mut().zip(&sum) {
-            *stored = sum as i16;
-        }
+        sums.copy_from_slice(&sum.map(|sum| sum as i16));
         *scale = d;
         *scaled_sum = d * (sum[0].wrapping_add(sum[1])) as f32;
     }

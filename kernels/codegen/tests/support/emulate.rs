@@ -374,16 +374,12 @@ impl Machine<'_> {
                     (sum.clamp(i16::MIN as i32, i16::MAX as i32) as i16).to_le_bytes()
                 })
             }
-            Mnemonic::Vpmaddwd => {
+            Mnemonic::Vpmaddwd | Mnemonic::Vpdpwssd => {
                 let (a, b) = both(self);
-                zip(&a, &b, |a, b| {
-                    let ([a0, a1], [b0, b1]) = (words(a), words(b));
-                    (a0 * b0).wrapping_add(a1 * b1).to_le_bytes()
-                })
-            }
-            Mnemonic::Vpdpwssd => {
-                let (a, b) = both(self);
-                let before = self.vectors[to.number()];
+                let before = match i.mnemonic() {
+                    Mnemonic::Vpdpwssd => self.vectors[to.number()],
+                    _ => [0; 64],
+                };
                 let products = zip(&a, &b, |a, b| {
                     let ([a0, a1], [b0, b1]) = (words(a), words(b));
                     (a0 * b0).wrapping_add(a1 * b1).to_le_bytes()

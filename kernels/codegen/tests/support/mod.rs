@@ -141,8 +141,7 @@ pub(crate) fn random_q8(r: &mut Random, k: u32, columns: u32, data: Data) -> Vec
     let mut bytes = vec![0u8; (layout.stride * columns) as usize];
     for record in bytes.chunks_exact_mut(layout.stride as usize) {
         for b in 0..k / 32 {
-            let mut put =
-                |at: u32, v: [u8; 4]| record[at as usize..at as usize + 4].copy_from_slice(&v);
+            let mut put = |at: u32, v: &[u8]| record[at as usize..][..v.len()].copy_from_slice(v);
             let fixed = r.pick(&[127i8, -127]);
             let mode = r.below(3);
             let codes: [i8; 32] = std::array::from_fn(|_| match (data, mode) {
@@ -158,13 +157,12 @@ pub(crate) fn random_q8(r: &mut Random, k: u32, columns: u32, data: Data) -> Vec
                 Data::Largest { .. } => 1.0,
             };
             let halves = [0, 16].map(|h| codes[h..h + 16].iter().map(|&c| c as i32).sum::<i32>());
-            put(layout.scales_offset + 4 * b, scale.to_le_bytes());
+            put(layout.scales_offset + 4 * b, &scale.to_le_bytes());
             let scaled = scale * (halves[0] + halves[1]) as f32;
-            put(layout.scaled_sums_offset + 4 * b, scaled.to_le_bytes());
+            put(layout.scaled_sums_offset + 4 * b, &scaled.to_le_bytes());
             for (half, sum) in (0..).zip(halves) {
-                let sum = (sum as i16).to_le_bytes();
-                record[(layout.sums_offset + 4 * b + 2 * half) as usize..][..2]
-                    .copy_from_slice(&sum);
+                let at = layout.sums_offset + 4 * b + 2 * half;
+                put(at, &(sum as i16).to_le_bytes());
             }
             for (i, code) in codes.iter().enumerate() {
                 record[(32 * b) as usize + i] = *code as u8;
