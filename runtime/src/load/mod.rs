@@ -79,7 +79,7 @@ struct PlanFile<'a> {
 impl PlanFile<'_> {
     fn open(path: &Path) -> Result<PlanFile<'_>, RunError> {
         let (file, bytes) = open_regular(path).map_err(RunError::io("open the plan", path))?;
-        let was_cached = is_cached(&file, 0) && is_cached(&file, bytes.saturating_sub(1));
+        let was_cached = is_cached(&file, &(0..bytes));
         let mut header_bytes = [0; HEADER_BYTES];
         let start = &mut header_bytes[..bytes.min(HEADER_BYTES as u64) as usize];
         file.read_exact_at(start, 0)
@@ -345,11 +345,12 @@ fn find_packed(
             .file
             .try_clone()
             .map_err(RunError::io("reopen the plan", file.path))?;
-        let model = PackedModel::bundled(file.path, clone, bundle.offset);
-        model.verify(plan, bundle.bytes)?;
+        let part = bundle.offset..bundle.offset + bundle.bytes;
+        let model = PackedModel::bundled(file.path, clone, part);
+        model.verify(plan)?;
         return Ok(model);
     }
     let model = PackedModel::find(&plan.weights.packed_digest, folders)?;
-    model.verify(plan, model.len()?)?;
+    model.verify(plan)?;
     Ok(model)
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -33,8 +34,8 @@ pub fn frames_file_name(digest: &Digest) -> String {
     format!("{}.zst", hex::encode(digest))
 }
 
-/// The file of this name in the first of `folders` that has it.
-fn find_file(name: String, folders: &[&Path]) -> Result<(PathBuf, File), RunError> {
+/// The file of this name in the first of `folders` that has it, and its length.
+fn find_file(name: String, folders: &[&Path]) -> Result<(PathBuf, File, u64), RunError> {
     let mut tried = Vec::new();
     for folder in folders {
         let path = folder.join(&name);
@@ -42,7 +43,7 @@ fn find_file(name: String, folders: &[&Path]) -> Result<(PathBuf, File), RunErro
             continue;
         }
         match open_regular(&path) {
-            Ok((file, _)) => return Ok((path, file)),
+            Ok((file, bytes)) => return Ok((path, file, bytes)),
             Err(e)
                 if matches!(
                     e.kind(),
@@ -68,11 +69,7 @@ pub(super) fn find_frames(plan: &Plan, folders: &[&Path]) -> Result<Option<Sourc
     if paged.stages.is_none() {
         return Ok(None);
     }
-    let (path, file) = find_file(frames_file_name(&plan.weights.packed_digest), folders)?;
-    let bytes = file.metadata();
-    let bytes = bytes
-        .map_err(RunError::io("examine the compressed pages", &path))?
-        .len();
+    let (path, file, bytes) = find_file(frames_file_name(&plan.weights.packed_digest), folders)?;
     let pages = paged.frames.len();
     let wanted = frames_header(
         &plan.weights.packed_digest,
@@ -114,18 +111,20 @@ pub(super) struct PackedModel {
     file: File,
     /// Where the model starts: 0, or the pages section of a bundled plan.
     offset: u64,
-    /// The page cache had the index before it was verified.
+    bytes: u64,
+    /// The page cache had it before its index was verified.
     was_cached: bool,
 }
 
 impl PackedModel {
-    /// The model inside a bundled plan.
-    pub(super) fn bundled(path: &Path, file: File, offset: u64) -> PackedModel {
+    /// The model in this part of a bundled plan.
+    pub(super) fn bundled(path: &Path, file: File, part: Range<u64>) -> PackedModel {
         PackedModel {
             path: path.to_owned(),
-            was_cached: is_cached(&file, offset),
+            was_cached: is_cached(&file, &part),
             file,
-            offset,
+            offset: part.start,
+            bytes: part.end - part.start,
         }
     }
 
@@ -133,18 +132,19 @@ impl PackedModel {
     ///
     /// Errors: none has it, or a file of its name cannot be opened.
     pub(super) fn find(digest: &Digest, folders: &[&Path]) -> Result<PackedModel, RunError> {
-        let (path, file) = find_file(packed_file_name(digest), folders)?;
+        let (path, file, bytes) = find_file(packed_file_name(digest), folders)?;
         Ok(PackedModel {
             path,
-            was_cached: is_cached(&file, 0),
+            was_cached: is_cached(&file, &(0..bytes)),
             file,
             offset: 0,
+            bytes,
         })
     }
 
     /// Checks that this is the model that the plan names: header, length, and
     /// the index, whose digest is the model's.
-    pub(super) fn verify(&self, plan: &Plan, bytes: u64) -> Result<(), RunError> {
+    pub(super) fn verify(&self, plan: &Plan) -> Result<(), RunError> {
         let wrong = |byte: u64, what: String| {
             Err(RunError::integrity(
                 &self.path,
@@ -152,7 +152,7 @@ impl PackedModel {
                 what,
             ))
         };
-        let wanted = plan.weights.packed_file_bytes;
+        let (bytes, wanted) = (self.bytes, plan.weights.packed_file_bytes);
         if bytes != wanted {
             return wrong(
                 bytes,
@@ -208,13 +208,6 @@ impl PackedModel {
         Ok(())
     }
 
-    pub(super) fn len(&self) -> Result<u64, RunError> {
-        let metadata = self.file.metadata();
-        Ok(metadata
-            .map_err(RunError::io("examine the packed model", &self.path))?
-            .len())
-    }
-
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), RunError> {
         self.file
             .read_exact_at(buffer, self.offset + offset)
@@ -238,17 +231,16 @@ impl PackedModel {
                 let bytes = plan.weights.packed_file_bytes as usize;
                 let mapping = FileMapping::new(&self.file, self.offset, bytes)
                     .map_err(RunError::io("map the packed model", &self.path))?;
-                if !self.was_cached {
-                    // Threads that read ahead at once may bring the same part
-                    // of the file, and are charged for both.
-                    mapping.populate(0..bytes);
-                }
-                let sound = |page: &Page| {
-                    let range = page.file_offset as usize..(page.file_offset + page.bytes) as usize;
-                    mapping.populate(range.clone());
-                    Ok(blake3::hash(&mapping[range]).as_bytes() == &page.digest)
+                let range = |page: &Page| {
+                    page.file_offset as usize..(page.file_offset + page.bytes) as usize
                 };
-                self.for_each_page(pages, pool, beside, |_, page| sound(page))?;
+                // Two threads that read ahead, or one in two places, may both bring
+                // the same part of the file, and are charged for both.
+                let populate = |page: &Page| mapping.populate(range(page));
+                let sound = |_, page: &Page| {
+                    Ok(blake3::hash(&mapping[range(page)]).as_bytes() == &page.digest)
+                };
+                self.for_each_page(pages, pool, beside, populate, sound)?;
                 Ok(PageTable::mapped(pages, mapping))
             }
             WeightSource::Read { slots } => {
@@ -305,7 +297,7 @@ impl PackedModel {
         }
         let file = self.file.try_clone().map_err(reopen())?;
         let file = UncachedFile::new(file).map_err(reopen())?;
-        self.for_each_page(&plan.weights.pages, pool, beside, |index, page| {
+        let read = |index: usize, page: &Page| {
             if slots[index].is_none() {
                 return Ok(true);
             }
@@ -313,12 +305,14 @@ impl PackedModel {
             let wanted = page.bytes as usize;
             file.read_at(&mut target, wanted, self.offset + page.file_offset)?;
             Ok(blake3::hash(&target[..wanted]).as_bytes() == &page.digest)
-        })?;
+        };
+        self.for_each_page(&plan.weights.pages, pool, beside, |_| {}, read)?;
         Ok((starts, file))
     }
 
-    /// Calls `load` for each page, on all threads, and `beside` on one; `load`
-    /// says whether the page matches its digest.
+    /// Calls `prepare` for one page after the other, in their order, then `load`
+    /// for each, on all threads, and `beside` on one; `load` says whether the
+    /// page matches its digest.
     ///
     /// Errors: the first page that does not, or that could not be read.
     fn for_each_page(
@@ -326,20 +320,27 @@ impl PackedModel {
         pages: &[Page],
         pool: &mut Pool,
         beside: &(dyn Fn() + Sync),
+        prepare: impl Fn(&Page) + Sync,
         load: impl Fn(usize, &Page) -> io::Result<bool> + Sync,
     ) -> Result<(), RunError> {
         let broken = AtomicU32::new(u32::MAX);
         let error = Mutex::new(None);
+        let next = Mutex::new(0);
         pool.run(&|team| {
             team.phase(1 + pages.len() as u32, |tile| {
-                let Some(index) = tile.checked_sub(1) else {
+                if tile == 0 {
                     beside();
                     return true;
-                };
-                match load(index as usize, &pages[index as usize]) {
+                }
+                let mut next = next.lock().expect("no page panicked");
+                let index = *next;
+                *next += 1;
+                prepare(&pages[index]);
+                drop(next);
+                match load(index, &pages[index]) {
                     Ok(true) => {}
                     Ok(false) => {
-                        broken.fetch_min(index, Ordering::Relaxed);
+                        broken.fetch_min(index as u32, Ordering::Relaxed);
                     }
                     Err(e) => {
                         let mut error = error.lock().expect("no page panicked");

@@ -52,6 +52,12 @@ pub fn rss_file_bytes() -> u64 {
     status_bytes("RssFile").unwrap_or(0)
 }
 
+/// What of the resident set's files is mapped in huge pages, in bytes.
+pub fn rss_file_huge_bytes() -> u64 {
+    let kib = proc_number("/proc/self/smaps_rollup", "FilePmdMapped");
+    kib.unwrap_or(0) * 1024
+}
+
 /// Bytes that this process has caused to be read from storage.
 pub fn bytes_read() -> u64 {
     proc_number("/proc/self/io", "read_bytes").unwrap_or(0)
