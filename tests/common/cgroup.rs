@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test binary uses a part")]
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -127,18 +128,20 @@ impl Drop for Cgroup {
 }
 
 /// The most that several runs of a plan were charged, each of which read the
-/// plan's files first, on a system that maps no file in huge pages; `None`, and
-/// a loud note, where that cannot be known.
+/// plan's files first, all or all but their starts, on a system that maps no file
+/// in huge pages; `None`, and a loud note, where that cannot be known.
 ///
 /// A core charges up to 64 pages ahead, so that one run alone may have needed
 /// less than the next.
 pub(crate) fn cold_charge_peak(name: &str, scratch: &Scratch, run: &Command) -> Option<u64> {
-    const RUNS: usize = 3;
     let mut highest = 0;
-    for _ in 0..RUNS {
+    for partly in [false, true, false] {
         let group = Cgroup::new(name)?;
         // The group that first reads a file is charged for it.
         forget(&scratch.path("."));
+        if partly {
+            read_starts(&scratch.path("."));
+        }
         let report = report(&mut group.run(run));
         let Some(peak) = group.peak_bytes() else {
             eprintln!("\n*** THIS SYSTEM DOES NOT COUNT A CGROUP'S PEAK ***\n");
@@ -158,13 +161,26 @@ pub(crate) fn cold_charge_peak(name: &str, scratch: &Scratch, run: &Command) -> 
 /// Takes the files of a folder out of the page cache, so that whoever reads
 /// them next is charged for them.
 pub(crate) fn forget(folder: &Path) {
+    for_each_file(folder, &|file| {
+        file.sync_all().unwrap();
+        omex_runtime::os::file::forget(file).unwrap();
+    });
+}
+
+/// Brings the starts of a folder's files to the page cache.
+fn read_starts(folder: &Path) {
+    for_each_file(folder, &|file| {
+        file.read_at(&mut [0], 0).unwrap();
+    });
+}
+
+fn for_each_file(folder: &Path, act: &dyn Fn(&fs::File)) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {
-            forget(&path);
+            for_each_file(&path, act);
         } else if let Ok(file) = fs::File::open(&path) {
-            file.sync_all().unwrap();
-            omex_runtime::os::file::forget(&file).unwrap();
+            act(&file);
         }
     }
 }
