@@ -5,6 +5,10 @@
 
 use crate::PANEL_ROWS;
 
+/// 32-blocks of a section of a panel: two super-blocks, so that the headers of a whole
+/// section fill steps of 64 bytes in every format.
+pub const SECTION_BLOCKS: u32 = 16;
+
 /// A weight format as stored in a model file and, regrouped into panels, in a
 /// packed model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,12 +34,38 @@ pub enum WeightFormat {
 
 /// How the integer codes of a format are split into bit planes.
 ///
-/// `low` bits (8, 4 or 2) lie in the main plane, `high` bits (0, 1 or 2) in a
-/// plane behind it, per 32-block.
+/// `low` bits (8, 4 or 2) lie in the main plane, `high` bits (0, 1 or 2) in another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodeBits {
     pub low: u32,
     pub high: u32,
+}
+
+/// A bit plane of the codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plane {
+    Main,
+    High,
+}
+
+impl CodeBits {
+    pub const fn of(self, plane: Plane) -> u32 {
+        match plane {
+            Plane::Main => self.low,
+            Plane::High => self.high,
+        }
+    }
+
+    /// Byte of a step of a plane among the codes of a 32-block: the steps of the main
+    /// plane, each step of the other before those of the same elements.
+    pub const fn step_at(self, plane: Plane, step: u32) -> u32 {
+        let index = match (plane, self.high) {
+            (_, 0) => step,
+            (Plane::Main, high) => step + step / (self.low / high) + 1,
+            (Plane::High, high) => step * (1 + self.low / high),
+        };
+        64 * index
+    }
 }
 
 /// Integer sub-scales of a super-block, in the header after d and dmin.
@@ -96,6 +126,17 @@ impl Quantized {
     /// Bytes of the code planes of one 32-block for the 16 rows of a panel.
     pub const fn quant_bytes(&self) -> u32 {
         32 * (self.codes.low + self.codes.high) / 8 * PANEL_ROWS
+    }
+
+    /// Bytes before the codes of a section of `blocks` 32-blocks: its headers, padded
+    /// to 64 so that every 64-byte step of codes is aligned.
+    pub const fn section_header_bytes(&self, blocks: u32) -> u32 {
+        (blocks / (self.block_len / 32) * self.header_bytes()).next_multiple_of(64)
+    }
+
+    /// Bytes of a section of `blocks` 32-blocks.
+    pub const fn section_bytes(&self, blocks: u32) -> u32 {
+        self.section_header_bytes(blocks) + blocks * self.quant_bytes()
     }
 }
 
@@ -246,17 +287,6 @@ impl WeightFormat {
         }
     }
 
-    /// Bytes before the code region of a panel: the headers of all blocks of
-    /// its 16 rows, padded to 64 so that every 64-byte step of codes is aligned.
-    pub const fn panel_header_bytes(self, k: u32) -> u64 {
-        match self.descriptor() {
-            Descriptor::Float { .. } => 0,
-            Descriptor::Quantized(q) => {
-                ((k / q.block_len) as u64 * q.header_bytes() as u64).next_multiple_of(64)
-            }
-        }
-    }
-
     /// Bytes of one packed panel: 16 rows of `k` elements. Always a multiple of 64.
     pub const fn panel_bytes(self, k: u32) -> u64 {
         match self.descriptor() {
@@ -264,7 +294,9 @@ impl WeightFormat {
                 k as u64 * element_bytes as u64 * PANEL_ROWS as u64
             }
             Descriptor::Quantized(q) => {
-                self.panel_header_bytes(k) + (k / 32) as u64 * q.quant_bytes() as u64
+                let (sections, rest) = (k / 32 / SECTION_BLOCKS, k / 32 % SECTION_BLOCKS);
+                sections as u64 * q.section_bytes(SECTION_BLOCKS) as u64
+                    + q.section_bytes(rest) as u64
             }
         }
     }
@@ -275,15 +307,41 @@ mod tests {
     use super::*;
 
     /// Panels hold the file's bytes and nothing more, before the 64-byte
-    /// padding of the header region.
+    /// padding of the last section's headers.
     #[test]
     fn packed_blocks_are_no_larger_than_file_blocks() {
         for f in WeightFormat::ALL {
             if let Descriptor::Quantized(q) = f.descriptor() {
                 let packed = q.header_bytes() + q.block_len / 32 * q.quant_bytes();
                 assert_eq!(packed, q.file_block_bytes * PANEL_ROWS, "{}", f.name());
+                let whole = SECTION_BLOCKS * 32;
+                let file_bytes = f.row_bytes(whole) * PANEL_ROWS as u64;
+                assert_eq!(f.panel_bytes(whole), file_bytes, "{}", f.name());
             }
             assert_eq!(f.panel_bytes(2048) % 64, 0, "{}", f.name());
+        }
+    }
+
+    /// Whoever goes through the groups of four elements, high bits first, reads steps in
+    /// order, each once.
+    #[test]
+    fn steps_lie_in_the_order_of_their_use() {
+        for f in WeightFormat::ALL {
+            let Descriptor::Quantized(q) = f.descriptor() else {
+                continue;
+            };
+            let mut read = std::vec::Vec::new();
+            for group in 0..8 {
+                for plane in [Plane::High, Plane::Main] {
+                    let bits = q.codes.of(plane);
+                    let at = q.codes.step_at(plane, group * bits / 8);
+                    if bits > 0 && !read.contains(&at) {
+                        read.push(at);
+                    }
+                }
+            }
+            let steps: std::vec::Vec<u32> = (0..q.quant_bytes()).step_by(64).collect();
+            assert_eq!(read, steps, "{}", f.name());
         }
     }
 

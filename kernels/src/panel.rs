@@ -1,9 +1,13 @@
 //! The packed layout: 16 rows of a matrix interleaved into one panel.
 //!
-//! A panel of a quantized format is a header region followed by a code region.
-//! The header region has, per block, planes of 16 entries (one per row): d,
-//! then dmin, then the sub-scale planes; it ends padded to 64 bytes. The code
-//! region has, per 32-block, the main plane and then the high-bit plane.
+//! A panel of a quantized format is a row of sections of [`SECTION_BLOCKS`]
+//! 32-blocks, the last of which may have fewer. A section is a header region
+//! followed by a code region. The header region has, per block, planes of 16
+//! entries (one per row): d, then dmin, then the sub-scale planes; it ends padded
+//! to 64 bytes. The code region has, per 32-block, the steps of the main plane, each
+//! step of the high-bit plane before those that hold the rest of its elements. So a
+//! kernel that unpacks a section's headers before its codes reads a panel in order,
+//! which hardware follows best.
 //!
 //! All planes are made of 64-byte steps, byte `4 * row + j` of a step belonging
 //! to the row's j-th element of a group of four consecutive k:
@@ -16,7 +20,9 @@
 //! Float panels are steps of 64 bytes as well: 16 rows x (1 f32 | 2 halves).
 
 use crate::block::{Block32, RawBlock, float_at};
-use crate::format::{BlockScale, Descriptor, Quantized, SubScales, WeightFormat};
+use crate::format::{
+    BlockScale, CodeBits, Descriptor, Plane, Quantized, SECTION_BLOCKS, SubScales, WeightFormat,
+};
 use crate::{PANEL_ROWS, math};
 
 const LANES: usize = PANEL_ROWS as usize;
@@ -37,28 +43,32 @@ fn six_bit_put(plane: &mut [u8], count: usize, lane: usize, i: usize, value: u8)
     plane[LANES * (half + i / 4) + lane] |= (value >> 4 & 3) << (2 * (i % 4));
 }
 
-/// Position of element `k` (0..32) of `lane` in a plane of `bits` bits:
-/// byte offset and shift.
-fn plane_position(bits: u32, lane: usize, k: usize) -> (usize, u32) {
-    let group = k / 4;
-    let groups_per_step = (8 / bits) as usize;
-    let step = group / groups_per_step;
-    let shift = (group % groups_per_step) as u32 * bits;
-    (64 * step + 4 * lane + k % 4, shift)
+/// Position of element `k` (0..32) of `lane` in a plane: byte among the codes of the
+/// 32-block, and shift.
+fn plane_position(codes: CodeBits, plane: Plane, lane: usize, k: usize) -> (usize, u32) {
+    let bit = (k / 4) as u32 * codes.of(plane);
+    let step = codes.step_at(plane, bit / 8) as usize;
+    (step + 4 * lane + k % 4, bit % 8)
 }
 
 struct Regions {
     header: usize,
     codes: usize,
-    low_bytes: usize,
 }
 
-fn regions(format: WeightFormat, q: &Quantized, k: u32, block: usize) -> Regions {
-    let blocks32 = q.block_len as usize / 32;
+fn regions(q: &Quantized, k: u32, block: usize) -> Regions {
+    let per_header = q.block_len / 32;
+    let (section, block) = (
+        block as u32 * per_header / SECTION_BLOCKS,
+        block as u32 * per_header % SECTION_BLOCKS,
+    );
+    let start = section as usize * q.section_bytes(SECTION_BLOCKS) as usize;
+    let blocks = (k / 32 - section * SECTION_BLOCKS).min(SECTION_BLOCKS);
+    let header = block / per_header * q.header_bytes();
+    let codes = q.section_header_bytes(blocks) + block * q.quant_bytes();
     Regions {
-        header: block * q.header_bytes() as usize,
-        codes: format.panel_header_bytes(k) as usize + block * blocks32 * q.quant_bytes() as usize,
-        low_bytes: 32 * q.codes.low as usize / 8 * LANES,
+        header: start + header as usize,
+        codes: start + codes as usize,
     }
 }
 
@@ -74,7 +84,7 @@ pub fn put_block(
     let Descriptor::Quantized(q) = format.descriptor() else {
         panic!("{} has no blocks", format.name())
     };
-    let at = regions(format, &q, k, block);
+    let at = regions(&q, k, block);
     let header = &mut panel[at.header..at.header + q.header_bytes() as usize];
     let mut sub = match q.scale {
         BlockScale::D => {
@@ -119,12 +129,12 @@ pub fn put_block(
         let base = at.codes + b * q.quant_bytes() as usize;
         for k in 0..32 {
             let code = raw.codes[32 * b + k];
-            let (byte, shift) = plane_position(q.codes.low, lane, k);
+            let (byte, shift) = plane_position(q.codes, Plane::Main, lane, k);
             let mask = (0xff >> (8 - q.codes.low)) as u8;
             panel[base + byte] |= (code & mask) << shift;
             if q.codes.high > 0 {
-                let (byte, shift) = plane_position(q.codes.high, lane, k);
-                panel[base + at.low_bytes + byte] |= code >> q.codes.low << shift;
+                let (byte, shift) = plane_position(q.codes, Plane::High, lane, k);
+                panel[base + byte] |= code >> q.codes.low << shift;
             }
         }
     }
@@ -141,7 +151,7 @@ pub fn get_block(
     let Descriptor::Quantized(q) = format.descriptor() else {
         panic!("{} has no blocks", format.name())
     };
-    let at = regions(format, &q, k, block);
+    let at = regions(&q, k, block);
     let header = &panel[at.header..at.header + q.header_bytes() as usize];
     let half = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
     let mut raw = RawBlock::ZERO;
@@ -187,13 +197,13 @@ pub fn get_block(
     for b in 0..q.block_len as usize / 32 {
         let base = at.codes + b * q.quant_bytes() as usize;
         for k in 0..32 {
-            let (byte, shift) = plane_position(q.codes.low, lane, k);
+            let (byte, shift) = plane_position(q.codes, Plane::Main, lane, k);
             let mask = (0xff >> (8 - q.codes.low)) as u8;
             let mut code = panel[base + byte] >> shift & mask;
             if q.codes.high > 0 {
-                let (byte, shift) = plane_position(q.codes.high, lane, k);
+                let (byte, shift) = plane_position(q.codes, Plane::High, lane, k);
                 let mask = (1 << q.codes.high) - 1;
-                code |= (panel[base + at.low_bytes + byte] >> shift & mask) << q.codes.low;
+                code |= (panel[base + byte] >> shift & mask) << q.codes.low;
             }
             raw.codes[32 * b + k] = code;
         }

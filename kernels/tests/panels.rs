@@ -42,11 +42,16 @@ fn random_row(format: WeightFormat, k: u32, seed: u64) -> Vec<u8> {
 fn shape() -> impl Strategy<Value = (WeightFormat, u32, usize, u64)> {
     (
         0..WeightFormat::ALL.len(),
-        1u32..4,
+        1u32..=32,
         1usize..=16,
         any::<u64>(),
     )
-        .prop_map(|(f, blocks, rows, seed)| (WeightFormat::ALL[f], blocks * 256, rows, seed))
+        .prop_map(|(f, blocks, rows, seed)| {
+            let format = WeightFormat::ALL[f];
+            let unit = format.k_multiple().max(32);
+            let k = unit * blocks.min(5 * 256 / unit);
+            (format, k, rows, seed)
+        })
 }
 
 proptest! {

@@ -11,11 +11,8 @@ const LINE_BYTES: u64 = 64;
 /// Columns of a tile beyond which more gain nothing: its operands are loaded once
 /// for all of them, which is less than a tenth of its instructions then.
 const TILE_COLUMNS_MAX: usize = 12;
-/// Where hardware fetches by itself: far enough to cover its start.
-const IN_ORDER_PREFETCH_BYTES: u32 = 1024;
-/// What two streams gain over one where they are long, as one part of so many: 8 to
-/// 17 % were measured where others used memory too.
-const STREAMS_GAIN: u32 = 12;
+/// Far enough to cover the start of what hardware fetches by itself.
+const PREFETCH_BYTES_MAX: u64 = 1024;
 
 /// What was chosen for a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +25,6 @@ pub struct KernelShape {
     /// How far ahead of its use a single column fetches weights; `None` where that is
     /// left to hardware.
     pub prefetch_bytes: Option<u32>,
-    /// Panels of a call from which on a single column reads two at once.
-    pub two_streams_panels: Option<u32>,
 }
 
 impl fmt::Display for KernelShape {
@@ -40,9 +35,6 @@ impl fmt::Display for KernelShape {
         }
         if let Some(bytes) = self.prefetch_bytes {
             write!(f, ", fetched {bytes} bytes ahead")?;
-        }
-        if let Some(panels) = self.two_streams_panels {
-            write!(f, ", two streams from {panels} panels on")?;
         }
         Ok(())
     }
@@ -83,53 +75,25 @@ pub(crate) fn columns_in_work(
 }
 
 /// How far ahead of its use a single column fetches weights, in bytes: what memory
-/// delivers while a read of it is under way (Little's law), a power of two.
+/// delivers while a read of it is under way (Little's law), a power of two, at most a
+/// 64th of the second-level cache.
 ///
 /// A read takes several times its latency while memory is busy, and one core alone can
-/// use nearly all of its bandwidth. A 64th of the second-level cache is far enough.
+/// use nearly all of its bandwidth. But panels are read in order from the first byte to
+/// the last, so that hardware keeps enough of them in flight itself; a far prefetch
+/// competes with it.
 ///
-/// On two Zen 3 cores, where it is 4096 or 8192, rows of 2048 weights (Q4_K, Q6_K) were
-/// read fastest at those two in chunks; 2048 was up to 5 % slower, 1024 a sixth to a
-/// fifth. On two Zen 4 cores Q4_K and Q6_K with K of 1536 and 8960 reached 0.93 of what
-/// plain loops read at 4096 and 0.91 at 16384, by the mean of many noisy rounds.
+/// On two Zen 4 cores, as shares of what plain loops read, by the mean of Q4_1 and Q8_0
+/// with K of 576, Q5_0 with 640, Q4_K and Q6_K with 1536, in calls of about 300 KB, one
+/// thread and two: 0.96, 0.98 for 128 to 512; 0.98, 0.99 for 1024; 0.91, 0.98 for 2048;
+/// 0.74, 0.90 for 3072. On two Zen 3 cores 512 gained 8 to 19 % on 4096 (Q8_0 with 640).
 pub(crate) fn prefetch_bytes(isa: &Isa) -> u32 {
-    in_flight_bytes(isa, 4)
-}
-
-/// What memory delivers in `latencies` times its latency: a power of two, at most a 64th
-/// of the second-level cache.
-fn in_flight_bytes(isa: &Isa, latencies: u128) -> u32 {
-    let ns = u128::from(isa.memory_latency_ns) * latencies;
+    let ns = u128::from(isa.memory_latency_ns) * 4;
     let in_flight = u128::from(isa.memory_bytes_per_s) * ns / 1_000_000_000;
     let in_flight = u64::try_from(in_flight).unwrap_or(u64::MAX);
-    let most = u64::from(isa.l2_bytes / 64).max(LINE_BYTES);
+    let most = u64::from(isa.l2_bytes / 64).clamp(LINE_BYTES, PREFETCH_BYTES_MAX);
     let power = in_flight.clamp(LINE_BYTES, most).next_power_of_two();
     u32::try_from(power.min(1 << most.ilog2())).expect("a part of the cache")
-}
-
-/// The same for panels that are read in order from the first byte to the last. Hardware
-/// keeps enough of them in flight itself, and a far prefetch competes with it.
-///
-/// On two Zen 4 cores, as shares of what plain loops read (Q4_1 with K of 576 and 1536,
-/// Q8_0 with 576): 1.01 to 1.06 for 512 to 2048, 0.85 to 0.95 for 4096.
-/// On two Zen 3 cores 512 gained 8 to 19 % on 4096 (Q8_0 with 640).
-pub(crate) fn in_order_prefetch_bytes(isa: &Isa) -> u32 {
-    prefetch_bytes(isa).min(IN_ORDER_PREFETCH_BYTES)
-}
-
-/// Panels of `panel_bytes` bytes that each of two streams of a call has, at least,
-/// where two are faster than one.
-///
-/// One stream keeps too few reads of memory in flight, because hardware prefetches
-/// within a page of 4 KiB. But the second starts in every call with what nobody has
-/// fetched, where a single one goes on from the call before: that costs about two
-/// latencies of memory, so the call has to be so much longer. On two Zen 3
-/// cores whose memory others used too, by the call's KiB: 11 to 17: -25 to -14 %, 37:
-/// -3 %, 46: even, 74: +6 %, 92: +10 %, 288: +17 %. With more of it free, calls of 74
-/// to 105 KiB lost 8 to 20 %: how much memory others leave is in no profile.
-pub(crate) fn stream_panels_min(isa: &Isa, panel_bytes: u32) -> u32 {
-    let call_bytes = STREAMS_GAIN * in_flight_bytes(isa, 2);
-    (call_bytes / 2).div_ceil(panel_bytes)
 }
 
 #[cfg(test)]
@@ -151,18 +115,16 @@ mod tests {
     #[test]
     fn distance_is_what_memory_has_in_flight() {
         for (isa, bytes) in [
-            (Isa::new(Arch::X86_64, []), 8192),
+            (Isa::new(Arch::X86_64, []), 1024),
             // Two Zen 3 cores.
-            (isa(512, 33, 110), 8192),
-            // A laptop with a small cache, and with a large one.
-            (isa(256, 40, 100), 4096),
-            (isa(1280, 40, 100), 16384),
-            // A Pi 4 and a Pi 5.
-            (isa(1024, 3, 150), 2048),
-            (isa(512, 9, 120), 8192),
+            (isa(512, 33, 110), 1024),
             // A server, all of whose bandwidth no core can use.
-            (isa(2048, 400, 120), 32768),
+            (isa(2048, 400, 120), 1024),
+            // A Pi 4, and memory that is slower still.
+            (isa(1024, 3, 150), 1024),
+            (isa(1024, 1, 100), 512),
             // Next to no cache, memory without a latency, and the extremes.
+            (isa(48, 20, 100), 512),
             (isa(1, 20, 100), 64),
             (isa(512, 20, 0), 64),
             (isa(0, 0, 0), 64),
@@ -175,18 +137,7 @@ mod tests {
             memory_latency_ns: u32::MAX,
             ..isa(0, 0, 0)
         };
-        assert_eq!(prefetch_bytes(&most), 1 << 25);
-        assert!(stream_panels_min(&most, 64) > 1 << 20);
-    }
-
-    #[test]
-    fn streams_are_long_enough_to_pay() {
-        let common = Isa::new(Arch::X86_64, []);
-        // 16 rows of Q4_1 with K of 576 and of 1536, of Q4_K with 2048 and 8192.
-        for (panel_bytes, panels) in [(5760, 5), (15360, 2), (18432, 2), (73728, 1)] {
-            assert_eq!(stream_panels_min(&common, panel_bytes), panels);
-        }
-        assert_eq!(stream_panels_min(&isa(512, 20, 0), 1024), 1);
+        assert_eq!(prefetch_bytes(&most), 1024);
     }
 
     #[test]

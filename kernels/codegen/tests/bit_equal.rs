@@ -24,11 +24,9 @@ fn targets() -> Vec<(BackEnd, Isa)> {
     levels
         .flat_map(|isa| {
             let wide = BackEnd::for_isa(&isa) == BackEnd::Wide;
-            // A cache that holds few columns cuts them into other rounds; with memory
-            // that answers at once the shortest streams pay.
+            // A cache that holds few columns cuts them into other rounds.
             let small = Isa {
                 l2_bytes: 4096,
-                memory_latency_ns: 0,
                 ..isa
             };
             let wide = wide.then_some([(BackEnd::Wide, isa), (BackEnd::Wide, small)]);
@@ -428,7 +426,7 @@ fn largest_magnitudes() {
     }
 }
 
-/// Weights per row of panels so long that a column soon reads several at once.
+/// Weights per row of several sections.
 const LONG_K: u32 = 2048;
 
 #[test]
@@ -462,11 +460,6 @@ fn long_panels() {
 #[test]
 fn all_wide_levels_in_emulation() {
     for isa in wide_levels() {
-        // Streams of one panel pay.
-        let isa = Isa {
-            memory_latency_ns: 0,
-            ..isa
-        };
         for format in WeightFormat::ALL {
             for (rows, k, columns, data) in [
                 (17, 512, 1, Data::Usual),

@@ -20,7 +20,7 @@ use crate::ids::PageId;
 use crate::wire::{self, Decode, DecodeError, Encode};
 
 pub const PACKED_MAGIC: [u8; 8] = *b"OMEXPACK";
-pub const PACKED_VERSION: u32 = 1;
+pub const PACKED_VERSION: u32 = 2;
 pub const PACKED_HEADER_BYTES: u64 = 64;
 /// Alignment of pages in the file: O_DIRECT and kernels with 16 KiB pages.
 pub const PAGE_ALIGN: u64 = 16 << 10;

@@ -6,7 +6,7 @@ use cranelift_codegen::ir::types::I8X16;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use omex_kernels::WeightFormat;
 use omex_kernels::block::{IQ4_VALUES, MXFP4_VALUES};
-use omex_kernels::format::{CodeBits, Quantized};
+use omex_kernels::format::{CodeBits, Plane, Quantized};
 
 /// Groups of four k in a 32-block.
 pub(super) const GROUPS: u32 = 8;
@@ -142,7 +142,7 @@ impl Codes {
         group: u32,
     ) -> Value {
         if let Some(high_nibble) = constants.high_nibble_mask {
-            let step = steps.load(e, 0, at, group / 2);
+            let step = steps.load(e, self.bits, Plane::Main, at, group / 2);
             let mask = if group.is_multiple_of(2) {
                 constants.low_mask
             } else {
@@ -150,22 +150,21 @@ impl Codes {
             };
             return e.b.ins().band(mask.expect("a mask of nibbles"), step);
         }
-        let low = plane(e, steps, 0, at, self.bits.low, group, 0, constants.low_mask);
-        let code = if self.bits.high > 0 {
-            let at = at.plus(64 * self.bits.low);
-            let high = plane(
-                e,
-                steps,
-                1,
-                at,
-                self.bits.high,
-                group,
-                self.bits.low,
-                constants.high_mask,
-            );
-            e.b.ins().bor(low, high)
-        } else {
-            low
+        let mut field = |plane, to, mask: Option<Value>| {
+            let bits = self.bits.of(plane);
+            let step = steps.load(e, self.bits, plane, at, group * bits / 8);
+            match mask {
+                Some(mask) => e.byte_field(step, bits, group * bits % 8, to, mask),
+                None => step,
+            }
+        };
+        // In the order of memory.
+        let high =
+            (self.bits.high > 0).then(|| field(Plane::High, self.bits.low, constants.high_mask));
+        let low = field(Plane::Main, 0, constants.low_mask);
+        let code = match high {
+            Some(high) => e.b.ins().bor(low, high),
+            None => low,
         };
         match (&self.map, constants.table) {
             (Map::FlipSign, Some(sign)) => e.b.ins().bxor(sign, code),
@@ -194,34 +193,22 @@ impl Steps {
         }
     }
 
-    fn load(&mut self, e: &mut Emit, plane: usize, at: Address, step: u32) -> Value {
-        match self.last[plane] {
+    fn load(
+        &mut self,
+        e: &mut Emit,
+        codes: CodeBits,
+        plane: Plane,
+        at: Address,
+        step: u32,
+    ) -> Value {
+        let held = &mut self.last[plane as usize];
+        match *held {
             Some((last, value)) if self.keep && last == step => value,
             Some(_) | None => {
-                let value = e.load(I8X16, at.plus(64 * step));
-                self.last[plane] = Some((step, value));
+                let value = e.load(I8X16, at.plus(codes.step_at(plane, step)));
+                *held = Some((step, value));
                 value
             }
         }
-    }
-}
-
-/// Bits of group `group` of plane `index`, which has `bits` bits, moved to bit `to`.
-#[allow(clippy::too_many_arguments, reason = "the coordinates of one field")]
-fn plane(
-    e: &mut Emit,
-    steps: &mut Steps,
-    index: usize,
-    at: Address,
-    bits: u32,
-    group: u32,
-    to: u32,
-    mask: Option<Value>,
-) -> Value {
-    let bit = group * bits;
-    let step = steps.load(e, index, at, bit / 8);
-    match mask {
-        Some(mask) => e.byte_field(step, bits, bit % 8, to, mask),
-        None => step,
     }
 }

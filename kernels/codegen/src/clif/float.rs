@@ -20,7 +20,6 @@ pub(super) fn shape() -> KernelShape {
         tile_rows: 4 * TILE_QUADS as u32,
         columns_in_work: None,
         prefetch_bytes: None,
-        two_streams_panels: None,
     }
 }
 

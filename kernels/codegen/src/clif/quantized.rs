@@ -2,7 +2,8 @@
 //!
 //! A pass goes through a panel in chunks of up to eight 32-blocks: the chunk's
 //! headers are unpacked into a table, then its blocks follow in a loop. Headers
-//! of one block are converted on the way where there are registers for it. One
+//! of one block are converted on the way where there are registers for it, in chunks
+//! of a whole section. One
 //! column keeps its f32 sums in registers; a tile of columns keeps them in the
 //! frame, because the registers hold the integer sums of rows x columns. A body
 //! takes 16 rows of a block where that many integer sums fit, else 8.
@@ -13,15 +14,18 @@ use super::emit::{Address, Emit};
 use super::frame::{Frame, Pass, QUADS};
 use super::scales::{COMMON, F16ToF32, FIELD, Minimum, Scales};
 use crate::{Arch, Isa, KernelShape, cost};
+use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32X4, I8X16, I32X4};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use omex_kernels::activation::Q8Layout;
-use omex_kernels::format::Quantized;
+use omex_kernels::format::{Quantized, SECTION_BLOCKS};
 
 /// Bytes of a quad: in a step of codes, a field of scales and a column of sums.
 const QUAD: u32 = 16;
 /// f32 bytes of 16 rows.
 const COLUMN: u32 = 64;
+/// 32-blocks of a chunk, at most, where headers are unpacked into the table.
+const CHUNK_BLOCKS: u32 = 8;
 
 struct Kernel<'k> {
     frame: &'k Frame,
@@ -34,8 +38,8 @@ struct Kernel<'k> {
     /// Quads that a body holds integer sums of: for one column, for a tile.
     column_quads: usize,
     tile_quads: usize,
-    /// 32-blocks per chunk, where headers are unpacked into the table.
-    chunk: u32,
+    /// 32-blocks of a panel.
+    blocks: u32,
     quant_bytes: u32,
 }
 
@@ -50,11 +54,18 @@ struct Cursor {
     entry: Value,
 }
 
+/// The 32-blocks of one loop.
+#[derive(Clone, Copy)]
+struct Chunk {
+    blocks: Value,
+    start: Cursor,
+}
+
 /// How a pass goes through a panel.
 struct Shape {
     /// Quads that a body holds integer sums of.
     quads: usize,
-    /// 32-blocks of one loop.
+    /// 32-blocks of a chunk, at most.
     blocks: u32,
     /// Headers are converted by the body that needs them; else there is a table.
     headers: Option<F16ToF32>,
@@ -77,7 +88,7 @@ struct Scratch {
 
 pub(super) fn build(e: &mut Emit, frame: &Frame, q: &Quantized, isa: &Isa) {
     let kernel = Kernel::new(frame, q, isa);
-    let table = e.stack(kernel.chunk * kernel.scales.entry_bytes());
+    let table = e.stack(CHUNK_BLOCKS * kernel.scales.entry_bytes());
     let scratch = Scratch {
         table,
         common: if kernel.scales.per_16 {
@@ -102,7 +113,6 @@ pub(super) fn shape(frame: &Frame, q: &Quantized, isa: &Isa) -> KernelShape {
         tile_rows: 4 * kernel.tile_quads as u32,
         columns_in_work: None,
         prefetch_bytes: None,
-        two_streams_panels: None,
     }
 }
 
@@ -110,11 +120,6 @@ impl<'k> Kernel<'k> {
     fn new(frame: &'k Frame, q: &Quantized, isa: &Isa) -> Kernel<'k> {
         let (dot, codes) = Dot::select(frame.format, q, isa);
         let scales = Scales::new(frame.format, q);
-        let blocks = frame.k / 32;
-        let chunk = (1..=8u32)
-            .rev()
-            .find(|n| blocks.is_multiple_of(*n) && n.is_multiple_of(scales.blocks_per_header()))
-            .expect("K is a multiple of the block length");
         let groups = if scales.per_16 { GROUPS / 2 } else { GROUPS };
         let tile = match dot.sum_registers(&codes, groups) {
             1 => 4,
@@ -147,7 +152,7 @@ impl<'k> Kernel<'k> {
             scales,
             codes,
             dot,
-            chunk,
+            blocks: frame.k / 32,
         }
     }
 
@@ -161,51 +166,62 @@ impl<'k> Kernel<'k> {
                 e.store(zero, Address::new(scratch.sums).plus(16 * i));
             }
         }
-        let codes = e.advance(
-            pass.weights,
-            self.frame.format.panel_header_bytes(self.frame.k),
-        );
         let scales = e.advance(pass.activations, self.layout.scales_offset as u64);
         let sums = e.advance(pass.activations, self.layout.sums_offset as u64);
-        let mut carried = vec![pass.weights, codes, pass.activations, scales, sums];
+        let left = e.int(self.blocks as i64);
+        // A section begins where the codes before it end, the first with the panel.
+        let start = pass.weights;
+        let mut carried = vec![left, start, start, pass.activations, scales, sums];
         if pass.columns == 1 {
             carried.extend([zero; QUADS]);
         }
-        let chunks = self.frame.k / 32 / shape.blocks;
+        let chunks = self.blocks.div_ceil(shape.blocks);
         let done = e.repeat(chunks, &carried, |e, v| {
+            let left = v[0];
+            let [header, codes] = self.begin_chunk(e, left, [v[1], v[2]], &shape);
+            let blocks = self.chunk_blocks(e, left, &shape);
             let (header, entry) = match shape.headers {
-                Some(_) => (v[0], v[0]),
-                None => (self.unpack(e, scratch, v[0], halves), scratch.table),
+                Some(_) => (header, header),
+                None => {
+                    let next = self.unpack(e, scratch, header, blocks, halves);
+                    (next, scratch.table)
+                }
             };
             let at = Cursor {
-                codes: v[1],
-                activations: v[2],
-                scales: v[3],
-                sums: v[4],
+                codes,
+                activations: v[3],
+                scales: v[4],
+                sums: v[5],
                 entry,
             };
+            let chunk = Chunk { blocks, start: at };
+            let left = e.b.ins().isub(left, blocks);
             if pass.columns == 1 {
-                let sums = v[5..].try_into().expect("four quads");
-                let (at, sums) = self.chunk_of_column(e, &constants, scratch, at, sums, &shape);
-                let mut next = vec![header, at.codes, at.activations, at.scales, at.sums];
+                let sums = v[6..].try_into().expect("four quads");
+                let (at, sums) = self.chunk_of_column(e, &constants, scratch, chunk, sums, &shape);
+                let mut next = vec![left, header, at.codes, at.activations, at.scales, at.sums];
                 next.extend(sums);
                 next
             } else {
-                self.chunk_of_tile(e, &constants, scratch, at, &shape, pass.columns);
-                let blocks = shape.blocks as u64;
+                self.chunk_of_tile(e, &constants, scratch, chunk, &shape, pass.columns);
+                let mut behind = |p, bytes: u32| {
+                    let bytes = e.b.ins().imul_imm_s(blocks, bytes as i64);
+                    e.b.ins().iadd(p, bytes)
+                };
                 vec![
+                    left,
                     header,
-                    e.advance(at.codes, blocks * self.quant_bytes as u64),
-                    e.advance(at.activations, blocks * 32),
-                    e.advance(at.scales, blocks * 4),
-                    e.advance(at.sums, blocks * 4),
+                    behind(at.codes, self.quant_bytes),
+                    behind(at.activations, 32),
+                    behind(at.scales, 4),
+                    behind(at.sums, 4),
                 ]
             }
         });
         for column in 0..pass.columns {
             for quad in 0..QUADS {
                 let sum = if pass.columns == 1 {
-                    done[5 + quad]
+                    done[6 + quad]
                 } else {
                     let at = COLUMN * column as u32 + 16 * quad as u32;
                     e.load(F32X4, Address::new(scratch.sums).plus(at))
@@ -225,11 +241,7 @@ impl<'k> Kernel<'k> {
         let inline = quads == QUADS && e.arch == Arch::Aarch64 && self.scales.are_plain();
         Shape {
             quads,
-            blocks: if inline {
-                self.frame.k / 32
-            } else {
-                self.chunk
-            },
+            blocks: if inline { SECTION_BLOCKS } else { CHUNK_BLOCKS },
             headers: inline.then_some(halves),
             in_place: self.in_place(columns),
         }
@@ -239,17 +251,79 @@ impl<'k> Kernel<'k> {
         columns == 1 && self.dot == Dot::Vnni && self.codes.nibbles_in_place()
     }
 
-    /// Unpacks the headers of a chunk; returns the address of the next one.
-    fn unpack(&self, e: &mut Emit, scratch: &Scratch, header: Value, halves: F16ToF32) -> Value {
-        let headers = self.chunk / self.scales.blocks_per_header();
+    /// Headers and codes of the next chunk, from where those before it end, with `left`
+    /// blocks of the panel to go.
+    fn begin_chunk(
+        &self,
+        e: &mut Emit,
+        left: Value,
+        [header, codes]: [Value; 2],
+        shape: &Shape,
+    ) -> [Value; 2] {
+        let last = self.blocks % SECTION_BLOCKS;
+        let bytes = |blocks| self.scales.section_header_bytes(blocks);
+        let behind = if self.blocks < SECTION_BLOCKS {
+            e.advance(codes, bytes(last))
+        } else {
+            let whole = e.advance(codes, bytes(SECTION_BLOCKS));
+            if last == 0 {
+                whole
+            } else {
+                let in_last = e.advance(codes, bytes(last));
+                let is_last = self.is_below(e, left, SECTION_BLOCKS);
+                e.b.ins().select(is_last, in_last, whole)
+            }
+        };
+        if shape.blocks == SECTION_BLOCKS || self.blocks <= shape.blocks {
+            return [codes, behind];
+        }
+        let place = e.b.ins().band_imm_u(left, (SECTION_BLOCKS - 1) as i64);
+        let begins = e.b.ins().icmp_imm_s(IntCC::Equal, place, last as i64);
+        [
+            e.b.ins().select(begins, codes, header),
+            e.b.ins().select(begins, behind, codes),
+        ]
+    }
+
+    /// Blocks of the next chunk, with `left` of the panel to go.
+    fn chunk_blocks(&self, e: &mut Emit, left: Value, shape: &Shape) -> Value {
+        let whole = e.int(shape.blocks as i64);
+        if self.blocks.is_multiple_of(shape.blocks) {
+            return whole;
+        }
+        let is_last = self.is_below(e, left, shape.blocks);
+        e.b.ins().select(is_last, left, whole)
+    }
+
+    fn is_below(&self, e: &mut Emit, left: Value, blocks: u32) -> Value {
+        let below = IntCC::UnsignedLessThan;
+        e.b.ins().icmp_imm_u(below, left, blocks as i64)
+    }
+
+    /// Unpacks the headers of a chunk of `blocks` blocks; returns the address of the
+    /// next one.
+    fn unpack(
+        &self,
+        e: &mut Emit,
+        scratch: &Scratch,
+        header: Value,
+        blocks: Value,
+        halves: F16ToF32,
+    ) -> Value {
         let entries = self.scales.blocks_per_header() * self.scales.entry_bytes();
-        let next = e.repeat(headers, &[header, scratch.table], |e, v| {
+        let unpack = |e: &mut Emit, v: &[Value]| {
             self.scales.unpack(e, v[0], v[1], scratch.common, halves);
             vec![
                 e.advance(v[0], self.scales.header_bytes() as u64),
                 e.advance(v[1], entries as u64),
             ]
-        });
+        };
+        let start = [header, scratch.table];
+        let next = match self.scales.blocks_per_header() {
+            1 => e.repeat_dynamic(blocks, &start, unpack),
+            // A super-block is a chunk.
+            _ => unpack(e, &start),
+        };
         next[0]
     }
 
@@ -258,13 +332,13 @@ impl<'k> Kernel<'k> {
         e: &mut Emit,
         constants: &Constants,
         scratch: &Scratch,
-        at: Cursor,
+        chunk: Chunk,
         sums: [Value; QUADS],
         shape: &Shape,
     ) -> (Cursor, [Value; QUADS]) {
-        let mut carried = at.to_vec();
+        let mut carried = chunk.start.to_vec();
         carried.extend(sums);
-        let v = e.repeat(shape.blocks, &carried, |e, v| {
+        let v = e.repeat_dynamic(chunk.blocks, &carried, |e, v| {
             let at = Cursor::from_slice(v);
             let mut sums: [Value; QUADS] = v[Cursor::LEN..].try_into().expect("four quads");
             for first in (0..QUADS).step_by(shape.quads) {
@@ -296,10 +370,11 @@ impl<'k> Kernel<'k> {
         e: &mut Emit,
         constants: &Constants,
         scratch: &Scratch,
-        at: Cursor,
+        chunk: Chunk,
         shape: &Shape,
         columns: usize,
     ) {
+        let at = chunk.start;
         let rows = [at.codes, at.entry, scratch.common, scratch.sums];
         let bodies = (QUADS / shape.quads) as u32;
         e.repeat(bodies, &rows, |e, rows| {
@@ -308,7 +383,7 @@ impl<'k> Kernel<'k> {
                 entry: rows[1],
                 ..at
             };
-            e.repeat(shape.blocks, &start.to_vec(), |e, v| {
+            e.repeat_dynamic(chunk.blocks, &start.to_vec(), |e, v| {
                 let body = Body {
                     kernel: self,
                     constants,

@@ -112,6 +112,10 @@ impl Scales {
         self.q.header_bytes()
     }
 
+    pub(super) fn section_header_bytes(&self, blocks: u32) -> u64 {
+        self.q.section_header_bytes(blocks) as u64
+    }
+
     fn scales_per_block(&self) -> u32 {
         if self.per_16 { 2 } else { 1 }
     }

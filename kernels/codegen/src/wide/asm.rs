@@ -446,11 +446,6 @@ impl Asm {
         ));
     }
 
-    /// Into the first-level cache.
-    pub(super) fn prefetch_near(&mut self, at: Address) {
-        self.push(Instruction::with1(Code::Prefetcht0_m8, at.operand()));
-    }
-
     /// Into the second-level cache.
     pub(super) fn prefetch(&mut self, at: Address) {
         self.push(Instruction::with1(Code::Prefetcht1_m8, at.operand()));
@@ -675,11 +670,6 @@ impl Asm {
         self.push(Instruction::with3(Code::Imul_r64_rm64_imm32, to, a, b));
     }
 
-    /// `r = r / 2^bits`, unsigned.
-    pub(super) fn shift_right(&mut self, r: Register, bits: u32) {
-        self.push(Instruction::with2(Code::Shr_rm64_imm8, r, bits));
-    }
-
     pub(super) fn align_down(&mut self, r: Register, to: i32) {
         self.push(Instruction::with2(Code::And_rm64_imm32, r, -to));
     }
@@ -698,6 +688,12 @@ impl Asm {
     pub(super) fn compare_with(&mut self, a: Register, b: u32) {
         let b = i32::try_from(b).expect("an immediate");
         self.push(Instruction::with2(Code::Cmp_rm64_imm32, a, b));
+    }
+
+    /// Compares `r & bits` with zero.
+    pub(super) fn test(&mut self, r: Register, bits: u32) {
+        let bits = i32::try_from(bits).expect("an immediate");
+        self.push(Instruction::with2(Code::Test_rm64_imm32, r, bits));
     }
 
     pub(super) fn decrement(&mut self, r: Register) {

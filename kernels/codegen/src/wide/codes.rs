@@ -5,7 +5,7 @@ use super::asm::{Address, Asm, Vector};
 use super::level::Level;
 use omex_kernels::WeightFormat;
 use omex_kernels::block::{IQ4_VALUES, MXFP4_VALUES};
-use omex_kernels::format::{CodeBits, Quantized};
+use omex_kernels::format::{CodeBits, Plane, Quantized};
 
 /// Groups of four k in a 32-block.
 pub(super) const GROUPS: u32 = 8;
@@ -132,16 +132,16 @@ pub(super) struct Operands<'c> {
     high_mask: Option<Vector>,
     map: Option<Vector>,
     /// Per plane and part of the rows: the step that is in a register.
-    steps: Vec<(u32, usize, u32, Vector)>,
+    steps: Vec<(Plane, usize, u32, Vector)>,
 }
 
 impl Operands<'_> {
     /// Loads the operands of a group for one part of the 16 rows. `at` is the
     /// block's codes.
     pub(super) fn load(&mut self, a: &mut Asm, at: Address, group: u32, part: usize, to: Vector) {
-        let CodeBits { low, high } = self.codes.bits;
+        let low = self.codes.bits.low;
         if let Some(mask) = self.high_mask {
-            let (step, bit) = self.step(a, at.plus(64 * low), 1, high, group, part);
+            let (step, bit) = self.step(a, at, Plane::High, group, part);
             let field = if bit > low {
                 a.shift_words_right(to, step, bit - low);
                 to
@@ -154,9 +154,12 @@ impl Operands<'_> {
             a.and(to, field, mask);
         }
         match self.low_mask {
-            None => a.load(to, part_of(a, at.plus(64 * group), part)),
+            None => {
+                let at = at.plus(self.codes.bits.step_at(Plane::Main, group));
+                a.load(to, part_of(a, at, part));
+            }
             Some(mask) => {
-                let (step, bit) = self.step(a, at, 0, low, group, part);
+                let (step, bit) = self.step(a, at, Plane::Main, group, part);
                 let joins = self.high_mask.is_some();
                 let field = if joins { a.take() } else { to };
                 let shifted = if bit > 0 {
@@ -185,18 +188,19 @@ impl Operands<'_> {
     fn step(
         &mut self,
         a: &mut Asm,
-        plane_at: Address,
-        plane: u32,
-        bits: u32,
+        codes_at: Address,
+        plane: Plane,
         group: u32,
         part: usize,
     ) -> (Vector, u32) {
-        let (step, bit) = (group * bits / 8, group * bits % 8);
+        let bit = group * self.codes.bits.of(plane);
+        let (step, bit) = (bit / 8, bit % 8);
         let held = self
             .steps
             .iter_mut()
             .find(|(p, of, _, _)| (*p, *of) == (plane, part));
-        let at = part_of(a, plane_at.plus(64 * step), part);
+        let at = codes_at.plus(self.codes.bits.step_at(plane, step));
+        let at = part_of(a, at, part);
         let v = match held {
             Some((_, _, held, v)) => {
                 if *held != step {

@@ -33,7 +33,6 @@ pub(super) fn shape(frame: &Frame, level: Level) -> KernelShape {
         tile_rows: PANEL_ROWS,
         columns_in_work: Some(frame.columns_in_work(tile_columns, 1..=COLUMNS_MAX)),
         prefetch_bytes: None,
-        two_streams_panels: None,
     }
 }
 

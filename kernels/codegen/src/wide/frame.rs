@@ -6,7 +6,7 @@ use crate::{Isa, cost};
 use iced_x86::Register;
 use omex_kernels::abi::MatmulArgs;
 use omex_kernels::spec::Activation;
-use omex_kernels::{PANEL_ROWS, WeightFormat, pad_to_panel};
+use omex_kernels::{WeightFormat, pad_to_panel};
 use std::mem::offset_of;
 use std::ops::RangeInclusive;
 
@@ -24,8 +24,6 @@ pub(super) mod reg {
     pub(crate) const ACTIVATIONS: Register = Register::R15;
     /// Columns in work.
     pub(crate) const COLUMNS: Register = Register::R14;
-    /// Bytes between the panels of a single column's streams.
-    pub(crate) const STREAM: Register = COLUMNS;
     /// The first column of a tile.
     pub(crate) const TILE: Register = Register::RCX;
     /// Columns to go.
@@ -79,8 +77,6 @@ pub(super) enum Local {
     /// The same at the next tile.
     TileOut,
     TileResidual,
-    /// Bytes between the outputs of a single column's streams.
-    StreamOut,
 }
 
 impl Local {
@@ -102,7 +98,6 @@ pub(super) struct Frame<'i> {
     pub(super) out_stride: u32,
     bias: bool,
     residual: bool,
-    panels: u32,
     isa: &'i Isa,
 }
 
@@ -123,7 +118,6 @@ impl Frame<'_> {
             out_stride: pad_to_panel(rows) * 4,
             bias,
             residual,
-            panels: pad_to_panel(rows) / PANEL_ROWS,
             isa,
         }
     }
@@ -136,17 +130,6 @@ impl Frame<'_> {
     /// As [`cost::prefetch_bytes`].
     pub(super) fn prefetch_bytes(&self) -> u32 {
         cost::prefetch_bytes(self.isa)
-    }
-
-    /// As [`cost::in_order_prefetch_bytes`].
-    pub(super) fn in_order_prefetch_bytes(&self) -> u32 {
-        cost::in_order_prefetch_bytes(self.isa)
-    }
-
-    /// As [`cost::stream_panels_min`]; `None` where no call has so many.
-    pub(super) fn stream_panels_min(&self, streams: u32) -> Option<u32> {
-        let panels = cost::stream_panels_min(self.isa, self.panel_bytes());
-        (panels <= self.panels / streams).then_some(panels)
     }
 
     pub(super) fn panel_bytes(&self) -> u32 {
@@ -217,60 +200,14 @@ impl Frame<'_> {
         if self.bias {
             a.mov_from(reg::BIAS, Local::Bias.at());
         }
-        self.repeat_panels(a, [Local::PanelOut, Local::PanelResidual], panel);
-    }
-
-    /// Executes `panel` for [`reg::PANELS`] panels from the current one on, which
-    /// bias and `outs` follow.
-    fn repeat_panels(&self, a: &mut Asm, outs: [Local; 2], panel: impl FnOnce(&mut Asm)) {
         a.repeat(reg::PANELS, |a| {
             panel(a);
             a.advance(reg::WEIGHTS, self.panel_bytes());
-            for local in outs {
+            for local in [Local::PanelOut, Local::PanelResidual] {
                 a.advance_at(local.at(), ROWS_BYTES);
             }
             a.advance(reg::BIAS, ROWS_BYTES);
         });
-    }
-
-    /// As [`Frame::panels`] for a single column, `streams` panels at once, which lie
-    /// [`reg::STREAM`] bytes apart, their outputs [`Local::StreamOut`]. Leaves all to
-    /// the next where a stream has less than `panels_min`, else what is not a multiple
-    /// of the streams.
-    pub(super) fn streams(
-        &self,
-        a: &mut Asm,
-        streams: u32,
-        panels_min: u32,
-        panel: impl FnOnce(&mut Asm),
-    ) {
-        let next = a.label();
-        a.mov_from(reg::PANELS, Local::Panels.at());
-        if streams > 1 {
-            a.shift_right(reg::PANELS, streams.ilog2());
-        }
-        a.compare_with(reg::PANELS, panels_min);
-        a.jump(When::Below, next);
-        a.multiply(reg::STREAM, reg::PANELS, self.panel_bytes());
-        a.multiply(Register::RAX, reg::PANELS, ROWS_BYTES);
-        a.mov_to(Local::StreamOut.at(), Register::RAX);
-        for _ in 0..streams {
-            a.retreat_at(Local::Panels.at(), reg::PANELS);
-        }
-        a.mov_from(reg::WEIGHTS, Local::Weights.at());
-        a.mov_from(reg::BIAS, Local::Bias.at());
-        self.repeat_panels(a, [Local::Out, Local::Residual], panel);
-        a.mov_from(Register::RAX, Local::StreamOut.at());
-        for _ in 1..streams {
-            a.advance_by(reg::WEIGHTS, reg::STREAM);
-            a.advance_by(reg::BIAS, Register::RAX);
-            for local in [Local::Out, Local::Residual] {
-                a.advance_at_by(local.at(), Register::RAX);
-            }
-        }
-        a.mov_to(Local::Weights.at(), reg::WEIGHTS);
-        a.mov_to(Local::Bias.at(), reg::BIAS);
-        a.bind(next);
     }
 
     /// Executes `work` for at most `count` columns at a time until all are done.

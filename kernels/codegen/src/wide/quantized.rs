@@ -2,10 +2,8 @@
 //!
 //! A panel is worked on in chunks of 32-blocks, whose headers are unpacked into the
 //! stack frame. One column reads its operands from the panel, because each is used
-//! once. Memory is read in order, which hardware follows best: a short panel is one
-//! chunk, of a longer one all headers are fetched before the first codes. For more
-//! columns a chunk's codes are unpacked too, into records that stay in the first-level
-//! cache while tiles of columns pass. Registers hold a tile's integer sums. Its f32 sums
+//! once. For more columns a chunk's codes are unpacked too, into records that stay in
+//! the first-level cache while tiles of columns pass. Registers hold a tile's integer sums. Its f32 sums
 //! have room beside them in 32 registers, and lie in the frame otherwise and between two
 //! chunks.
 
@@ -18,23 +16,18 @@ use crate::{KernelShape, cost};
 use iced_x86::Register;
 use omex_kernels::PANEL_ROWS;
 use omex_kernels::activation::Q8Layout;
-use omex_kernels::format::Quantized;
+use omex_kernels::format::{Quantized, SECTION_BLOCKS};
 
-/// 32-blocks of a chunk: those of a super-block, at most.
+/// 32-blocks of a chunk, at most: those of a super-block, half a section.
 const CHUNK_BLOCKS: u32 = 8;
 /// Bytes of the operands of a 32-block in a record.
 const OPERANDS_BYTES: u32 = 64 * GROUPS;
 /// Columns in work: enough to make unpacking cheap, few enough for the frame.
 const COLUMNS_MIN: u32 = 24;
 const COLUMNS_MAX: u32 = 192;
-/// Panels that a single column reads at once, far apart, where that pays.
-const STREAMS: u32 = 2;
-/// Unpacked headers of a single column: beyond an eighth of a first-level cache, what
-/// is written waits for lines that weights have displaced.
-const FIELDS_BYTES_MAX: u32 = 4 << 10;
 
 const COMMON_AT: u32 = LOCALS;
-const RECORDS_AT: u32 = COMMON_AT + STREAMS * COMMON;
+const RECORDS_AT: u32 = COMMON_AT + COMMON;
 
 struct Kernel<'k> {
     frame: &'k Frame<'k>,
@@ -42,27 +35,17 @@ struct Kernel<'k> {
     codes: &'k Codes,
     scales: Scales,
     blocks: u32,
-    /// Of a chunk for one column.
+    /// Of a chunk for one column, at most.
     column_blocks: u32,
-    /// Of a chunk for more.
-    chunk_blocks: u32,
     quant_bytes: u32,
 }
 
 /// Where operands come from.
 enum Origin<'f, 'c> {
-    /// The block's codes in the panel of a stream.
-    Panel(&'f mut Operands<'c>, u32),
+    /// The block's codes in the panel.
+    Panel(&'f mut Operands<'c>),
     /// The block's record.
     Record,
-}
-
-/// The place of `r` in a stream.
-fn stream_at(r: Register, stream: u32) -> Address {
-    match stream {
-        0 => Address::new(r),
-        n => Address::new(r).index(reg::STREAM, n),
-    }
 }
 
 pub(super) fn shape(frame: &Frame, q: &Quantized, level: Level) -> KernelShape {
@@ -74,8 +57,7 @@ pub(super) fn shape(frame: &Frame, q: &Quantized, level: Level) -> KernelShape {
         tile_columns,
         tile_rows: PANEL_ROWS,
         columns_in_work: Some(columns),
-        prefetch_bytes: Some(kernel.prefetch_bytes()),
-        two_streams_panels: kernel.stream_panels_min().map(|n| STREAMS * n),
+        prefetch_bytes: Some(frame.prefetch_bytes()),
     }
 }
 
@@ -84,16 +66,16 @@ pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
     let kernel = Kernel::new(frame, q, &codes);
     let largest = kernel.tile(a.level);
     let columns = frame.columns_in_work(largest, COLUMNS_MIN..=COLUMNS_MAX);
-    // Fields of the streams' chunks lie where records do.
+    // Fields of a single column's chunk lie where records do.
     let records_bytes = CHUNK_BLOCKS * kernel.record_bytes();
-    let fields_bytes = STREAMS * kernel.column_fields_bytes();
+    let fields_bytes = kernel.column_blocks * kernel.scales.fields_bytes();
     let sums_at = RECORDS_AT + records_bytes.max(fields_bytes);
     let end = frame.enter(a, sums_at + columns * ROWS_BYTES);
     let many = a.label();
     a.mov_from(Register::RAX, Local::Columns.at());
     a.compare_with(Register::RAX, 1);
     a.jump(When::NotEqual, many);
-    kernel.column(a, sums_at);
+    frame.panels(a, |a| kernel.column(a, sums_at));
     a.jump_to(end);
     a.bind(many);
     frame.columns(a, columns, |a| {
@@ -104,48 +86,20 @@ pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
 
 impl<'k> Kernel<'k> {
     fn new(frame: &'k Frame<'k>, q: &Quantized, codes: &'k Codes) -> Kernel<'k> {
-        let blocks = frame.k / 32;
         let scales = Scales::new(q, codes);
-        // Chunks of one length, in whole headers: a short last one costs as much around
-        // its blocks as the others.
-        let chunk_blocks = blocks
-            .div_ceil(blocks.div_ceil(CHUNK_BLOCKS))
-            .next_multiple_of(scales.blocks_per_header());
         Kernel {
             frame,
             layout: Q8Layout::new(frame.k),
             codes,
-            blocks,
+            blocks: frame.k / 32,
             // What blocks of a header have in common is kept for one header.
-            column_blocks: if !scales.per_16 && blocks * scales.fields_bytes() <= FIELDS_BYTES_MAX {
-                blocks
-            } else {
-                CHUNK_BLOCKS
+            column_blocks: match scales.per_16 {
+                true => CHUNK_BLOCKS,
+                false => SECTION_BLOCKS,
             },
-            chunk_blocks,
             scales,
             quant_bytes: q.quant_bytes(),
         }
-    }
-
-    /// Bytes of a stream's unpacked headers.
-    fn column_fields_bytes(&self) -> u32 {
-        self.column_blocks * self.scales.fields_bytes()
-    }
-
-    /// How far ahead one column fetches weights.
-    fn prefetch_bytes(&self) -> u32 {
-        match self.column_blocks == self.blocks {
-            true => self.frame.in_order_prefetch_bytes(),
-            false => self.frame.prefetch_bytes(),
-        }
-    }
-
-    /// As [`Frame::stream_panels_min`]; `None` also where two panels' headers would
-    /// take too much of the cache.
-    fn stream_panels_min(&self) -> Option<u32> {
-        let fits = STREAMS * self.column_fields_bytes() <= FIELDS_BYTES_MAX;
-        self.frame.stream_panels_min(STREAMS).filter(|_| fits)
     }
 
     fn record_bytes(&self) -> u32 {
@@ -187,64 +141,36 @@ impl<'k> Kernel<'k> {
         )
     }
 
-    /// All panels for one column.
+    /// A panel for one column.
     fn column(&self, a: &mut Asm, sums_at: u32) {
-        a.mov(reg::TILE, reg::ACTIVATIONS);
-        let several = self.stream_panels_min();
-        for (streams, min) in several
-            .map(|min| (STREAMS, min))
-            .into_iter()
-            .chain([(1, 1)])
-        {
-            self.frame
-                .streams(a, streams, min, |a| self.stream_panels(a, streams, sums_at));
-        }
-    }
-
-    /// A panel of every stream.
-    fn stream_panels(&self, a: &mut Asm, streams: u32, sums_at: u32) {
         let mut operands = self.codes.operands(a);
         // Lines of a panel per block: the next panel's follow its own.
         let block_bytes = self.frame.panel_bytes().div_ceil(self.blocks);
         let prefetch = reg::LEFT;
+        a.mov(reg::TILE, reg::ACTIVATIONS);
         a.address(reg::SUMS, stack(sums_at));
-        let held = self.take_held(a, streams as usize);
-        self.zero_sums(a, streams as usize, &held);
-        let codes_at = self.frame.format.panel_header_bytes(self.frame.k) as u32;
-        a.address(reg::CODES, Address::new(reg::WEIGHTS).plus(codes_at));
+        let held = self.take_held(a, 1);
+        self.zero_sums(a, 1, &held);
+        a.mov(reg::CODES, reg::WEIGHTS);
         a.address(
             prefetch,
-            Address::new(reg::WEIGHTS).plus(self.prefetch_bytes()),
+            Address::new(reg::WEIGHTS).plus(self.frame.prefetch_bytes()),
         );
-        if self.column_blocks < self.blocks {
-            for stream in 0..streams {
-                a.address(reg::HEADER, stream_at(reg::WEIGHTS, stream));
-                a.set(reg::BLOCK, codes_at.div_ceil(64));
-                a.repeat(reg::BLOCK, |a| {
-                    a.prefetch_near(Address::new(reg::HEADER));
-                    a.advance(reg::HEADER, 64);
-                });
-            }
-        }
-        a.mov(reg::HEADER, reg::WEIGHTS);
         a.set(reg::BLOCK, 0);
         let (chunk, block) = (a.label(), a.label());
         a.bind(chunk);
         self.set_end(a, reg::BLOCK, self.column_blocks);
+        self.begin_section(a, reg::BLOCK, self.column_blocks);
         let fields = self.scales.fields_bytes();
-        self.unpack_headers(a, reg::BLOCK, reg::CHUNK, fields, 0, streams);
+        self.unpack_headers(a, reg::BLOCK, reg::CHUNK, fields, 0);
         a.address(reg::RECORD, stack(RECORDS_AT));
         a.bind(block);
-        for stream in 0..streams {
-            for line in 0..block_bytes.div_ceil(64) {
-                a.prefetch(stream_at(prefetch, stream).plus(64 * line));
-            }
+        for line in 0..block_bytes.div_ceil(64) {
+            a.prefetch(Address::new(prefetch).plus(64 * line));
         }
         a.advance(prefetch, block_bytes);
-        for stream in 0..streams {
-            self.block(a, 1, &mut Origin::Panel(&mut operands, stream), &held);
-            operands.next_block(a);
-        }
+        self.block(a, 1, &mut Origin::Panel(&mut operands), &held);
+        operands.next_block(a);
         a.advance(reg::CODES, self.quant_bytes);
         a.advance(reg::RECORD, fields);
         a.advance(reg::BLOCK, 4);
@@ -253,23 +179,14 @@ impl<'k> Kernel<'k> {
         a.compare_with(reg::BLOCK, 4 * self.blocks);
         a.jump(When::Below, chunk);
         operands.end(a);
-        a.mov_from(reg::HEADER, Local::Out.at());
-        a.mov_from(reg::RECORD, Local::Residual.at());
-        a.mov(reg::CODES, reg::BIAS);
-        a.mov_from(reg::END, Local::StreamOut.at());
-        for stream in 0..streams {
-            if stream > 0 {
-                for r in [reg::HEADER, reg::RECORD, reg::CODES] {
-                    a.advance_by(r, reg::END);
-                }
-            }
-            let at = [reg::HEADER, reg::RECORD, reg::CODES].map(Address::new);
-            self.write(a, stream as usize, &held, at);
-        }
+        a.mov_from(reg::HEADER, Local::PanelOut.at());
+        a.mov_from(reg::RECORD, Local::PanelResidual.at());
+        let at = [reg::HEADER, reg::RECORD, reg::BIAS].map(Address::new);
+        self.write(a, 0, &held, at);
         a.give_many(held);
     }
 
-    /// Registers for the f32 sums of `count` columns or streams, if they are held.
+    /// Registers for the f32 sums of `count` columns, if they are held.
     fn take_held(&self, a: &mut Asm, count: usize) -> Vec<Vector> {
         if self.holds_sums(a.level) {
             a.take_many(count * a.level.parts())
@@ -278,8 +195,7 @@ impl<'k> Kernel<'k> {
         }
     }
 
-    /// Sets the f32 sums of `count` columns or streams to zero, in `held` or in the
-    /// frame.
+    /// Sets the f32 sums of `count` columns to zero, in `held` or in the frame.
     fn zero_sums(&self, a: &mut Asm, count: usize, held: &[Vector]) {
         for &sum in held {
             a.zero(sum);
@@ -296,7 +212,7 @@ impl<'k> Kernel<'k> {
         }
     }
 
-    /// Writes the f32 sums of one column or stream, as [`Frame::write`].
+    /// Writes the f32 sums of a column, as [`Frame::write`].
     fn write(
         &self,
         a: &mut Asm,
@@ -320,9 +236,7 @@ impl<'k> Kernel<'k> {
 
     /// One panel for the columns in work.
     fn panel(&self, a: &mut Asm, largest: usize, sums_at: u32) {
-        let codes_at = self.frame.format.panel_header_bytes(self.frame.k) as u32;
-        a.mov(reg::HEADER, reg::WEIGHTS);
-        a.address(reg::CODES, Address::new(reg::WEIGHTS).plus(codes_at));
+        a.mov(reg::CODES, reg::WEIGHTS);
         for (from, to) in [
             (Local::PanelOut, Local::TileOut),
             (Local::PanelResidual, Local::TileResidual),
@@ -333,9 +247,10 @@ impl<'k> Kernel<'k> {
         a.set(reg::CHUNK, 0);
         let chunk = a.label();
         a.bind(chunk);
-        self.set_end(a, reg::CHUNK, self.chunk_blocks);
+        self.set_end(a, reg::CHUNK, CHUNK_BLOCKS);
+        self.begin_section(a, reg::CHUNK, CHUNK_BLOCKS);
         let record = self.record_bytes();
-        self.unpack_headers(a, reg::CHUNK, reg::BLOCK, record, OPERANDS_BYTES, 1);
+        self.unpack_headers(a, reg::CHUNK, reg::BLOCK, record, OPERANDS_BYTES);
         self.unpack_codes(a);
         a.address(reg::SUMS, stack(sums_at));
         self.frame.tiles(a, &sizes(largest), |a, columns| {
@@ -407,6 +322,30 @@ impl<'k> Kernel<'k> {
         }
     }
 
+    /// Where the chunk of at most `blocks` from `start` on begins a section, goes to the
+    /// section's headers, which follow the codes before them, and to its codes.
+    fn begin_section(&self, a: &mut Asm, start: Register, blocks: u32) {
+        let end = a.label();
+        if self.blocks > blocks && blocks < SECTION_BLOCKS {
+            a.test(start, 4 * (SECTION_BLOCKS - 1));
+            a.jump(When::NotEqual, end);
+        }
+        a.mov(reg::HEADER, reg::CODES);
+        let header_bytes = |blocks| self.scales.section_header_bytes(blocks);
+        let (whole, last) = (SECTION_BLOCKS, self.blocks % SECTION_BLOCKS);
+        if self.blocks < whole {
+            a.advance(reg::CODES, header_bytes(last));
+        } else if last == 0 {
+            a.advance(reg::CODES, header_bytes(whole));
+        } else {
+            a.advance(reg::CODES, header_bytes(last));
+            a.compare_with(start, 4 * (self.blocks - last));
+            a.jump(When::Equal, end);
+            a.advance(reg::CODES, header_bytes(whole) - header_bytes(last));
+        }
+        a.bind(end);
+    }
+
     /// Unpacks the headers of the chunk from `start` on into records of
     /// `stride` bytes, whose fields are `fields_at` bytes in. `counter` is lost.
     fn unpack_headers(
@@ -416,22 +355,19 @@ impl<'k> Kernel<'k> {
         counter: Register,
         stride: u32,
         fields_at: u32,
-        streams: u32,
     ) {
         let per_header = self.scales.blocks_per_header();
         a.mov(counter, start);
         a.address(reg::RECORD, stack(RECORDS_AT));
         let again = a.label();
         a.bind(again);
-        for stream in 0..streams {
-            self.scales.unpack(
-                a,
-                stream_at(reg::HEADER, stream),
-                Address::new(reg::RECORD).plus(fields_at + self.column_fields_bytes() * stream),
-                stride,
-                stack(COMMON_AT + COMMON * stream),
-            );
-        }
+        self.scales.unpack(
+            a,
+            Address::new(reg::HEADER),
+            Address::new(reg::RECORD).plus(fields_at),
+            stride,
+            stack(COMMON_AT),
+        );
         a.advance(reg::HEADER, self.scales.header_bytes());
         a.advance(reg::RECORD, stride * per_header);
         a.advance(counter, 4 * per_header);
@@ -469,9 +405,9 @@ impl<'k> Kernel<'k> {
     fn block(&self, a: &mut Asm, columns: usize, from: &mut Origin, held: &[Vector]) {
         let parts = a.level.parts();
         let count = columns * parts;
-        let (fields_at, stream) = match from {
-            Origin::Panel(_, stream) => (self.column_fields_bytes() * *stream, *stream),
-            Origin::Record => (OPERANDS_BYTES, 0),
+        let fields_at = match from {
+            Origin::Panel(_) => 0,
+            Origin::Record => OPERANDS_BYTES,
         };
         let fields = Address::new(reg::RECORD).plus(fields_at);
         let mut integers = Integers {
@@ -497,12 +433,11 @@ impl<'k> Kernel<'k> {
         } else {
             integers.sums
         };
-        let factors = self.factors(a, fields, stream);
+        let factors = self.factors(a, fields);
         for column in 0..columns {
             let dots = &dots[column * parts..][..parts];
             let at = Address::new(reg::TILE).plus(self.column_at(column));
-            let index = stream as usize + column;
-            self.scale(a, index, at, dots, &factors, held);
+            self.scale(a, column, at, dots, &factors, held);
         }
         a.give_many(dots);
         a.give_many(factors.registers);
@@ -540,8 +475,8 @@ impl<'k> Kernel<'k> {
             let weights = a.take_many(parts);
             for (part, &w) in weights.iter().enumerate() {
                 match from {
-                    Origin::Panel(operands, stream) => {
-                        operands.load(a, stream_at(reg::CODES, *stream), group, part, w)
+                    Origin::Panel(operands) => {
+                        operands.load(a, Address::new(reg::CODES), group, part, w)
                     }
                     Origin::Record => {
                         let at = Address::new(reg::RECORD).plus(64 * group);
@@ -654,8 +589,8 @@ impl<'k> Kernel<'k> {
     }
 
     /// What a block's sums are multiplied with in all columns.
-    fn factors(&self, a: &mut Asm, fields: Address, stream: u32) -> Factors {
-        let common = stack(COMMON_AT + COMMON * stream);
+    fn factors(&self, a: &mut Asm, fields: Address) -> Factors {
+        let common = stack(COMMON_AT);
         let scale = if self.scales.per_16 { common } else { fields };
         let minimum = (self.scales.minimum != Minimum::None)
             .then(|| fields.plus(FIELD * self.scales.minimum_field()));
@@ -712,7 +647,7 @@ impl<'k> Kernel<'k> {
     fn scale(
         &self,
         a: &mut Asm,
-        index: usize,
+        column: usize,
         at: Address,
         dots: &[Vector],
         factors: &Factors,
@@ -738,14 +673,14 @@ impl<'k> Kernel<'k> {
         let d = self.of_column(a, at.plus(self.layout.scales_offset), v);
         let sums = match held {
             [] => dots,
-            held => &held[index * dots.len()..][..dots.len()],
+            held => &held[column * dots.len()..][..dots.len()],
         };
         for (part, (&dot, &sum)) in dots.iter().zip(sums).enumerate() {
             a.f32_from_i32(dot, dot);
             a.product(product, d, factors.scale[part]);
             a.mul(dot, dot, product);
             if held.is_empty() {
-                a.add(dot, dot, part_of(a, sum_at(index), part));
+                a.add(dot, dot, part_of(a, sum_at(column), part));
             } else {
                 a.add(sum, sum, dot);
             }
@@ -772,7 +707,7 @@ impl<'k> Kernel<'k> {
                 Minimum::Subtracted => a.sub(sum, sum, product),
             }
             if held.is_empty() {
-                a.store(part_of(a, sum_at(index), part), sum);
+                a.store(part_of(a, sum_at(column), part), sum);
             }
         }
         a.give_many([product, v]);
@@ -785,9 +720,9 @@ impl<'k> Kernel<'k> {
     }
 }
 
-/// Where the f32 sums of a column, or of a stream, are.
-fn sum_at(index: usize) -> Address {
-    Address::new(reg::SUMS).plus(ROWS_BYTES * index as u32)
+/// Where the f32 sums of a column are.
+fn sum_at(column: usize) -> Address {
+    Address::new(reg::SUMS).plus(ROWS_BYTES * column as u32)
 }
 
 /// What a block's sums are multiplied with, by part: in registers, or in memory.

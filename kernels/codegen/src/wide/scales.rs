@@ -69,6 +69,10 @@ impl Scales {
         self.q.header_bytes()
     }
 
+    pub(super) fn section_header_bytes(&self, blocks: u32) -> u32 {
+        self.q.section_header_bytes(blocks)
+    }
+
     fn has_minimum(&self) -> bool {
         self.minimum != Minimum::None
     }

@@ -242,25 +242,21 @@ impl Machine<'_> {
                 let value = self.address(i);
                 self.set_general(i, value);
             }
-            Mnemonic::Add | Mnemonic::And | Mnemonic::Sub | Mnemonic::Cmp => {
+            Mnemonic::Add | Mnemonic::And | Mnemonic::Test | Mnemonic::Sub | Mnemonic::Cmp => {
                 let (a, b) = (self.general_source(i, 0), self.general_source(i, 1));
                 let (value, carry) = match i.mnemonic() {
                     Mnemonic::Add => a.overflowing_add(b),
-                    Mnemonic::And => (a & b, false),
+                    Mnemonic::And | Mnemonic::Test => (a & b, false),
                     _ => a.overflowing_sub(b),
                 };
                 (self.zero, self.carry) = (value == 0, carry);
-                if i.mnemonic() != Mnemonic::Cmp {
+                if !matches!(i.mnemonic(), Mnemonic::Cmp | Mnemonic::Test) {
                     self.set_general(i, value);
                 }
             }
             Mnemonic::Dec => {
                 let value = self.general_source(i, 0).wrapping_sub(1);
                 self.zero = value == 0;
-                self.set_general(i, value);
-            }
-            Mnemonic::Shr => {
-                let value = self.general_source(i, 0) >> i.immediate8();
                 self.set_general(i, value);
             }
             Mnemonic::Imul => {
