@@ -98,6 +98,15 @@ impl Codes {
         }
     }
 
+    /// Registers that [`Operands`] take for themselves: constants, steps, and a field
+    /// that another joins.
+    pub(super) fn registers(&self, level: Level) -> usize {
+        let CodeBits { low, high } = self.bits;
+        let planes = (low < 8) as usize + (high > 0) as usize;
+        let map = !matches!(self.map, Map::Plain) as usize;
+        planes * (1 + level.parts()) + map + (high > 0) as usize
+    }
+
     /// Puts the constants of [`Operands::load`] into registers.
     pub(super) fn operands<'c>(&'c self, a: &mut Asm) -> Operands<'c> {
         let bytes = |a: &mut Asm, value: u8| {

@@ -77,6 +77,9 @@ pub(super) enum Local {
     /// The same at the next tile.
     TileOut,
     TileResidual,
+    /// The codes of the current chunk, and the header behind its own.
+    ChunkCodes,
+    ChunkHeader,
 }
 
 impl Local {
@@ -274,7 +277,9 @@ impl Frame<'_> {
     }
 }
 
-/// Tile sizes: `largest` and its halves down to one column.
+/// Tile sizes: `largest`, and each about two thirds of the one before, down to one
+/// column. Few columns then take two tiles, at most.
 pub(super) fn sizes(largest: usize) -> Vec<usize> {
-    std::iter::successors(Some(largest), |n| (*n > 1).then_some(n / 2)).collect()
+    let next = |n: &usize| (*n > 1).then(|| n - (n / 3).max(1));
+    std::iter::successors(Some(largest), next).collect()
 }

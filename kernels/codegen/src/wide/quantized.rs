@@ -1,9 +1,9 @@
 //! Matmul of quantized weights with int8 activations.
 //!
 //! A panel is worked on in chunks of 32-blocks, whose headers are unpacked into the
-//! stack frame. One column reads its operands from the panel, because each is used
-//! once. For more columns a chunk's codes are unpacked too, into records that stay in
-//! the first-level cache while tiles of columns pass. Registers hold a tile's integer sums. Its f32 sums
+//! stack frame. Columns of one tile read their operands from the panel, because each is
+//! used once. For more columns a chunk's codes are unpacked too, into records that stay
+//! in the first-level cache while tiles pass. Registers hold a tile's integer sums. Its f32 sums
 //! have room beside them in 32 registers, and lie in the frame otherwise and between two
 //! chunks.
 
@@ -71,15 +71,23 @@ pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
     let fields_bytes = kernel.column_blocks * kernel.scales.fields_bytes();
     let sums_at = RECORDS_AT + records_bytes.max(fields_bytes);
     let end = frame.enter(a, sums_at + columns * ROWS_BYTES);
-    let many = a.label();
+    let few = kernel.few_columns(a.level) as u32;
+    let (several, one_tile) = (a.label(), a.label());
     a.mov_from(Register::RAX, Local::Columns.at());
     a.compare_with(Register::RAX, 1);
-    a.jump(When::NotEqual, many);
+    a.jump(When::NotEqual, several);
     frame.panels(a, |a| kernel.column(a, sums_at));
     a.jump_to(end);
-    a.bind(many);
+    a.bind(several);
+    a.compare_with(Register::RAX, few + 1);
+    a.jump(When::Below, one_tile);
     frame.columns(a, columns, |a| {
         frame.panels(a, |a| kernel.panel(a, largest, sums_at));
+    });
+    a.jump_to(end);
+    a.bind(one_tile);
+    frame.columns(a, few, |a| {
+        frame.panels(a, |a| kernel.panel_of_few(a, few as usize, sums_at));
     });
     frame.leave(a, end);
 }
@@ -125,6 +133,10 @@ impl<'k> Kernel<'k> {
     /// Columns of a tile: what the registers hold beside a group's operands (and
     /// their magnitudes), its activations, a product and the constants.
     fn tile(&self, level: Level) -> usize {
+        self.tile_of(level, level.registers() as usize)
+    }
+
+    fn tile_of(&self, level: Level, registers: usize) -> usize {
         let parts = level.parts();
         let others = match self.codes.dot {
             // Operands, product, words, scale, minimum.
@@ -134,18 +146,19 @@ impl<'k> Kernel<'k> {
             Dot::Signed => 2 * parts + 4,
         };
         let more = self.has_totals() || self.holds_sums(level);
-        cost::tile_columns(
-            level.registers() as usize,
-            others,
-            parts * (1 + more as usize),
-        )
+        cost::tile_columns(registers, others, parts * (1 + more as usize))
+    }
+
+    /// Columns of the largest tile that reads its operands from the panel: unpacking them
+    /// takes registers too.
+    fn few_columns(&self, level: Level) -> usize {
+        let registers = level.registers() as usize - self.codes.registers(level);
+        self.tile_of(level, registers)
     }
 
     /// A panel for one column.
     fn column(&self, a: &mut Asm, sums_at: u32) {
         let mut operands = self.codes.operands(a);
-        // Lines of a panel per block: the next panel's follow its own.
-        let block_bytes = self.frame.panel_bytes().div_ceil(self.blocks);
         let prefetch = reg::LEFT;
         a.mov(reg::TILE, reg::ACTIVATIONS);
         a.address(reg::SUMS, stack(sums_at));
@@ -165,10 +178,7 @@ impl<'k> Kernel<'k> {
         self.unpack_headers(a, reg::BLOCK, reg::CHUNK, fields, 0);
         a.address(reg::RECORD, stack(RECORDS_AT));
         a.bind(block);
-        for line in 0..block_bytes.div_ceil(64) {
-            a.prefetch(Address::new(prefetch).plus(64 * line));
-        }
-        a.advance(prefetch, block_bytes);
+        self.fetch(a, prefetch);
         self.block(a, 1, &mut Origin::Panel(&mut operands), &held);
         operands.next_block(a);
         a.advance(reg::CODES, self.quant_bytes);
@@ -234,8 +244,39 @@ impl<'k> Kernel<'k> {
         a.give_many(sums);
     }
 
-    /// One panel for the columns in work.
+    /// A panel for the columns in work, whose operands are unpacked into records.
     fn panel(&self, a: &mut Asm, largest: usize, sums_at: u32) {
+        self.chunks(a, CHUNK_BLOCKS, |a| {
+            let record = self.record_bytes();
+            self.unpack_headers(a, reg::CHUNK, reg::BLOCK, record, OPERANDS_BYTES);
+            self.unpack_codes(a);
+            self.tiles(a, largest, sums_at, |a, columns, held| {
+                self.block(a, columns, &mut Origin::Record, held);
+                a.advance(reg::RECORD, record);
+            });
+        });
+    }
+
+    /// The same, with operands read from the panel by each tile.
+    fn panel_of_few(&self, a: &mut Asm, largest: usize, sums_at: u32) {
+        let mut operands = self.codes.operands(a);
+        self.chunks(a, self.column_blocks, |a| {
+            let fields = self.scales.fields_bytes();
+            self.unpack_headers(a, reg::CHUNK, reg::BLOCK, fields, 0);
+            self.tiles(a, largest, sums_at, |a, columns, held| {
+                self.fetch(a, reg::HEADER);
+                self.block(a, columns, &mut Origin::Panel(&mut operands), held);
+                operands.next_block(a);
+                a.advance(reg::CODES, self.quant_bytes);
+                a.advance(reg::RECORD, fields);
+            });
+        });
+        operands.end(a);
+    }
+
+    /// Executes `chunk` for every chunk of at most `blocks` of a panel, with [`reg::HEADER`] and
+    /// [`reg::CODES`] at its headers and codes, which it leaves behind them.
+    fn chunks(&self, a: &mut Asm, blocks: u32, chunk: impl FnOnce(&mut Asm)) {
         a.mov(reg::CODES, reg::WEIGHTS);
         for (from, to) in [
             (Local::PanelOut, Local::TileOut),
@@ -245,33 +286,64 @@ impl<'k> Kernel<'k> {
             a.mov_to(to.at(), reg::BLOCK);
         }
         a.set(reg::CHUNK, 0);
-        let chunk = a.label();
-        a.bind(chunk);
-        self.set_end(a, reg::CHUNK, CHUNK_BLOCKS);
-        self.begin_section(a, reg::CHUNK, CHUNK_BLOCKS);
-        let record = self.record_bytes();
-        self.unpack_headers(a, reg::CHUNK, reg::BLOCK, record, OPERANDS_BYTES);
-        self.unpack_codes(a);
+        let again = a.label();
+        a.bind(again);
+        self.set_end(a, reg::CHUNK, blocks);
+        self.begin_section(a, reg::CHUNK, blocks);
+        chunk(a);
+        a.mov(reg::CHUNK, reg::END);
+        a.compare_with(reg::CHUNK, 4 * self.blocks);
+        a.jump(When::Below, again);
+    }
+
+    /// Fetches the lines of a panel that a block has on average, from `at` on.
+    fn fetch(&self, a: &mut Asm, at: Register) {
+        let bytes = self.block_bytes();
+        for line in 0..bytes.div_ceil(64) {
+            a.prefetch(Address::new(at).plus(64 * line));
+        }
+        a.advance(at, bytes);
+    }
+
+    /// Bytes of a panel per block: the next panel's follow its own.
+    fn block_bytes(&self) -> u32 {
+        let bytes = self.frame.panel_bytes().div_ceil(self.blocks);
+        bytes.next_multiple_of(4)
+    }
+
+    /// Executes `block` for every block of a chunk and every tile of the columns in work,
+    /// with [`reg::RECORD`] at the first record for the first block, and [`reg::CODES`]
+    /// where it was.
+    fn tiles(
+        &self,
+        a: &mut Asm,
+        largest: usize,
+        sums_at: u32,
+        mut block: impl FnMut(&mut Asm, usize, &[Vector]),
+    ) {
         a.address(reg::SUMS, stack(sums_at));
+        a.mov_to(Local::ChunkCodes.at(), reg::CODES);
+        a.mov_to(Local::ChunkHeader.at(), reg::HEADER);
         self.frame.tiles(a, &sizes(largest), |a, columns| {
-            let block = a.label();
+            let again = a.label();
             let held = self.take_held(a, columns);
             self.begin_tile(a, columns, &held);
             a.mov(reg::BLOCK, reg::CHUNK);
+            a.mov_from(reg::CODES, Local::ChunkCodes.at());
+            a.multiply(reg::HEADER, reg::CHUNK, self.block_bytes() / 4);
+            a.advance_by(reg::HEADER, reg::WEIGHTS);
+            a.advance(reg::HEADER, self.frame.prefetch_bytes());
             a.address(reg::RECORD, stack(RECORDS_AT));
-            a.bind(block);
-            self.block(a, columns, &mut Origin::Record, &held);
-            a.advance(reg::RECORD, record);
+            a.bind(again);
+            block(a, columns, &held);
             a.advance(reg::BLOCK, 4);
             a.compare(reg::BLOCK, reg::END);
-            a.jump(When::NotEqual, block);
+            a.jump(When::NotEqual, again);
             self.end_tile(a, columns, &held);
             a.give_many(held);
             a.advance(reg::SUMS, ROWS_BYTES * columns as u32);
         });
-        a.mov(reg::CHUNK, reg::END);
-        a.compare_with(reg::CHUNK, 4 * self.blocks);
-        a.jump(When::Below, chunk);
+        a.mov_from(reg::HEADER, Local::ChunkHeader.at());
     }
 
     /// The f32 sums of a tile at the begin of a chunk.
