@@ -46,8 +46,6 @@ pub struct Report {
     /// What files back of the resident set at the end: mapped weights, and the
     /// program itself.
     pub rss_file_bytes: u64,
-    /// The part of them that is mapped in huge pages.
-    pub rss_file_huge_bytes: u64,
     /// Bytes that the process caused to be read from storage.
     pub bytes_read: u64,
     /// Barriers that threads met at, per generated or prefilled pass, in all.
@@ -58,7 +56,9 @@ pub struct Report {
 }
 
 impl Report {
-    /// Writes the report as one JSON object, with the result's text and tokens.
+    /// Writes the report as one JSON object, with the result's text and tokens, and how
+    /// much of the files is now mapped in huge pages: finding that out goes through every
+    /// page, so only who asks for it waits.
     pub fn write_json(&self, transcript: Transcript, out: &mut dyn Write) -> io::Result<()> {
         let fields = Object::new()
             .integer("prompt_tokens", self.prompt_tokens)
@@ -71,7 +71,7 @@ impl Report {
             .integer("rss_peak_predicted_bytes", self.rss_peak_predicted_bytes)
             .integer("rss_peak_measured_bytes", self.rss_peak_measured_bytes)
             .integer("rss_file_bytes", self.rss_file_bytes)
-            .integer("rss_file_huge_bytes", self.rss_file_huge_bytes)
+            .integer("rss_file_huge_bytes", process::rss_file_huge_bytes())
             .integer("bytes_read", self.bytes_read)
             .integer("barriers", self.barriers)
             .integer("threads", self.threads.into())
@@ -156,7 +156,6 @@ impl Session {
             rss_peak_predicted_bytes: crate::memory::rss_peak_bytes(engine.plan()),
             rss_peak_measured_bytes: process::rss_peak_bytes(),
             rss_file_bytes: process::rss_file_bytes(),
-            rss_file_huge_bytes: process::rss_file_huge_bytes(),
             bytes_read: process::bytes_read(),
             barriers: engine.barriers() - barriers,
             threads: engine.threads(),
