@@ -1,8 +1,8 @@
 //! Matmul of quantized weights with int8 activations.
 //!
 //! A panel is worked on in chunks of 32-blocks, whose headers are unpacked into the
-//! stack frame. Columns of one tile read their operands from the panel, because each is
-//! used once. For more columns a chunk's codes are unpacked too, into records that stay
+//! stack frame. Few columns read their operands from the panel, because each is used
+//! once or twice. For more columns a chunk's codes are unpacked too, into records that stay
 //! in the first-level cache while tiles pass. Registers hold a tile's integer sums. Its f32 sums
 //! have room beside them in 32 registers, and lie in the frame otherwise and between two
 //! chunks.
@@ -35,7 +35,7 @@ struct Kernel<'k> {
     codes: &'k Codes,
     scales: Scales,
     blocks: u32,
-    /// Of a chunk for one column, at most.
+    /// Of a chunk for few columns, at most.
     column_blocks: u32,
     quant_bytes: u32,
 }
@@ -66,13 +66,13 @@ pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
     let kernel = Kernel::new(frame, q, &codes);
     let largest = kernel.tile(a.level);
     let columns = frame.columns_in_work(largest, COLUMNS_MIN..=COLUMNS_MAX);
-    // Fields of a single column's chunk lie where records do.
+    // Fields of a chunk of few columns lie where records do.
     let records_bytes = CHUNK_BLOCKS * kernel.record_bytes();
     let fields_bytes = kernel.column_blocks * kernel.scales.fields_bytes();
     let sums_at = RECORDS_AT + records_bytes.max(fields_bytes);
     let end = frame.enter(a, sums_at + columns * ROWS_BYTES);
     let few = kernel.few_columns(a.level) as u32;
-    let (several, one_tile) = (a.label(), a.label());
+    let (several, few_columns) = (a.label(), a.label());
     a.mov_from(Register::RAX, Local::Columns.at());
     a.compare_with(Register::RAX, 1);
     a.jump(When::NotEqual, several);
@@ -80,12 +80,12 @@ pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
     a.jump_to(end);
     a.bind(several);
     a.compare_with(Register::RAX, few + 1);
-    a.jump(When::Below, one_tile);
+    a.jump(When::Below, few_columns);
     frame.columns(a, columns, |a| {
         frame.panels(a, |a| kernel.panel(a, largest, sums_at));
     });
     a.jump_to(end);
-    a.bind(one_tile);
+    a.bind(few_columns);
     frame.columns(a, few, |a| {
         frame.panels(a, |a| kernel.panel_of_few(a, few as usize, sums_at));
     });
@@ -274,8 +274,9 @@ impl<'k> Kernel<'k> {
         operands.end(a);
     }
 
-    /// Executes `chunk` for every chunk of at most `blocks` of a panel, with [`reg::HEADER`] and
-    /// [`reg::CODES`] at its headers and codes, which it leaves behind them.
+    /// Executes `chunk` for every chunk of at most `blocks` of a panel, with
+    /// [`reg::HEADER`] and [`reg::CODES`] at its headers and codes, which it leaves
+    /// behind them.
     fn chunks(&self, a: &mut Asm, blocks: u32, chunk: impl FnOnce(&mut Asm)) {
         a.mov(reg::CODES, reg::WEIGHTS);
         for (from, to) in [
@@ -311,9 +312,9 @@ impl<'k> Kernel<'k> {
         bytes.next_multiple_of(4)
     }
 
-    /// Executes `block` for every block of a chunk and every tile of the columns in work,
-    /// with [`reg::RECORD`] at the first record for the first block, and [`reg::CODES`]
-    /// where it was.
+    /// Executes `block` for every block of a chunk and every tile of the columns in work.
+    /// For the first block of each, [`reg::RECORD`] is at the first record, [`reg::CODES`]
+    /// where it was, and [`reg::HEADER`] at what is to be fetched.
     fn tiles(
         &self,
         a: &mut Asm,
