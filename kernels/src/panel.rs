@@ -58,14 +58,12 @@ struct Regions {
 
 fn regions(q: &Quantized, k: u32, block: usize) -> Regions {
     let per_header = q.block_len / 32;
-    let (section, block) = (
-        block as u32 * per_header / SECTION_BLOCKS,
-        block as u32 * per_header % SECTION_BLOCKS,
-    );
+    let first = block as u32 * per_header;
+    let (section, in_section) = (first / SECTION_BLOCKS, first % SECTION_BLOCKS);
     let start = section as usize * q.section_bytes(SECTION_BLOCKS) as usize;
     let blocks = (k / 32 - section * SECTION_BLOCKS).min(SECTION_BLOCKS);
-    let header = block / per_header * q.header_bytes();
-    let codes = q.section_header_bytes(blocks) + block * q.quant_bytes();
+    let header = in_section / per_header * q.header_bytes();
+    let codes = q.section_header_bytes(blocks) + in_section * q.quant_bytes();
     Regions {
         header: start + header as usize,
         codes: start + codes as usize,

@@ -3,10 +3,9 @@
 //! A pass goes through a panel in chunks of up to eight 32-blocks: the chunk's
 //! headers are unpacked into a table, then its blocks follow in a loop. Headers
 //! of one block are converted on the way where there are registers for it, in chunks
-//! of a whole section. One
-//! column keeps its f32 sums in registers; a tile of columns keeps them in the
-//! frame, because the registers hold the integer sums of rows x columns. A body
-//! takes 16 rows of a block where that many integer sums fit, else 8.
+//! of a whole section. One column keeps its f32 sums in registers; a tile of columns
+//! keeps them in the frame, because the registers hold the integer sums of rows x
+//! columns. A body takes 16 rows of a block where that many integer sums fit, else 8.
 
 use super::codes::{Codes, Constants, GROUPS, Steps};
 use super::dot::{Dot, Sum};

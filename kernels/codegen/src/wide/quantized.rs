@@ -250,7 +250,8 @@ impl<'k> Kernel<'k> {
             let record = self.record_bytes();
             self.unpack_headers(a, reg::CHUNK, reg::BLOCK, record, OPERANDS_BYTES);
             self.unpack_codes(a);
-            self.tiles(a, largest, sums_at, |a, columns, held| {
+            let begin = |_: &mut Asm| {};
+            self.tiles(a, largest, sums_at, begin, |a, columns, held| {
                 self.block(a, columns, &mut Origin::Record, held);
                 a.advance(reg::RECORD, record);
             });
@@ -263,13 +264,23 @@ impl<'k> Kernel<'k> {
         self.chunks(a, self.column_blocks, |a| {
             let fields = self.scales.fields_bytes();
             self.unpack_headers(a, reg::CHUNK, reg::BLOCK, fields, 0);
-            self.tiles(a, largest, sums_at, |a, columns, held| {
+            // The next header's register says what to fetch meanwhile.
+            a.mov_to(Local::ChunkHeader.at(), reg::HEADER);
+            a.mov_to(Local::ChunkCodes.at(), reg::CODES);
+            let begin = |a: &mut Asm| {
+                a.mov_from(reg::CODES, Local::ChunkCodes.at());
+                a.multiply(reg::HEADER, reg::CHUNK, self.block_bytes() / 4);
+                a.advance_by(reg::HEADER, reg::WEIGHTS);
+                a.advance(reg::HEADER, self.frame.prefetch_bytes());
+            };
+            self.tiles(a, largest, sums_at, begin, |a, columns, held| {
                 self.fetch(a, reg::HEADER);
                 self.block(a, columns, &mut Origin::Panel(&mut operands), held);
                 operands.next_block(a);
                 a.advance(reg::CODES, self.quant_bytes);
                 a.advance(reg::RECORD, fields);
             });
+            a.mov_from(reg::HEADER, Local::ChunkHeader.at());
         });
         operands.end(a);
     }
@@ -312,28 +323,23 @@ impl<'k> Kernel<'k> {
         bytes.next_multiple_of(4)
     }
 
-    /// Executes `block` for every block of a chunk and every tile of the columns in work.
-    /// For the first block of each, [`reg::RECORD`] is at the first record, [`reg::CODES`]
-    /// where it was, and [`reg::HEADER`] at what is to be fetched.
+    /// Executes `begin` for every tile of the columns in work, and `block` for each of its
+    /// blocks of a chunk, with [`reg::RECORD`] at the first record for the first.
     fn tiles(
         &self,
         a: &mut Asm,
         largest: usize,
         sums_at: u32,
+        begin: impl Fn(&mut Asm),
         mut block: impl FnMut(&mut Asm, usize, &[Vector]),
     ) {
         a.address(reg::SUMS, stack(sums_at));
-        a.mov_to(Local::ChunkCodes.at(), reg::CODES);
-        a.mov_to(Local::ChunkHeader.at(), reg::HEADER);
         self.frame.tiles(a, &sizes(largest), |a, columns| {
             let again = a.label();
             let held = self.take_held(a, columns);
             self.begin_tile(a, columns, &held);
             a.mov(reg::BLOCK, reg::CHUNK);
-            a.mov_from(reg::CODES, Local::ChunkCodes.at());
-            a.multiply(reg::HEADER, reg::CHUNK, self.block_bytes() / 4);
-            a.advance_by(reg::HEADER, reg::WEIGHTS);
-            a.advance(reg::HEADER, self.frame.prefetch_bytes());
+            begin(a);
             a.address(reg::RECORD, stack(RECORDS_AT));
             a.bind(again);
             block(a, columns, &held);
@@ -344,7 +350,6 @@ impl<'k> Kernel<'k> {
             a.give_many(held);
             a.advance(reg::SUMS, ROWS_BYTES * columns as u32);
         });
-        a.mov_from(reg::HEADER, Local::ChunkHeader.at());
     }
 
     /// The f32 sums of a tile at the begin of a chunk.
