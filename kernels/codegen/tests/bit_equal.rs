@@ -455,7 +455,7 @@ fn long_panels() {
     }
 }
 
-/// Instructions that this CPU may lack: usual and extreme data, one column, all
+/// Instructions that this CPU may lack: usual and extreme data, one column and few, all
 /// tile sizes, several rounds of columns and a partial chunk.
 #[test]
 fn all_wide_levels_in_emulation() {
@@ -464,6 +464,8 @@ fn all_wide_levels_in_emulation() {
             for (rows, k, columns, data) in [
                 (17, 512, 1, Data::Usual),
                 (40, LONG_K, 1, Data::Usual),
+                (17, 768, 7, Data::Extreme),
+                (17, format.k_multiple().max(32) * 9, 3, Data::Usual),
                 (17, 256, 22, Data::Extreme),
                 (17, format.k_multiple().max(32) * 9, 1, Data::Extreme),
                 (17, format.k_multiple().max(32), 109, Data::Usual),
