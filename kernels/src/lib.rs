@@ -32,7 +32,7 @@ pub use spec::KernelSpec;
 
 /// Version of the numeric contract. Plans built under another version compute
 /// other bits, so the runtime refuses them by name.
-pub const NUMERICS_VERSION: u32 = 1;
+pub const NUMERICS_VERSION: u32 = 2;
 
 /// Output rows that one panel interleaves; every padded extent is a multiple.
 pub const PANEL_ROWS: u32 = 16;

@@ -2,6 +2,10 @@
 //! the same token everywhere: sorts are total, ties go to the lowest id, and
 //! random numbers are a function of seed and position alone.
 
+use std::array::from_fn;
+use std::cmp::Ordering;
+
+use omex_kernels::lanes::LANES;
 use omex_kernels::math::exp;
 use omex_plan::session::sampler_words;
 use omex_plan::task::Sampling;
@@ -16,15 +20,115 @@ pub fn uniform(seed: u64, position: u32) -> f64 {
     (u64::from_le_bytes(bytes) >> 11) as f64 / (1u64 << 53) as f64
 }
 
+/// Logits that are looked at together for the most likely one.
+const ARGMAX_CHUNK: usize = 1024;
+
 /// The most likely token, the lowest id among equals. Logits are finite.
 pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = id;
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (mut top, mut first) = (f32::NEG_INFINITY, 0);
+    for (index, chunk) in logits.chunks(ARGMAX_CHUNK).enumerate() {
+        let (groups, rest) = chunk.as_chunks::<LANES>();
+        let lanes = groups.iter().fold([f32::NEG_INFINITY; LANES], |lanes, x| {
+            from_fn(|i| larger(lanes[i], x[i]))
+        });
+        let of_chunk = lanes.iter().chain(rest).fold(top, |a, &b| larger(a, b));
+        if of_chunk > top {
+            (top, first) = (of_chunk, index * ARGMAX_CHUNK);
         }
     }
-    best as u32
+    let within = logits[first..].iter().position(|&logit| logit == top);
+    (first + within.expect("logits are finite")) as u32
+}
+
+/// Whether `a` is ranked before `b`: the larger logit, then the lower id.
+fn order(logits: &[f32], a: u32, b: u32) -> Ordering {
+    let (x, y) = (logits[a as usize], logits[b as usize]);
+    // Zeros are equal: 0.0 and -0.0 differ in `total_cmp` only.
+    let (x, y) = (x + 0.0, y + 0.0);
+    y.total_cmp(&x).then(a.cmp(&b))
+}
+
+/// Tokens in the order of their logits, found as far as they are asked for: few of
+/// a vocabulary have any weight.
+struct Ranking<'a> {
+    logits: &'a [f32],
+    /// The first `ranked` are in order.
+    ids: &'a mut [u32],
+    ranked: usize,
+    /// How many will be asked for at most.
+    count: usize,
+}
+
+impl Ranking<'_> {
+    /// Tokens that are ranked first, and how many times as many next.
+    const FIRST: usize = 256;
+    const GROWTH: usize = 16;
+
+    fn get(&mut self, rank: usize) -> u32 {
+        while rank >= self.ranked {
+            let wanted = (self.ranked * Self::GROWTH).max(Self::FIRST);
+            self.rank(wanted.min(self.count));
+        }
+        self.ids[rank]
+    }
+
+    fn logit(&mut self, rank: usize) -> f32 {
+        self.logits[self.get(rank) as usize]
+    }
+
+    /// Ranks the first `wanted`, in one reading of the logits: what is above the
+    /// least of those found so far is collected, and cut to `wanted` when there is
+    /// no more room.
+    fn rank(&mut self, wanted: usize) {
+        let &mut Ranking { logits, .. } = self;
+        let room = (2 * wanted).max(Self::FIRST).min(logits.len());
+        let ids = &mut self.ids[..room];
+        let mut found = 0;
+        // Of those that were cut to. Ids ascend, so what is equal ranks behind it.
+        let mut least = None;
+        for (group, first) in logits.chunks(LANES).zip((0..).step_by(LANES)) {
+            if least.is_some_and(|least| group.iter().fold(true, |none, &x| none & (x <= least))) {
+                continue;
+            }
+            for (&logit, id) in group.iter().zip(first..) {
+                if found == room {
+                    ids.select_nth_unstable_by(wanted - 1, |&a, &b| order(logits, a, b));
+                    found = wanted;
+                    least = Some(logits[ids[wanted - 1] as usize]);
+                }
+                if least.is_none_or(|least| logit > least) {
+                    ids[found] = id;
+                    found += 1;
+                }
+            }
+        }
+        let ids = &mut ids[..found];
+        if wanted < found {
+            ids.select_nth_unstable_by(wanted - 1, |&a, &b| order(logits, a, b));
+        }
+        ids[..wanted].sort_unstable_by(|&a, &b| order(logits, a, b));
+        self.ranked = wanted;
+    }
+
+    /// The sum of the weights of the first `count`: in their order, or, of all
+    /// tokens, in 16 lanes by id, which needs no ranking.
+    fn sum(&mut self, count: usize, weight: impl Fn(f32) -> f32) -> f64 {
+        if count < self.logits.len() {
+            let weight = |rank| weight(self.logit(rank)) as f64;
+            return (0..count).map(weight).sum();
+        }
+        let (groups, rest) = self.logits.as_chunks::<LANES>();
+        let mut lanes = [0.0; LANES];
+        for group in groups {
+            let weights = group.map(&weight);
+            lanes = from_fn(|i| lanes[i] + weights[i] as f64);
+        }
+        for (lane, &logit) in lanes.iter_mut().zip(rest) {
+            *lane += weight(logit) as f64;
+        }
+        lanes.iter().sum()
+    }
 }
 
 /// The token for the position behind `history` (prompt and generated tokens).
@@ -46,52 +150,44 @@ pub fn sample(sampling: &Sampling, logits: &mut [f32], memory: &mut [u32], histo
         repeat_penalty: _,
         repeat_last: _,
     } = sampling;
-    for (candidate, id) in candidates.iter_mut().zip(0..) {
-        *candidate = id;
-    }
-    let order = |a: &u32, b: &u32| {
-        let (x, y) = (logits[*a as usize], logits[*b as usize]);
-        // Zeros are equal: 0.0 and -0.0 differ in `total_cmp` only.
-        let (x, y) = (x + 0.0, y + 0.0);
-        y.total_cmp(&x).then(a.cmp(b))
+    let mut kept = match top_k as usize {
+        0 => count,
+        top_k => top_k.min(count),
     };
-    let mut kept = count;
-    if top_k > 0 && (top_k as usize) < count {
-        kept = top_k as usize;
-        candidates.select_nth_unstable_by(kept - 1, order);
-    }
-    candidates[..kept].sort_unstable_by(order);
-
-    let top = logits[candidates[0] as usize];
-    let weight = |id: u32| exp(logits[id as usize] - top) as f64;
+    let mut ranking = Ranking {
+        logits,
+        ids: candidates,
+        ranked: 0,
+        count: kept,
+    };
+    let top = ranking.logits[ranking.get(0) as usize];
+    let weight = |logit: f32| exp(logit - top);
     if top_p < 1.0 {
-        let total: f64 = candidates[..kept].iter().map(|&id| weight(id)).sum();
-        let wanted = top_p as f64 * total;
+        let wanted = top_p as f64 * ranking.sum(kept, weight);
         let mut sum = 0.0;
-        let reach = candidates[..kept].iter().position(|&id| {
-            sum += weight(id);
+        let reach = (0..kept).position(|rank| {
+            sum += weight(ranking.logit(rank)) as f64;
             sum >= wanted
         });
         kept = reach.map_or(kept, |last| last + 1);
     }
     if min_p > 0.0 {
+        let few = (0..kept).position(|rank| weight(ranking.logit(rank)) < min_p);
         // The first has weight 1 and always stays.
-        let keep = candidates[..kept].partition_point(|&id| weight(id) >= min_p as f64);
-        kept = keep.max(1);
+        kept = few.map_or(kept, |few| few.max(1));
     }
-    let candidates = &candidates[..kept];
-    let warm = |id: u32| exp((logits[id as usize] - top) / temperature) as f64;
-    let total: f64 = candidates.iter().map(|&id| warm(id)).sum();
+    let warm = |logit: f32| exp((logit - top) / temperature);
+    let total = ranking.sum(kept, warm);
     let position = history.len() as u32;
     let mut rest = uniform(seed, position) * total;
-    for &id in candidates {
-        rest -= warm(id);
+    for rank in 0..kept {
+        rest -= warm(ranking.logit(rank)) as f64;
         if rest < 0.0 {
-            return id;
+            return ranking.get(rank);
         }
     }
     // Rounding may leave a rest of almost nothing.
-    candidates[candidates.len() - 1]
+    ranking.get(kept - 1)
 }
 
 /// Makes recent tokens less likely (Keskar et al., arXiv 1909.05858): positive
@@ -190,6 +286,69 @@ mod tests {
             let history = vec![0; position];
             assert_eq!(sample_dirty(&sampling, &mut [-0.0, 0.0, 0.0], &history), 0);
         }
+    }
+
+    /// Numbers with ties, zeros of both signs and, at times, a long rise.
+    fn mixed(count: u32, levels: u64, seed: u64) -> Vec<f32> {
+        let level = |id| (uniform(seed, id) * levels as f64).floor() as f32;
+        let rise = |id: u32| match seed % 3 {
+            0 => id as f32,
+            _ => 0.0,
+        };
+        let logit = |id| match level(id) - (levels / 2) as f32 + rise(id) {
+            0.0 if id % 2 == 0 => -0.0,
+            logit => logit,
+        };
+        (0..count).map(logit).collect()
+    }
+
+    #[test]
+    fn ranks_are_those_of_a_sort() {
+        for (count, levels, seed) in [
+            (1, 3, 0),
+            (15, 3, 1),
+            (300, 2, 2),
+            (5_000, 40, 3),
+            (5_001, 1 << 20, 4),
+            (70_000, 1 << 20, 5),
+            (70_000, 9, 6),
+        ] {
+            let mut logits = mixed(count, levels, seed);
+            logits[count as usize / 2] = f32::NEG_INFINITY;
+            let mut sorted: Vec<u32> = (0..count).collect();
+            sorted.sort_by(|&a, &b| order(&logits, a, b));
+            assert_eq!(argmax(&logits), sorted[0]);
+            for most in [1, 40, 300, count as usize].map(|n| n.min(count as usize)) {
+                let mut ids = vec![u32::MAX; count as usize];
+                let mut ranking = Ranking {
+                    logits: &logits,
+                    ids: &mut ids,
+                    ranked: 0,
+                    count: most,
+                };
+                let ranked: Vec<u32> = (0..most).map(|rank| ranking.get(rank)).collect();
+                assert_eq!(ranked, sorted[..most], "{most} of {count}, seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_all_and_of_the_first_are_equal_but_for_rounding() {
+        let logits = mixed(1_003, 30, 4);
+        let sum = |count| {
+            let mut ids = vec![0; logits.len()];
+            let mut ranking = Ranking {
+                logits: &logits,
+                ids: &mut ids,
+                ranked: 0,
+                count: logits.len(),
+            };
+            ranking.sum(count, |logit| exp(logit - 15.0))
+        };
+        let (all, but_one) = (sum(1_003), sum(1_002));
+        let least = logits.iter().fold(f32::INFINITY, |a, &b| a.min(b));
+        let want = all - exp(least - 15.0) as f64;
+        assert!((but_one / want - 1.0).abs() < 1e-12, "{but_one}, {want}");
     }
 
     #[test]
