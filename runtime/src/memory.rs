@@ -6,7 +6,7 @@ use omex_plan::memory::{MemoryItem, MemoryKind, plan_heap_bytes};
 use omex_plan::task::{NodeKind, Program};
 use omex_plan::{BufferKind, Plan, WeightSource};
 
-use crate::exec::tiles_bytes_max;
+use crate::exec::{operands_bytes, tiles_bytes_max};
 use crate::pager::{IO_STACK_USED_BYTES, pager_bytes};
 use crate::pool::WORKER_STACK_USED_BYTES;
 use crate::program::{LANE_BYTES, LOGITS_BUFFER_BYTES, WALK_BYTES, WRITE_BUFFER_BYTES};
@@ -140,7 +140,8 @@ fn metadata_bytes(plan: &Plan) -> u64 {
         WeightSource::Read { .. } => pages * 32,
         WeightSource::Paged(paged) => pages * 32 + pager_bytes(plan, paged),
     };
-    plan_heap_bytes(plan) + pages * size_of::<*const u8>() as u64 + loading + tiles_bytes_max(plan)
+    let derived = tiles_bytes_max(plan) + operands_bytes(plan);
+    plan_heap_bytes(plan) + pages * size_of::<*const u8>() as u64 + loading + derived
 }
 
 /// Buffers of a run: the session's own of the arena, those of lanes and passes,

@@ -10,7 +10,7 @@ pub(super) const COLUMNS_AHEAD: u32 = 4;
 const BYTES_MAX: usize = 128 << 10;
 
 /// Bytes of a cache line, or of a part of one.
-const LINE_BYTES: usize = 64;
+pub(super) const LINE_BYTES: usize = 64;
 
 /// Lines that are asked for between two looks at what the thread waits for.
 const LINES: usize = 4;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use omex_plan::packed::Page;
 use omex_plan::{CheckedPlan, KernelId, PageId, Plan};
 
+use super::operand::Operands;
 use crate::error::RunError;
 use crate::os::memory::{Code, FileMapping, Region};
 use crate::pager::timeline::Timeline;
@@ -159,6 +160,7 @@ pub struct Machine {
     /// See [`Machine::take_session_memory`].
     pub(super) session_taken: bool,
     pub(super) vectors: Vectors,
+    pub(super) operands: Operands,
     /// Entry point of each kernel that has code.
     entries: Vec<Option<*const u8>>,
     _code: Option<KeptCode>,
@@ -182,7 +184,8 @@ impl Machine {
             "page table"
         );
         assert_eq!(entries.len(), checked.kernels.len(), "kernel entries");
-        Machine {
+        let mut machine = Machine {
+            operands: Operands::default(),
             vectors: Vectors::of(&checked.target.features),
             plan: Arc::new(plan),
             arena: Arc::new(arena),
@@ -190,7 +193,9 @@ impl Machine {
             pages,
             entries,
             _code: code,
-        }
+        };
+        machine.operands = Operands::of(&machine);
+        machine
     }
 
     pub fn plan(&self) -> &Plan {

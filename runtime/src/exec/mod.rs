@@ -3,6 +3,7 @@
 mod ahead;
 mod engine;
 mod machine;
+mod operand;
 mod pass;
 mod session;
 mod step;
@@ -12,6 +13,7 @@ mod vector;
 
 pub use engine::Engine;
 pub use machine::{KeptCode, Machine, PageTable};
+pub use operand::operands_bytes;
 pub use pass::Span;
 pub use session::SessionMemory;
 pub use tile::tiles_bytes_max;

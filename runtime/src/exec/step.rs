@@ -24,11 +24,12 @@ use omex_kernels::reference::{
     self, AttentionHead, HeadTransform, KvHead, KvRing, KvRingMut, NonFinite, Q8Blocks, Q8BlocksMut,
 };
 use omex_kernels::spec::{Activation, GATE_UNIT, KV_GROUP, KvFormat, NormKind, Rope, TableLayout};
-use omex_plan::packed::Tensor;
-use omex_plan::{Arg, BufferId, PageId, Phase, Step, TensorId};
+use omex_plan::packed::{PackedLayout, Tensor};
+use omex_plan::{Arg, BufferId, PageId, Phase, TensorId};
 
 use super::ahead::{Ahead, COLUMNS_AHEAD};
 use super::machine::{Machine, Vectors};
+use super::operand::Call;
 use super::pass::{Pass, Span};
 use super::tile::{PanelTile, Tiles, Work};
 #[cfg(target_arch = "x86_64")]
@@ -61,6 +62,25 @@ pub(super) struct Bytes {
 impl Bytes {
     pub(super) fn len(self) -> usize {
         self.len
+    }
+
+    /// What matrices and constants have, which are not read as a slice.
+    pub(super) const NONE: Bytes = Bytes {
+        start: std::ptr::null_mut(),
+        len: 0,
+    };
+
+    pub(super) fn address_of_start(self) -> usize {
+        self.start.addr()
+    }
+
+    /// All but the first `bytes` bytes, checked.
+    pub(super) fn skip(self, bytes: usize) -> Bytes {
+        assert!(bytes <= self.len, "selected column outside its buffer");
+        Bytes {
+            start: self.start.wrapping_add(bytes),
+            len: self.len - bytes,
+        }
     }
 
     /// Address of `count` elements at byte `offset`, checked.
@@ -160,31 +180,35 @@ impl Machine {
         }
     }
 
+    /// Bytes of `bytes` bytes of panels from a tile's first on, which lie in its
+    /// page, as [`Tiles::new`] has checked, and that page is in memory.
+    fn panels(&self, tile: PanelTile, bytes: u64) -> Bytes {
+        let start = self.pages.start(tile.page);
+        Bytes {
+            start: start.wrapping_add(tile.offset as usize).cast_mut(),
+            len: bytes as usize,
+        }
+    }
+
     fn tensor(&self, id: TensorId) -> &Tensor {
         &self.plan().weights.tensors[id.index()]
     }
 
-    /// The bytes of an argument that is not a matrix. `column_bytes` is the
-    /// stride of the selected column.
-    fn argument(&self, arg: Arg, pass: Pass<'_>, column_bytes: u64) -> Bytes {
+    /// Bytes of an argument, without what the pass selects of it.
+    pub(super) fn operand_bytes(&self, arg: Arg) -> Bytes {
         match arg {
-            Arg::Buffer(id) => self.buffer(id),
-            Arg::SelectedColumn(id) => {
-                let whole = self.buffer(id);
-                let skip = pass.selected as usize * column_bytes as usize;
-                assert!(skip <= whole.len, "selected column outside its buffer");
-                Bytes {
-                    start: whole.start.wrapping_add(skip),
-                    len: whole.len - skip,
-                }
-            }
-            Arg::Tensor(id) => {
+            Arg::Buffer(id) | Arg::SelectedColumn(id) => self.buffer(id),
+            Arg::Tensor(id) if self.tensor(id).layout == PackedLayout::Vector => {
                 let tensor = self.tensor(id);
                 let (_, bytes) = tensor.unit().expect("the plan's tensors are checked");
                 self.units(tensor, 0, 1, bytes)
             }
-            Arg::Constants { .. } => unreachable!("constants are read as f64"),
+            Arg::Tensor(_) | Arg::Constants { .. } => Bytes::NONE,
         }
+    }
+
+    fn call(&self, step: usize) -> Call<'_> {
+        self.operands.call(&self.plan().steps[step], step)
     }
 
     fn constants(&self, arg: Arg) -> &[f64] {
@@ -249,6 +273,9 @@ impl Machine {
             while let [phase, behind @ ..] = rest {
                 let run = plan.phases_of_barrier(rest, pass.columns);
                 let (small, next) = behind.split_at(run - 1);
+                if pass.columns <= COLUMNS_AHEAD {
+                    machine.operands.prefetch(plan, small, next);
+                }
                 let count = |phase| tiles.of_phase(plan, phase, pass);
                 let compute = |number: usize, phase: Phase, tile: u32| {
                     if !machine.pages.enter(number, tile == 0) {
@@ -259,7 +286,7 @@ impl Machine {
                     // by one between two phases; a barrier lies between phases that
                     // threads share, and `&mut self` excludes other passes.
                     let result = unsafe {
-                        machine.compute(&plan.steps[index], work, pass, &mut queries.borrow_mut())
+                        machine.compute(machine.call(index), work, pass, &mut queries.borrow_mut())
                     };
                     if result.is_err() {
                         failed.fetch_min(index as u32, Ordering::Relaxed);
@@ -321,7 +348,7 @@ impl Machine {
                 return;
             }
             let panels = match of_tile(share.end - 1) {
-                (step, Work::Panels(last)) if step == index && last.piece == first.piece => {
+                (step, Work::Panels(last)) if step == index && last.page == first.page => {
                     last.first_panel + last.panels - first.first_panel
                 }
                 _ => first.panels,
@@ -331,8 +358,8 @@ impl Machine {
             let &KernelSpec::Matmul { format, k, .. } = spec else {
                 unreachable!("panel tiles belong to matmuls")
             };
-            let tensor = self.matrix(step.args[0]);
-            let weights = self.units(tensor, first.first_panel, panels, format.panel_bytes(k));
+            let bytes = u64::from(panels) * format.panel_bytes(k);
+            let weights = self.panels(first, bytes);
             ahead.aim(index, weights.start.addr(), weights.len);
             return;
         }
@@ -345,7 +372,7 @@ impl Machine {
     /// work is computed twice at once.
     unsafe fn compute(
         &self,
-        step: &Step,
+        call: Call<'_>,
         work: Work,
         pass: Pass<'_>,
         queries: &mut Queries,
@@ -353,12 +380,12 @@ impl Machine {
         match work {
             Work::Panels(tile) => {
                 // SAFETY: this function's contract.
-                unsafe { self.matmul(step, tile, pass) };
+                unsafe { self.matmul(call, tile, pass) };
                 Ok(())
             }
             // SAFETY: this function's contract.
             Work::Units { first, end } => unsafe {
-                self.compute_units(step, first..end, pass, queries)
+                self.compute_units(call, first..end, pass, queries)
             },
         }
     }
@@ -372,7 +399,7 @@ impl Machine {
     /// As for [`Machine::compute`].
     unsafe fn compute_units(
         &self,
-        step: &Step,
+        call: Call<'_>,
         units: Range<u32>,
         pass: Pass<'_>,
         queries: &mut Queries,
@@ -380,15 +407,15 @@ impl Machine {
         match self.vectors {
             // SAFETY: this function's contract.
             Vectors::Baseline => unsafe {
-                self.units_inlined::<[f32; LANES]>(step, units, pass, queries)
+                self.units_inlined::<[f32; LANES]>(call, units, pass, queries)
             },
             // SAFETY: this function's contract; loading checked that the CPU
             // has every feature of the plan's target.
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2 => unsafe { self.units_avx2(step, units, pass, queries) },
+            Vectors::Avx2 => unsafe { self.units_avx2(call, units, pass, queries) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx512 => unsafe { self.units_avx512(step, units, pass, queries) },
+            Vectors::Avx512 => unsafe { self.units_avx512(call, units, pass, queries) },
         }
     }
 
@@ -398,13 +425,13 @@ impl Machine {
     #[target_feature(enable = "avx2,f16c")]
     unsafe fn units_avx2(
         &self,
-        step: &Step,
+        call: Call<'_>,
         units: Range<u32>,
         pass: Pass<'_>,
         queries: &mut Queries,
     ) -> Result<(), NonFinite> {
         // SAFETY: this function's contract.
-        unsafe { self.units_inlined::<Avx2>(step, units, pass, queries) }
+        unsafe { self.units_inlined::<Avx2>(call, units, pass, queries) }
     }
 
     /// # Safety
@@ -413,13 +440,13 @@ impl Machine {
     #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
     unsafe fn units_avx512(
         &self,
-        step: &Step,
+        call: Call<'_>,
         units: Range<u32>,
         pass: Pass<'_>,
         queries: &mut Queries,
     ) -> Result<(), NonFinite> {
         // SAFETY: this function's contract.
-        unsafe { self.units_inlined::<Avx512>(step, units, pass, queries) }
+        unsafe { self.units_inlined::<Avx512>(call, units, pass, queries) }
     }
 
     /// # Safety
@@ -427,20 +454,20 @@ impl Machine {
     #[inline(always)]
     unsafe fn units_inlined<V: Lanes>(
         &self,
-        step: &Step,
+        call: Call<'_>,
         units: Range<u32>,
         pass: Pass<'_>,
         queries: &mut Queries,
     ) -> Result<(), NonFinite> {
-        let spec = self.plan().kernels[step.kernel.index()].spec();
+        let spec = self.plan().kernels[call.step.kernel.index()].spec();
         if let KernelSpec::Attention { .. } = spec {
             // SAFETY: this function's contract.
-            return unsafe { self.attention::<V>(step, units, pass, queries) };
+            return unsafe { self.attention::<V>(call, units, pass, queries) };
         }
         let mut result = Ok(());
         for unit in units {
             // SAFETY: this function's contract; units write disjoint ranges.
-            let unit_result = unsafe { self.compute_unit::<V>(step, unit, pass) };
+            let unit_result = unsafe { self.compute_unit::<V>(call, unit, pass) };
             result = result.and(unit_result);
         }
         result
@@ -453,12 +480,12 @@ impl Machine {
     #[inline(always)]
     unsafe fn attention<V: Lanes>(
         &self,
-        step: &Step,
+        call: Call<'_>,
         units: Range<u32>,
         pass: Pass<'_>,
         queries: &mut Queries,
     ) -> Result<(), NonFinite> {
-        let spec = self.plan().kernels[step.kernel.index()].spec();
+        let spec = self.plan().kernels[call.step.kernel.index()].spec();
         let &KernelSpec::Attention {
             heads,
             kv_heads,
@@ -490,7 +517,7 @@ impl Machine {
                     let places = rest.clone().take(count);
                     // SAFETY: this function's contract; units write disjoint ranges.
                     let done = unsafe {
-                        self.attend::<V>(step, places, kv_head, pass, (first_column, span), queries)
+                        self.attend::<V>(call, places, kv_head, pass, (first_column, span), queries)
                     };
                     result = result.and(done);
                     rest.nth(count - 1);
@@ -507,14 +534,14 @@ impl Machine {
     #[inline(always)]
     unsafe fn attend<V: Lanes>(
         &self,
-        step: &Step,
+        call: Call<'_>,
         places: impl Iterator<Item = (u32, u32)> + Clone,
         kv_head: u32,
         pass: Pass<'_>,
         (first_column, span): (u32, Span),
         queries: &mut Queries,
     ) -> Result<(), NonFinite> {
-        let spec = self.plan().kernels[step.kernel.index()].spec();
+        let spec = self.plan().kernels[call.step.kernel.index()].spec();
         let &KernelSpec::Attention {
             heads,
             kv_heads: _,
@@ -533,7 +560,7 @@ impl Machine {
         };
         let one = spec.operands(1);
         let stride = |i: usize| one.as_slice()[i].bytes as usize;
-        let arg = |i: usize| self.argument(step.args[i], pass, one.as_slice()[i].bytes);
+        let arg = |i: usize| call.operand(i, pass, one.as_slice()[i].bytes);
         let ring_of = |i: usize| arg(i).part(span.sequence, one.as_slice()[i].bytes);
         let dim = head_dim as usize;
         let norm_arg = 1;
@@ -591,14 +618,14 @@ impl Machine {
 
     /// # Safety
     /// As for [`Machine::compute`].
-    unsafe fn matmul(&self, step: &Step, tile: PanelTile, pass: Pass<'_>) {
+    unsafe fn matmul(&self, call: Call<'_>, tile: PanelTile, pass: Pass<'_>) {
         let &KernelSpec::Matmul {
             format,
             rows,
             k,
             bias,
             residual,
-        } = self.plan().kernels[step.kernel.index()].spec()
+        } = self.plan().kernels[call.step.kernel.index()].spec()
         else {
             unreachable!("panel tiles belong to matmuls")
         };
@@ -606,17 +633,18 @@ impl Machine {
         let column_in = Activation::for_weights(format).stride_bytes(k);
         let column_out = Activation::F32.stride_bytes(rows);
         let panel_bytes = format.panel_bytes(k);
-        let mut args = step.args[1..].iter().copied();
-        let mut next = |column: u64| args.next().map(|arg| self.argument(arg, pass, column));
-        let checked = "the plan's argument counts are checked";
-        let activations = next(column_in).expect(checked);
-        let bias = bias.then(|| next(0).expect(checked));
-        let residual = residual.then(|| next(column_out).expect(checked));
-        let out = next(column_out).expect(checked);
-        let tensor = self.matrix(step.args[0]);
-        let weights = self.units(tensor, tile.first_panel, tile.panels, panel_bytes);
+        let mut index = 0;
+        let mut next = |column_bytes: u64| {
+            index += 1;
+            call.operand(index, pass, column_bytes)
+        };
+        let activations = next(column_in);
+        let bias = bias.then(|| next(0));
+        let residual = residual.then(|| next(column_out));
+        let out = next(column_out);
+        let weights = self.panels(tile, u64::from(tile.panels) * panel_bytes);
 
-        if let Some(entry) = self.entry(step.kernel) {
+        if let Some(entry) = self.entry(call.step.kernel) {
             // The first row's byte within a column; `reach` ends the tile's
             // rows in the last column.
             let row = tile.first_panel as usize * 64;
@@ -678,14 +706,14 @@ impl Machine {
     #[inline(always)]
     unsafe fn compute_unit<V: Lanes>(
         &self,
-        step: &Step,
+        call: Call<'_>,
         unit: u32,
         pass: Pass<'_>,
     ) -> Result<(), NonFinite> {
-        let spec = self.plan().kernels[step.kernel.index()].spec();
+        let spec = self.plan().kernels[call.step.kernel.index()].spec();
         // Strides of selected columns: an operand of one column is its stride.
         let one = spec.operands(1);
-        let arg = |i: usize| self.argument(step.args[i], pass, one.as_slice()[i].bytes);
+        let arg = |i: usize| call.operand(i, pass, one.as_slice()[i].bytes);
         let stride = |i: usize| one.as_slice()[i].bytes as usize;
         let column = unit as usize;
         // SAFETY, for the whole match: reads are of ranges that no step of the
@@ -700,7 +728,7 @@ impl Machine {
             } => unsafe {
                 let token = arg(0).slice::<u32>(column * 4, 1)[0];
                 let out = arg(2).slice_mut::<f32>(column * stride(2), k as usize);
-                let table = self.matrix(step.args[1]);
+                let table = self.matrix(call.step.args[1]);
                 let (unit, bytes) = match layout {
                     TableLayout::Rows => (token, format.row_bytes(k)),
                     TableLayout::Panels => (token / 16, format.panel_bytes(k)),
@@ -728,7 +756,7 @@ impl Machine {
             },
             KernelSpec::RopeTable { pairs, scale } => unsafe {
                 let out = arg(1).slice_mut(column * stride(1), 2 * pairs as usize);
-                let frequencies = self.constants(step.args[0]);
+                let frequencies = self.constants(call.step.args[0]);
                 reference::rope_table(pass.position(unit), frequencies, scale.get(), out);
                 Ok(())
             },

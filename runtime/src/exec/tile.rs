@@ -1,7 +1,7 @@
 //! How the work of a step is cut into tiles. Bits do not depend on it.
 
 use omex_kernels::KernelSpec;
-use omex_plan::{Arg, Phase, Plan, Step};
+use omex_plan::{Arg, PageId, Phase, Plan, Step};
 
 use super::pass::Pass;
 
@@ -12,12 +12,15 @@ const TILES_PER_THREAD: u32 = 6;
 /// Queries of a tile of attention over few columns.
 const QUERIES_PER_TILE: u32 = 6;
 
-/// Consecutive panels of a matmul that lie in one piece.
+/// Consecutive panels of a matmul that lie in one page, and where: their tensor and
+/// its pieces are not in the cache when a pass comes to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PanelTile {
-    pub(super) piece: u32,
+    pub(super) page: PageId,
     pub(super) first_panel: u32,
     pub(super) panels: u32,
+    /// Of the first panel, from the page's start.
+    pub(super) offset: u64,
 }
 
 /// The tiles of all steps of a plan for a number of threads.
@@ -76,21 +79,27 @@ impl Tiles {
         for step in &plan.steps {
             tiles.first.push(tiles.panel_tiles.len() as u32);
             let spec = plan.kernels[step.kernel.index()].spec();
-            if let (KernelSpec::Matmul { .. }, Arg::Tensor(id)) = (spec, step.args[0]) {
+            if let (&KernelSpec::Matmul { format, k, .. }, Arg::Tensor(id)) = (spec, step.args[0]) {
                 let (first, end) = match step.panels {
                     Some(range) => (range.first, range.first + range.count),
                     None => (0, spec.units(1)),
                 };
                 let size = panels_per_tile(end - first, threads);
                 let pieces = &plan.weights.tensors[id.index()].pieces;
-                for (index, piece) in pieces.iter().enumerate() {
+                let panel_bytes = format.panel_bytes(k);
+                for piece in pieces {
+                    let page = &plan.weights.pages[piece.page.index()];
+                    let piece_end = piece.offset + u64::from(piece.units) * panel_bytes;
+                    assert!(piece_end <= page.bytes, "piece outside its page");
                     let begin = first.max(piece.first_unit);
                     let end = end.min(piece.first_unit + piece.units);
                     for first in (begin..end).step_by(size as usize) {
                         tiles.panel_tiles.push(PanelTile {
-                            piece: index as u32,
+                            page: piece.page,
                             first_panel: first,
                             panels: size.min(end - first),
+                            offset: piece.offset
+                                + u64::from(first - piece.first_unit) * panel_bytes,
                         });
                     }
                 }
