@@ -160,7 +160,7 @@ pub fn sample(sampling: &Sampling, logits: &mut [f32], memory: &mut [u32], histo
         ranked: 0,
         count: kept,
     };
-    let top = ranking.logits[ranking.get(0) as usize];
+    let top = ranking.logit(0);
     let weight = |logit: f32| exp(logit - top);
     if top_p < 1.0 {
         let wanted = top_p as f64 * ranking.sum(kept, weight);
