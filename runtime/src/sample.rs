@@ -5,8 +5,8 @@
 use std::array::from_fn;
 use std::cmp::Ordering;
 
-use omex_kernels::lanes::LANES;
-use omex_kernels::math::exp;
+use omex_kernels::lanes::{LANES, Lanes};
+use omex_kernels::math::{exp, max};
 use omex_plan::session::sampler_words;
 use omex_plan::task::Sampling;
 
@@ -25,14 +25,12 @@ const ARGMAX_CHUNK: usize = 1024;
 
 /// The most likely token, the lowest id among equals. Logits are finite.
 pub fn argmax(logits: &[f32]) -> u32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
     let (mut top, mut first) = (f32::NEG_INFINITY, 0);
     for (index, chunk) in logits.chunks(ARGMAX_CHUNK).enumerate() {
         let (groups, rest) = chunk.as_chunks::<LANES>();
-        let lanes = groups.iter().fold([f32::NEG_INFINITY; LANES], |lanes, x| {
-            from_fn(|i| larger(lanes[i], x[i]))
-        });
-        let of_chunk = lanes.iter().chain(rest).fold(top, |a, &b| larger(a, b));
+        let none = [f32::NEG_INFINITY; LANES];
+        let lanes = groups.iter().fold(none, |lanes, &x| Lanes::max(lanes, x));
+        let of_chunk = lanes.iter().chain(rest).fold(top, |a, &b| max(a, b));
         if of_chunk > top {
             (top, first) = (of_chunk, index * ARGMAX_CHUNK);
         }
