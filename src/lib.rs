@@ -29,7 +29,7 @@ Usage: omex run [FLAGS] PLAN
     let asks_help = rest.iter().any(|a| a == "--help" || a == "-h");
     match command.as_deref().and_then(|c| c.to_str()) {
         Some("run") if asks_help => {
-            print!("{}", args::run_help());
+            trust::print(&args::run_help());
             ExitCode::SUCCESS
         }
         Some("run") => match args::parse_run(rest) {
@@ -41,11 +41,11 @@ Usage: omex run [FLAGS] PLAN
         },
         Some("trust") => trust::main(rest),
         Some("-V" | "--version") => {
-            println!("omex {}", env!("CARGO_PKG_VERSION"));
+            trust::print(concat!("omex ", env!("CARGO_PKG_VERSION"), "\n"));
             ExitCode::SUCCESS
         }
         Some("-h" | "--help") => {
-            print!("{HELP}");
+            trust::print(HELP);
             ExitCode::SUCCESS
         }
         _ => {

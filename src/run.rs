@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use omex_runtime::events::{Event, JsonLines, Sink};
 use omex_runtime::os::file::{require_writable, waiting_folder};
 use omex_runtime::os::memory::unify_heap;
-use omex_runtime::os::signal;
+use omex_runtime::os::{process, signal};
 use omex_runtime::transcript::Transcript;
 use omex_runtime::{
     Bindings, LoadOptions, Places, Report, RunError, RunOptions, SamplingChanges, Session,
@@ -16,6 +16,10 @@ use omex_runtime::{
 };
 
 use crate::args::RunArgs;
+
+/// Stack of the first thread, which loads the plan and computes with the others.
+/// Twice what was measured.
+const STACK_BYTES: u64 = 384 << 10;
 
 /// Runs a plan and returns the process's exit code.
 pub fn main(args: RunArgs) -> ExitCode {
@@ -44,8 +48,14 @@ pub(crate) fn require_outputs(args: &RunArgs) -> Result<(), RunError> {
 }
 
 fn run(mut args: RunArgs) -> Result<(), RunError> {
+    if let Some(bytes) = process::stack_limit_bytes().filter(|&bytes| bytes < STACK_BYTES) {
+        return Err(RunError::Memory(format!(
+            "the stack is limited to {bytes} bytes, a run needs {STACK_BYTES}: raise it with \
+             `ulimit -s`"
+        )));
+    }
     let places = Places::from_environment();
-    let mut model_folders: Vec<PathBuf> = args.model_dir.iter().cloned().collect();
+    let mut model_folders = std::mem::take(&mut args.model_dirs);
     model_folders.extend(places.iter().map(|p| p.cache.clone()));
     let load = LoadOptions {
         threads: args.threads,

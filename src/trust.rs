@@ -49,8 +49,8 @@ fn list(store: &TrustStore) -> Result<(), RunError> {
     for key in store.keys()? {
         text.push_str(&format!("key   {} {}\n", hex(&key.key), key.name));
     }
-    for digest in store.code()? {
-        text.push_str(&format!("code  {}\n", hex(&digest)));
+    for digest in store.plans()? {
+        text.push_str(&format!("plan  {}\n", hex(&digest)));
     }
     print(&text);
     Ok(())
@@ -79,7 +79,7 @@ fn parse(text: &str) -> Option<[u8; 32]> {
     blake3::Hash::from_hex(text).ok().map(Into::into)
 }
 
-fn print(text: &str) {
+pub(crate) fn print(text: &str) {
     // Whoever closed the pipe has seen enough.
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -150,9 +150,10 @@ fn inspect_tells_models_packed_models_and_plans_apart() {
     fails(scratch.omex().args(["inspect", "/dev/zero"]), 5);
 
     let list = stdout(ok(scratch.omex().args(["cache", "list"])));
-    assert!(list.contains("packed model of SmolLM2"), "{list}");
+    assert!(list.contains("packed model of Smollm2"), "{list}");
+    let foreign = scratch.write("home/cache/plan.bin", "not of the cache");
     ok(scratch.omex().args(["cache", "gc", "--days", "0"]));
-    assert!(!packed.exists());
+    assert!(!packed.exists() && foreign.exists());
     let refusal = fails(scratch.omex().arg("run").arg(&plan).args(["-p", "x"]), 5);
     assert!(refusal.contains(".omex"), "{refusal}");
 }
@@ -356,6 +357,23 @@ fn execute_builds_once_and_reads_containers_from_pipes() {
         .args(["execute", "--any-path", "-n", "6", "--file"])
         .arg(&file)));
     assert_eq!((first.as_str(), plans()), (again.as_str(), 1));
+    // A plan whose model is gone is built again.
+    for packed in std::fs::read_dir(scratch.path("home/cache")).unwrap() {
+        let packed = packed.unwrap().path();
+        if packed.is_file() {
+            std::fs::remove_file(packed).unwrap();
+        }
+    }
+    let mut rebuilt = scratch.omex();
+    rebuilt.args([
+        "execute",
+        "--any-path",
+        "-n",
+        "6",
+        "--model-dir",
+        "elsewhere",
+    ]);
+    assert_eq!(stdout(ok(rebuilt.arg("--file").arg(&file))), first);
 
     let mut piped = scratch.omex();
     piped.args(["execute", "--any-path", "-n", "6"]);
@@ -375,6 +393,37 @@ fn execute_builds_once_and_reads_containers_from_pipes() {
     let mut run = scratch.omex();
     let refusal = fails(run.args(["execute", "--any-path", "--file"]).arg(bad), 3);
     assert!(refusal.contains("error[OMX"), "{refusal}");
+}
+
+/// The cache knows a plan by all that its bytes depend on.
+#[test]
+fn cached_plans_differ_where_their_plans_do() {
+    let scratch = Scratch::new("cached-plans");
+    let task = windows_container(&smollm2());
+    let file = scratch.write("task.omex.json", task);
+    let profile = |name: &str, storage: &str| {
+        let text = include_str!("../compiler/src/target/profiles/laptop.toml");
+        let text = text.replace("storage_mb_per_s = { value = 1400,", storage);
+        scratch.write(name, text)
+    };
+    let slow = profile("slow.toml", "storage_mb_per_s = { value = 50,");
+    let fast = profile("fast.toml", "storage_mb_per_s = { value = 3000,");
+    let build = |flags: &[&str]| {
+        let mut build = scratch.omexc();
+        build.args(["build", "--cached", "--any-path"]).args(flags);
+        stdout(ok(build.arg(&file)))
+    };
+    let paged = ["--ram", "90MiB", "-c", "512", "--target"];
+    let plans = [
+        build(&["--parallel", "1"]),
+        build(&["--parallel", "2"]),
+        build(&[&paged[..], &[slow.to_str().unwrap()]].concat()),
+        build(&[&paged[..], &[fast.to_str().unwrap()]].concat()),
+    ];
+    for (i, plan) in plans.iter().enumerate() {
+        assert!(!plans[..i].contains(plan), "{plan}");
+    }
+    assert_eq!(build(&["--parallel", "1"]), plans[0]);
 }
 
 #[test]

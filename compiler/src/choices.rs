@@ -1,6 +1,6 @@
 //! The sizes that a plan is built for: context, prefill chunk, threads, budget.
 
-use omex_kernels::spec::KvFormat;
+use omex_kernels::spec::{CONTEXT_MAX, KvFormat};
 use omex_plan::task::{Node, NodeKind, Program};
 use omex_plan::{NodeId, SEQUENCES_MAX};
 
@@ -165,7 +165,7 @@ pub fn context_min(program: &Program) -> u64 {
 ///
 /// # Errors
 ///
-/// A context above the model's, or too short for a prompt, a window and the
+/// A context above the model's or [`CONTEXT_MAX`], or too short for a prompt, a window and the
 /// tokens to generate.
 pub fn context(
     task: &Task,
@@ -189,6 +189,14 @@ pub fn context(
         ))
         .help(format!("ask for at most {model_context}")));
     }
+    if let Some(wanted) = wanted
+        && wanted > CONTEXT_MAX
+    {
+        return Err(place(Diagnostic::error(
+            Code::ContextTooLong,
+            format!("a context of {wanted} tokens is asked for; plans have at most {CONTEXT_MAX}"),
+        )));
+    }
     let needs = needs(program);
     let context = wanted.unwrap_or_else(|| {
         let windows: Option<Vec<u64>> = needs.iter().map(|n| n.most).collect();
@@ -196,7 +204,8 @@ pub fn context(
         let most = windows.and_then(|w| w.into_iter().max());
         let most = most.unwrap_or(least.max(u64::from(CONTEXT_DEFAULT)));
         let rounded = most.next_multiple_of(u64::from(RING_MULTIPLE));
-        u32::try_from(rounded).map_or(model_context, |c| c.min(model_context))
+        let most = model_context.min(CONTEXT_MAX);
+        u32::try_from(rounded).map_or(most, |c| c.min(most))
     });
     match needs.iter().find(|n| n.least > u64::from(context)) {
         None => Ok(context),

@@ -11,7 +11,7 @@ use omex_plan::memory::MemoryKind;
 use omex_plan::prompt::PromptTemplate;
 use omex_plan::session::SessionBytes;
 use omex_plan::{Model, Plan, Target, WeightSource};
-use omex_runtime::memory::Sections;
+use omex_runtime::memory::{Device, Sections};
 
 use crate::arena::Layout;
 use crate::choices;
@@ -57,11 +57,13 @@ pub struct Inputs<'a> {
     /// The prompt of every inferring node.
     pub prompts: &'a BTreeMap<NodeId, PromptTemplate>,
     pub target: &'a Target,
-    /// Cores of the target.
-    pub cores: u32,
+    /// What the memory contract depends on of the target.
+    pub device: Device,
     /// Bandwidth of the target's storage in large reads, and of its memory.
     pub storage_bytes_per_s: u64,
     pub memory_bytes_per_s: u64,
+    /// 8-bit multiply-adds of the target's cores together.
+    pub macs_per_s: u64,
     /// Compressed copies of the packed model's pages, where they are asked for.
     pub frames: paging::Frames,
     /// The code of a kernel for the target; `None` where the runtime's own
@@ -232,13 +234,13 @@ fn attempt(inputs: &Inputs<'_>, options: &Options) -> Result<Attempt, Vec<Diagno
             columns_max: columns.body,
             head_columns_max: columns.head,
             sequences_max: columns.sequences,
-            threads_max: choices::threads_max(inputs.cores, options.threads_max),
+            threads_max: choices::threads_max(inputs.device.cores, options.threads_max),
             program: &program,
             result_id,
             watch: inputs.watch,
         })
         .map_err(|e| vec![e])?;
-        plan.memory = memory_contract(&plan, sections, inputs.cores);
+        plan.memory = memory_contract(&plan, sections, inputs.device);
         Ok((plan, layout))
     };
     let fitting = Fitting {
@@ -262,6 +264,10 @@ fn attempt(inputs: &Inputs<'_>, options: &Options) -> Result<Attempt, Vec<Diagno
         schedule,
         code,
     } = lowered(plan.columns_max)?;
+    let plan = match omex_plan::check(plan, code.bytes.len() as u64) {
+        Ok(checked) => checked.into_plan(),
+        Err(e) => panic!("runtimes would refuse the plan that was made: {e}"),
+    };
     Ok(Attempt::Fits(Box::new(Compiled {
         warnings: warnings.collect(),
         plan,
@@ -377,9 +383,12 @@ impl Fitting<'_> {
         let mut smallest = None;
         if let Some(read_weights) = whole {
             // Below this, reading pages costs less than passes over so few tokens.
-            let least = if paged { WHOLE_COLUMNS_MIN } else { 1 };
             let asked = self.options.columns_max;
-            for columns in choices::columns(context, asked) {
+            let chunks = choices::columns(context, asked);
+            let least = if paged { WHOLE_COLUMNS_MIN } else { 1 };
+            // A short context has no longer one.
+            let least = least.min(chunks[0]);
+            for columns in chunks {
                 if columns < least && asked.is_none() {
                     break;
                 }
@@ -549,13 +558,14 @@ impl Fitting<'_> {
             first_layers: layers.map_or(0..0, |l| l.value.0..l.value.1),
             storage_bytes_per_s: self.inputs.storage_bytes_per_s,
             memory_bytes_per_s: self.inputs.memory_bytes_per_s,
+            macs_per_s: self.inputs.macs_per_s,
             frames: frames.clone(),
         };
         let paged = |weights_bytes_max: u64| {
             let request = request(weights_bytes_max);
             let page = || paging::page(unpaged, &request);
             watched(self.inputs.watch, Work::Paging, page).map(|mut plan| {
-                plan.memory = memory_contract(&plan, self.sections, self.inputs.cores);
+                plan.memory = memory_contract(&plan, self.sections, self.inputs.device);
                 plan
             })
         };

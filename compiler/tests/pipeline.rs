@@ -3,6 +3,7 @@
 mod common;
 
 use common::{MIXED, SLIDING, SMOL, compile_shape, container, task};
+use omex_compiler::diagnostic::Code;
 use omex_compiler::emit::text::{parse_plan, plan_text};
 use omex_compiler::ir::text::parse;
 use omex_compiler::ir::{Stage, verify};
@@ -11,6 +12,7 @@ use omex_kernels::spec::KvFormat;
 use omex_kernels::{KernelSpec, WeightFormat};
 use omex_plan::file::encode_metadata;
 use omex_plan::{BufferKind, WeightSource, check};
+use omex_runtime::memory::Device;
 
 #[test]
 fn plans_pass_the_checks() {
@@ -146,10 +148,19 @@ fn plan_texts_parse_back() {
         let text = plan_text(&plan);
         let parsed = parse_plan(&text).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(parsed, plan);
-        // Every line but the items of lists is needed.
+        // Records are needed as a whole and in their order.
         for (line, _) in text.match_indices('\n') {
             let cut = &text[..line - 1];
             assert!(parse_plan(cut).is_err(), "cut at {line}");
+        }
+        let lines: Vec<&str> = text.lines().collect();
+        for gone in 0..lines.len() {
+            let rest = [&lines[..gone], &lines[gone + 1..]].concat().join("\n");
+            assert!(
+                parse_plan(&rest).is_ok_and(|other| other != plan) || parse_plan(&rest).is_err(),
+                "without {}",
+                lines[gone]
+            );
         }
     }
 }
@@ -216,4 +227,64 @@ fn norms_behind_parts_of_a_layer_join_the_next_norm() {
     let tables = tables.filter(|k| matches!(k.spec(), KernelSpec::RopeTable { .. }));
     assert_eq!(tables.count(), 1, "both rotations have one kernel");
     assert_eq!(plan.constants.len(), 64, "and frequencies of their own");
+}
+
+#[test]
+fn contexts_of_any_length_are_built_or_refused() {
+    use omex_compiler::choices::context;
+    use omex_kernels::spec::CONTEXT_MAX;
+    let task = task(&container(""));
+    let program = omex_plan::task::Program {
+        task_id: "test".to_owned(),
+        inputs: Vec::new(),
+        nodes: Vec::new(),
+    };
+    let of = |asked| context(&task, &program, u32::MAX, asked);
+    assert_eq!(of(Some(CONTEXT_MAX)).unwrap(), CONTEXT_MAX);
+    assert!(of(None).unwrap() <= CONTEXT_MAX);
+    for asked in [CONTEXT_MAX + 1, u32::MAX - 15, u32::MAX] {
+        let refusal = of(Some(asked)).unwrap_err();
+        assert_eq!(refusal.code(), Code::ContextTooLong);
+        assert!(refusal.message().contains("1048576"), "{refusal:?}");
+    }
+}
+
+/// Contexts below the shortest chunk that is worth mapping weights for.
+#[test]
+fn short_contexts_page_nothing() {
+    for context in [16, 31, 32] {
+        let options = Options {
+            context: Some(context),
+            ..Options::default()
+        };
+        let task = common::flow("").replace(r#""max_tokens": 64"#, r#""max_tokens": 1"#);
+        let plan = compile_shape(&SMOL, &common::task(&task), &options)
+            .unwrap()
+            .plan;
+        assert!(
+            matches!(plan.weights.source, WeightSource::Mapped),
+            "{context}"
+        );
+    }
+}
+
+/// On kernels with larger pages, more of every area and of what a cgroup is charged
+/// ahead is unused.
+#[test]
+fn contracts_count_in_pages_of_the_device() {
+    let charge = |page_bytes| {
+        let machine = common::Machine {
+            device: Device {
+                cores: 4,
+                page_bytes,
+            },
+            ..common::Machine::default()
+        };
+        let (task, options) = (task(&container("")), Options::default());
+        let compiled = common::compile_on(&SMOL, &task, &common::laptop(), &options, machine);
+        compiled.unwrap().plan.memory.charge_peak_bytes()
+    };
+    let ahead = 4 * 63 * ((16 << 10) - 4096);
+    assert!(charge(16 << 10) > charge(4096) + ahead);
+    assert!(charge(64 << 10) > charge(16 << 10) + 4 * ahead);
 }

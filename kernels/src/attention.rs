@@ -282,7 +282,9 @@ impl Queries {
                 let ring = |elements, scales| Ring { elements, scales };
                 self.attend_ring::<V, i8>(ring(codes, scales), ring(values, of_values))
             }
-            _ => unreachable!("a head has one format"),
+            (KvRing::F16(_), KvRing::Q8 { .. }) | (KvRing::Q8 { .. }, KvRing::F16(_)) => {
+                unreachable!("a head has one format")
+            }
         }
     }
 

@@ -19,6 +19,9 @@ pub const GATE_UNIT: u32 = 256;
 pub const HEAD_DIM_MAX: u32 = 512;
 /// Largest extent of any dimension, so that no size below overflows u64.
 pub const EXTENT_MAX: u32 = 1 << 24;
+/// Most positions of a context: beyond them rotations are not exact
+/// ([`crate::math::cos_sin`]).
+pub const CONTEXT_MAX: u32 = 1 << 20;
 
 /// An f32 constant, compared and hashed by its bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -41,7 +41,7 @@ pub enum RunError {
     /// The plan is sound but not for this machine.
     Machine { path: PathBuf, what: String },
     /// Code that nobody here vouches for.
-    Untrusted { path: PathBuf, code_digest: String },
+    Untrusted { path: PathBuf },
     /// An activation, score or logit was NaN or infinite.
     NonFinite {
         step: String,
@@ -141,10 +141,10 @@ impl Display for RunError {
                 Ok(())
             }
             RunError::Machine { path, what } => write!(f, "{}: {}", shown(path), Plain(what)),
-            RunError::Untrusted { path, code_digest } => write!(
+            RunError::Untrusted { path } => write!(
                 f,
-                "{}: its code (blake3 {code_digest}) was not built here and carries no signature \
-                 of a trusted key, so it is not run; build the plan on this machine, or trust its \
+                "{}: the plan was not built here and carries no signature of a trusted key, so \
+                 its code is not run; build the plan on this machine, or trust its \
                  signer with `omex trust add KEY`",
                 shown(path)
             ),

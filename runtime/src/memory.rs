@@ -24,30 +24,57 @@ pub const GENERATOR_BYTES: u64 = 1 << 20;
 /// plan that needs less all in all states this.
 pub const START_BYTES: u64 = 8 << 20;
 
-/// Resident per worker besides its stack: the thread's descriptor and its
-/// alternate signal stack.
-const WORKER_OWN_BYTES: u64 = 16 << 10;
+/// Areas of a process's address space, each of which ends in a page of which it
+/// uses a part: segments of the program and its libraries, heap and stack.
+const AREAS: u64 = 24;
+/// What was measured was measured with pages of this size.
+const MEASURED_PAGE_BYTES: u64 = 4096;
 
-/// What the system is charged per thread: kernel stack, descriptors, page
-/// tables of its stack. Measured, rounded up. A ring for reads takes less than
+/// Resident per worker besides its stack, in pages: the thread's descriptor and
+/// its alternate signal stack.
+const WORKER_OWN_PAGES: u64 = 4;
+
+/// What the system is charged per thread: kernel stack and descriptors, and pages
+/// of tables for its stack. Measured, rounded up. A ring for reads takes less than
 /// the I/O threads whose place it takes, and a plan does not know which of them
 /// a system has.
-const THREAD_CHARGE_BYTES: u64 = 32 << 10;
-/// The process's other kernel objects: its address space and its open files.
-/// Measured, rounded up.
-const PROCESS_CHARGE_BYTES: u64 = 192 << 10;
+const THREAD_CHARGE_BYTES: u64 = 16 << 10;
+const THREAD_CHARGE_PAGES: u64 = 4;
+/// The process's other kernel objects: its open files, and the page tables of its
+/// address space. Measured, rounded up.
+const PROCESS_CHARGE_BYTES: u64 = 96 << 10;
+const PROCESS_CHARGE_PAGES: u64 = 24;
 /// A cgroup is charged ahead of its use, on every core: for a batch of 64 pages
 /// at a time, one of them used.
-const CORE_CHARGE_BYTES: u64 = 63 * 4096;
+const CORE_CHARGE_PAGES: u64 = 63;
 /// The page cache holds whole folios, of which a program's resident pages, an
-/// item of their own, are a part. Where weights fill a cgroup, less than both
-/// would be read again in every pass. Measured.
-const PAGED_CACHE_BYTES: u64 = 1 << 20;
+/// item of their own, are a part. Where weights in the arena fill a cgroup, less
+/// than both would be read again in every pass. Measured. Mapped weights give way.
+const PROGRAM_CACHE_BYTES: u64 = 1 << 20;
 /// Of a mapped file's bytes, the share that the page cache's index takes at
 /// most: a node of 584 bytes for every 64 pages.
 const CACHE_INDEX_SHARE: u64 = 440;
 /// A page-table page maps 512 pages.
 const PAGE_TABLE_SHARE: u64 = 512;
+
+/// What the contract depends on of the device that a plan is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    pub cores: u32,
+    /// Size of a page of the kernel's page tables.
+    pub page_bytes: u32,
+}
+
+impl Device {
+    /// Bytes in whole pages.
+    pub fn in_pages(self, bytes: u64) -> u64 {
+        bytes.next_multiple_of(self.page_bytes.into())
+    }
+
+    fn pages(self, count: u64) -> u64 {
+        count * u64::from(self.page_bytes)
+    }
+}
 
 /// The sizes of a plan's raw sections, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,18 +85,25 @@ pub struct Sections {
 
 /// The peak of the resident set that a plan predicts for this runtime.
 pub fn rss_peak_bytes(plan: &Plan) -> u64 {
-    plan.memory.rss_peak_bytes() - unused_bytes(plan)
+    plan.memory
+        .rss_peak_bytes()
+        .saturating_sub(unused_bytes(plan))
 }
 
 /// The peak of a memory cgroup's charge that a plan predicts for this runtime.
 pub fn charge_peak_bytes(plan: &Plan) -> u64 {
-    plan.memory.charge_peak_bytes() - unused_bytes(plan)
+    let stated = plan.memory.charge_peak_bytes();
+    stated.saturating_sub(unused_bytes(plan))
 }
 
 /// What this runtime may use before it loads anything.
 pub(crate) fn allowance_bytes(plan: &Plan) -> u64 {
-    plan.memory.bytes_of(MemoryKind::Runtime) + plan.memory.bytes_of(MemoryKind::Generator)
-        - unused_bytes(plan)
+    let generator = plan.memory.bytes_of(MemoryKind::Generator);
+    let stated = plan
+        .memory
+        .bytes_of(MemoryKind::Runtime)
+        .saturating_add(generator);
+    stated.saturating_sub(unused_bytes(plan))
 }
 
 /// What the plan states for runtimes that have more to them than this one.
@@ -81,41 +115,55 @@ fn unused_bytes(plan: &Plan) -> u64 {
     }
 }
 
-/// The runtime's part of the contract. `cores` are the device's; `plan_bytes`
-/// is what the plan's own items come to: arena and mapped pages.
-pub fn own_items(plan: &Plan, sections: Sections, cores: u32, plan_bytes: u64) -> Vec<MemoryItem> {
+/// The runtime's part of the contract. `plan_bytes` is what the plan's own items
+/// come to: arena and mapped pages.
+pub fn own_items(
+    plan: &Plan,
+    sections: Sections,
+    device: Device,
+    plan_bytes: u64,
+) -> Vec<MemoryItem> {
     let workers = u64::from(plan.threads_max - 1);
     let io_threads = match &plan.weights.source {
         WeightSource::Paged(paged) if !paged.reads.is_empty() => u64::from(paged.depth),
         WeightSource::Mapped | WeightSource::Read { .. } | WeightSource::Paged(_) => 0,
     };
-    let page = |bytes: u64| bytes.next_multiple_of(4096);
+    let stack = |used: usize| device.in_pages(used as u64) + device.pages(WORKER_OWN_PAGES);
     let mut items = vec![
-        (MemoryKind::Tokenizer, page(sections.tokenizer_bytes)),
-        (MemoryKind::Code, page(sections.code_bytes)),
-        (MemoryKind::Session, session_bytes(plan)),
-        (MemoryKind::PlanMetadata, page(metadata_bytes(plan))),
+        (
+            MemoryKind::Tokenizer,
+            device.in_pages(sections.tokenizer_bytes),
+        ),
+        (MemoryKind::Code, device.in_pages(sections.code_bytes)),
+        (MemoryKind::Session, session_bytes(plan, device)),
+        (
+            MemoryKind::PlanMetadata,
+            device.in_pages(metadata_bytes(plan)),
+        ),
         (
             MemoryKind::Stacks,
-            workers * (WORKER_STACK_USED_BYTES as u64 + WORKER_OWN_BYTES)
-                + io_threads * (IO_STACK_USED_BYTES as u64 + WORKER_OWN_BYTES),
+            workers * stack(WORKER_STACK_USED_BYTES) + io_threads * stack(IO_STACK_USED_BYTES),
         ),
     ];
     let rest: u64 = plan_bytes + items.iter().map(|(_, bytes)| bytes).sum::<u64>();
-    let runtime = RUNTIME_BYTES.max(START_BYTES.saturating_sub(rest + GENERATOR_BYTES));
+    let larger_pages = u64::from(device.page_bytes).saturating_sub(MEASURED_PAGE_BYTES);
+    let measured = RUNTIME_BYTES + AREAS * larger_pages;
+    let runtime = measured.max(START_BYTES.saturating_sub(rest + GENERATOR_BYTES));
     let tables = (rest + runtime + GENERATOR_BYTES).div_ceil(PAGE_TABLE_SHARE);
     items.push((MemoryKind::Runtime, runtime));
     items.push((MemoryKind::Generator, GENERATOR_BYTES));
     let index = mapped_bytes(plan) / CACHE_INDEX_SHARE;
-    let threads = (1 + workers + io_threads) * THREAD_CHARGE_BYTES;
-    let cached = match io_threads {
-        0 => 0,
-        _ => PAGED_CACHE_BYTES,
+    let threads =
+        (1 + workers + io_threads) * (THREAD_CHARGE_BYTES + device.pages(THREAD_CHARGE_PAGES));
+    let process = PROCESS_CHARGE_BYTES + device.pages(PROCESS_CHARGE_PAGES);
+    let cached = match plan.weights.source {
+        WeightSource::Mapped => 0,
+        WeightSource::Read { .. } | WeightSource::Paged(_) => PROGRAM_CACHE_BYTES,
     };
-    let ahead = u64::from(cores) * CORE_CHARGE_BYTES;
+    let ahead = u64::from(device.cores) * device.pages(CORE_CHARGE_PAGES);
     items.push((
         MemoryKind::Kernel,
-        page(tables + index + cached + PROCESS_CHARGE_BYTES + threads + ahead),
+        device.in_pages(tables + index + cached + process + threads + ahead),
     ));
     let items = items.into_iter().filter(|(_, bytes)| *bytes > 0);
     items
@@ -146,7 +194,7 @@ fn metadata_bytes(plan: &Plan) -> u64 {
 
 /// Buffers of a run: the session's own of the arena, those of lanes and passes,
 /// those of files, and the names of files that are found.
-fn session_bytes(plan: &Plan) -> u64 {
+fn session_bytes(plan: &Plan, device: Device) -> u64 {
     let buffers = plan.buffers.iter();
     let session = buffers.filter(|b| b.kind == BufferKind::Session);
     let lanes = u64::from(plan.sequences_max) * LANE_BYTES as u64;
@@ -155,7 +203,7 @@ fn session_bytes(plan: &Plan) -> u64 {
         + streams(&plan.program) * WRITE_BUFFER_BYTES as u64
         + (LOGITS_BUFFER_BYTES + TRANSCRIPT_BYTES + WALK_BYTES) as u64;
     // The arena as a whole is rounded to pages.
-    session.map(|b| b.bytes).sum::<u64>() + others.next_multiple_of(4096)
+    session.map(|b| b.bytes).sum::<u64>() + device.in_pages(others)
 }
 
 /// Files that are written at one time: outputs, and texts that wait.

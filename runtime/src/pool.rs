@@ -259,13 +259,26 @@ impl std::fmt::Debug for Pool {
     }
 }
 
+/// Does what no other thread would notice the end of: when `work` unwinds, the process
+/// ends.
+pub(crate) fn indivisible(work: impl FnOnce()) {
+    struct Abort;
+    impl Drop for Abort {
+        fn drop(&mut self) {
+            std::process::abort();
+        }
+    }
+    let unfinished = Abort;
+    work();
+    std::mem::forget(unfinished);
+}
+
 impl Pool {
     /// Starts `threads - 1` workers.
     ///
     /// Errors: the system refuses a thread.
     pub fn new(threads: u32) -> std::io::Result<Pool> {
         assert!(threads > 0, "a pool has at least its caller's thread");
-        float::set_environment();
         let mut pool = Pool {
             shared: Arc::new(Shared {
                 started: Signal::default(),
@@ -293,8 +306,11 @@ impl Pool {
     /// Runs `job` on all threads and returns when all are done with it. The
     /// job must go through the same sequence of [`Member::phase`] on each.
     ///
-    /// Panics with the payload of the first thread that panicked in a phase.
+    /// Panics with the payload of the first thread that panicked in a phase. A panic
+    /// of the job between phases ends the process.
     pub fn run(&mut self, job: &(dyn Fn(&Member) + Sync)) {
+        // The caller's thread may be another one each time.
+        float::set_environment();
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. The pointer is used by the
         // workers until the barrier below, which this call waits for.
@@ -305,7 +321,8 @@ impl Pool {
         unsafe { *shared.job.get() = Some(erased) };
         shared.started.increment();
         let team = &shared.team;
-        job(&Member { team, thread: 0 });
+        // Others still use what the job borrows.
+        indivisible(|| job(&Member { team, thread: 0 }));
         // No thread may still be using the job's borrows.
         shared.team.barrier(|| (), || false);
         if shared.team.failing.swap(false, Ordering::Relaxed) {
@@ -336,7 +353,8 @@ fn work(shared: &Shared, thread: u32) {
         let job = unsafe { (*shared.job.get()).map(|job| &*job) };
         if let Some(job) = job {
             let team = &shared.team;
-            job(&Member { team, thread });
+            // Others would wait at the next barrier.
+            indivisible(|| job(&Member { team, thread }));
         }
         shared.team.barrier(|| (), || false);
     }
@@ -374,6 +392,30 @@ mod tests {
                 });
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 3));
             }
+        }
+    }
+
+    /// In a process of its own, as it ends.
+    #[test]
+    fn a_panic_between_phases_ends_the_process() {
+        use std::os::unix::process::ExitStatusExt;
+
+        const CHILD: &str = "OMEX_TEST_PANIC_OF_THREAD";
+        if let Ok(thread) = std::env::var(CHILD) {
+            let mut pool = Pool::new(2).unwrap();
+            pool.run(&|team| assert_ne!(team.thread.to_string(), thread));
+            return;
+        }
+        for (thread, signal) in [("0", Some(6)), ("1", Some(6)), ("2", None)] {
+            let test = "pool::tests::a_panic_between_phases_ends_the_process";
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+            child.args(["--exact", test]).env(CHILD, thread);
+            let output = child.output().unwrap();
+            assert_eq!(
+                output.status.signal(),
+                signal,
+                "thread {thread}: {output:?}"
+            );
         }
     }
 

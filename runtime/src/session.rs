@@ -150,7 +150,7 @@ impl Session {
             generated_tokens: outcome.generated_tokens,
             drafted_tokens: outcome.drafted_tokens,
             accepted_tokens: outcome.accepted_tokens,
-            prefill_tps: per_second(outcome.prompt_tokens, outcome.prefill_seconds),
+            prefill_tps: per_second(outcome.prefill_tokens, outcome.prefill_seconds),
             decode_tps: per_second(outcome.generated_tokens, outcome.decode_seconds),
             ttft_ms: outcome.first_token_seconds * 1e3,
             rss_peak_predicted_bytes: crate::memory::rss_peak_bytes(engine.plan()),

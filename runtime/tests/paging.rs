@@ -29,6 +29,7 @@ fn paged(plan: &Plan, spare: u64, slots_bytes_max: u64, read_bytes_max: u64, dep
         first_layers: 0..0,
         storage_bytes_per_s: 1,
         memory_bytes_per_s: 1,
+        macs_per_s: 1,
         frames: Frames::default(),
     };
     let least = page(plan, &request(0)).unwrap_err().weights_bytes_min;
@@ -464,6 +465,7 @@ fn every_violation_of_frames_is_caught() {
         first_layers: 0..0,
         storage_bytes_per_s: 1,
         memory_bytes_per_s: 1,
+        macs_per_s: 1,
         frames: frames(&tiny.plan),
     };
     let least = page(&tiny.plan, &request).unwrap_err().weights_bytes_min;

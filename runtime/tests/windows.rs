@@ -252,6 +252,7 @@ fn streamed(plan: &Plan) -> Plan {
         first_layers: 0..0,
         storage_bytes_per_s: 1,
         memory_bytes_per_s: 1,
+        macs_per_s: 1,
         frames: omex_compiler::paging::Frames::default(),
     };
     let least = page(plan, &request(0)).unwrap_err().weights_bytes_min;

@@ -22,15 +22,17 @@ use omex_compiler::tokenizer::{self, Vocabulary};
 use omex_compiler::work::{Watch, Work, watched};
 use omex_grammar::quantity;
 use omex_kernels::spec::KvFormat;
-use omex_plan::file::{self, Arch, Image};
+use omex_plan::WeightSource;
+use omex_plan::file::{self, Arch, HEADER_BYTES, Image};
 use omex_plan::prompt::PromptTemplate;
-use omex_runtime::TrustStore;
 use omex_runtime::os::file::{AtomicFile, require_writable};
 use omex_runtime::tokenizer::Tokenizer;
+use omex_runtime::{TrustStore, frames_file_name, packed_file_name};
 use serde_json::json;
 
 use super::container::{ContainerText, read};
 use super::output::{Failure, Output, Progress, bytes, cannot_write};
+use super::plan_file::PlanFile;
 use super::sign::Signer;
 use super::timings::Timings;
 use super::{emit, model, places, targets};
@@ -197,7 +199,7 @@ pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
     let signer = signer(args)?;
     let destination = if args.cached {
         let plan = request.cached_plan(args.bundle)?;
-        if plan.is_file() {
+        if request.is_complete(&plan, args.bundle) {
             return print_path(&plan);
         }
         plan
@@ -223,10 +225,13 @@ pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
     let built = request.compile(&timings, output)?;
     let packed_path = built.packed.path.clone();
     let bundle = args.bundle.then_some(packed_path.as_path());
-    watched(&timings, Work::Writing, || {
+    let header = watched(&timings, Work::Writing, || {
         write_plan(&built, bundle, &destination)
     })?;
-    trust(&built.compiled)?;
+    if !built.compiled.code.is_empty() {
+        // What was built here may run here.
+        TrustStore::new(places()?.trust).add_plan(&header)?;
+    }
     if let Some(signer) = &signer {
         signer.sign(&destination)?;
     }
@@ -328,6 +333,7 @@ impl<'a> Request<'a> {
             args.ram,
             args.ctx_size,
             args.ubatch_size,
+            args.parallel,
             args.threads_max,
             args.weights,
             (args.page_read, args.page_slots),
@@ -340,7 +346,7 @@ impl<'a> Request<'a> {
             &format!("{:?}", self.text.folder),
             &stamp(&self.model.path)?,
             &stamp(&program)?,
-            &format!("{:?} {:?}", self.target.plan, self.target.limits),
+            &format!("{:?}", self.target),
             &format!("{settings:?}"),
         ] {
             hasher.update(&(part.len() as u64).to_le_bytes());
@@ -348,6 +354,24 @@ impl<'a> Request<'a> {
         }
         let name = hasher.finalize().to_hex();
         Ok(self.cache.join("plans").join(format!("{name}.bin")))
+    }
+
+    /// Whether a plan of the cache can run: it is sound, and the files that it reads
+    /// are there.
+    fn is_complete(&self, plan: &Path, bundle: bool) -> bool {
+        let Ok(file) = PlanFile::open(plan) else {
+            return false;
+        };
+        let weights = &file.plan.plan().weights;
+        let packed = (!bundle).then(|| packed_file_name(&weights.packed_digest));
+        let frames = match &weights.source {
+            WeightSource::Paged(paged) if paged.stages.is_some() => {
+                Some(frames_file_name(&weights.packed_digest))
+            }
+            WeightSource::Mapped | WeightSource::Read { .. } | WeightSource::Paged(_) => None,
+        };
+        let mut needed = packed.into_iter().chain(frames);
+        needed.all(|name| self.cache.join(name).is_file())
     }
 
     fn compile(&self, watch: &dyn Watch, output: &Output) -> Result<Built, Failure> {
@@ -413,9 +437,10 @@ impl<'a> Request<'a> {
             end_tokens: &end_tokens,
             prompts: &prompts,
             target: &target.plan,
-            cores: target.cores,
+            device: target.device,
             storage_bytes_per_s: target.storage_bytes_per_s,
             memory_bytes_per_s: target.memory_bytes_per_s,
+            macs_per_s: target.macs_per_s,
             frames: frames.as_ref().map_or_else(Frames::default, |file| Frames {
                 of_pages: file.frames.clone(),
                 file_bytes: file.file_bytes,
@@ -471,7 +496,7 @@ fn prompts(
             chat_template: vocabulary.chat_template.as_deref().filter(|_| !prompt.raw),
             system: prompt.system.as_deref(),
             message: &message,
-            date: None,
+            date: task.date,
         };
         let compiled = prompt::compile(vocabulary, tokenizer, &request);
         prompts.insert(id, compiled.map_err(|e| e.in_file(path))?);
@@ -528,8 +553,8 @@ fn packed(
     Ok(packed?)
 }
 
-/// Writes the plan under its final name once it is whole.
-fn write_plan(built: &Built, bundle: Option<&Path>, to: &Path) -> Result<(), Failure> {
+/// Writes the plan under its final name once it is whole, and returns its header.
+fn write_plan(built: &Built, bundle: Option<&Path>, to: &Path) -> Result<Vec<u8>, Failure> {
     let pages = match bundle {
         None => None,
         Some(packed) => {
@@ -543,7 +568,7 @@ fn write_plan(built: &Built, bundle: Option<&Path>, to: &Path) -> Result<(), Fai
     };
     let plan = &built.compiled.plan;
     let Image {
-        bytes,
+        mut bytes,
         pages_offset: _,
     } = file::encode(
         plan,
@@ -560,17 +585,9 @@ fn write_plan(built: &Built, bundle: Option<&Path>, to: &Path) -> Result<(), Fai
         }
         out.finish()
     };
-    write().map_err(|e| cannot_write("plan", to, e))
-}
-
-/// What was built here may run here.
-fn trust(compiled: &Compiled) -> Result<(), Failure> {
-    if compiled.code.is_empty() {
-        return Ok(());
-    }
-    let digest = *blake3::hash(&compiled.code).as_bytes();
-    TrustStore::new(places()?.trust).add_code(&digest)?;
-    Ok(())
+    write().map_err(|e| cannot_write("plan", to, e))?;
+    bytes.truncate(HEADER_BYTES);
+    Ok(bytes)
 }
 
 fn report(

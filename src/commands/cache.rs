@@ -79,7 +79,14 @@ fn directory(args: &CacheArgs) -> Result<PathBuf, Failure> {
     }
 }
 
-/// Cached files, sorted by path. What cannot be read is not listed.
+/// Whether this is a name that builds give to files of the cache: a digest.
+fn is_ours(path: &Path) -> bool {
+    let stem = path.file_stem().and_then(|stem| stem.to_str());
+    stem.is_some_and(|stem| stem.len() == 64 && stem.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Cached files, sorted by path. What cannot be read is not listed, nor what
+/// others keep in a folder that serves as the cache.
 fn entries(directory: &Path) -> Vec<Entry> {
     let mut entries = Vec::new();
     for folder in [directory.to_owned(), directory.join("plans")] {
@@ -88,9 +95,13 @@ fn entries(directory: &Path) -> Vec<Entry> {
             let Ok(metadata) = file.metadata() else {
                 continue;
             };
+            if !is_ours(&path) {
+                continue;
+            }
             let what = match path.extension().and_then(|e| e.to_str()) {
                 Some("omex") => match pack::open(&path) {
-                    Ok(packed) => format!("packed model of {}", packed.index.source_name),
+                    Ok(packed) if packed.index.model_name.is_empty() => "packed model".to_owned(),
+                    Ok(packed) => format!("packed model of {}", packed.index.model_name),
                     Err(_) => "damaged packed model".to_owned(),
                 },
                 Some("zst") => "compressed pages of a packed model".to_owned(),

@@ -56,7 +56,7 @@ pub fn execute(args: &ExecuteArgs, mut run: RunArgs, output: &Output) -> ExitCod
         Ok(Ok(plan)) => {
             // Packed models lie in the cache, beside the folder of plans.
             let cache = plan.parent().and_then(|plans| plans.parent());
-            run.model_dir = run.model_dir.or(cache.map(PathBuf::from));
+            run.model_dirs.extend(cache.map(PathBuf::from));
             run.plan = plan;
             crate::run::main(run)
         }

@@ -147,7 +147,7 @@ fn inspect_packed(path: &Path, as_json: bool) -> Result<(), Failure> {
             "schema_version": 1,
             "kind": "packed",
             "digest": digest.as_str(),
-            "source": index.source_name,
+            "model": index.model_name,
             "file_bytes": packed.file_bytes,
             "pages": index.pages.len(),
             "tensors": tensors,
@@ -155,10 +155,14 @@ fn inspect_packed(path: &Path, as_json: bool) -> Result<(), Failure> {
         writeln!(stdout, "{object}")?;
         return Ok(());
     }
+    let name = match index.model_name.as_str() {
+        "" => "a model without a name",
+        name => name,
+    };
     writeln!(
         stdout,
         "Packed model of {}, {}, {} pages, {} tensors\ndigest {digest}\n",
-        clean(&index.source_name),
+        clean(name),
         bytes(packed.file_bytes),
         index.pages.len(),
         index.tensors.len()

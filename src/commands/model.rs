@@ -39,7 +39,6 @@ pub(crate) fn facts(config: &ModelConfig) -> ModelFacts<'_> {
         architecture: &config.architecture,
         name: config.name.as_deref().unwrap_or_default(),
         weight_bits: weight_bits as u8,
-        context_tokens_max: config.hyperparameters.context_len,
     }
 }
 

@@ -11,6 +11,7 @@ use omex_compiler::diagnostic::{Code, Diagnostic, Source, quoted};
 use omex_compiler::target::{self, CpuFeature, Figure, HOST, Profile};
 use omex_plan::Target;
 use omex_plan::file;
+use omex_runtime::memory::Device;
 
 use super::output::{Failure, Output};
 
@@ -28,9 +29,11 @@ pub struct Resolved {
     pub arch: file::Arch,
     /// What code may use; `None` where no code is generated.
     pub isa: Option<Isa>,
-    pub cores: u32,
+    pub device: Device,
     pub storage_bytes_per_s: u64,
     pub memory_bytes_per_s: u64,
+    /// 8-bit multiply-adds of all cores.
+    pub macs_per_s: u64,
     /// Of all cores.
     pub zstd_bytes_per_s: u64,
     pub limits: Vec<RamLimit>,
@@ -80,9 +83,13 @@ pub fn resolve(name: Option<&str>) -> Result<Resolved, Failure> {
         },
         arch,
         isa,
-        cores: profile.cores.value,
+        device: Device {
+            cores: profile.cores.value,
+            page_bytes: profile.page_bytes.value,
+        },
         storage_bytes_per_s: profile.storage_bytes_per_s.value,
         memory_bytes_per_s: profile.memory_bytes_per_s.value,
+        macs_per_s: profile.macs_per_s.value,
         zstd_bytes_per_s: profile.zstd_bytes_per_s.value * u64::from(profile.cores.value),
         limits: vec![RamLimit {
             bytes: profile.ram_app_bytes.value,
@@ -105,6 +112,9 @@ fn from_file(path: &Path) -> Result<Profile, Failure> {
     }
     Ok(profiles.swap_remove(0))
 }
+
+/// Memory reads of a machine that was not measured.
+const MEMORY_BYTES_PER_S: u64 = 20_000_000_000;
 
 /// This machine, as far as it tells without measuring.
 pub fn host() -> Profile {
@@ -134,7 +144,8 @@ pub fn host() -> Profile {
         l1d_bytes: guess(32 << 10),
         l2_bytes: guess(1 << 20),
         l3_bytes: None,
-        memory_bytes_per_s: guess(20_000_000_000),
+        memory_bytes_per_s: guess(MEMORY_BYTES_PER_S),
+        macs_per_s: target::macs_guess(MEMORY_BYTES_PER_S),
         memory_latency_ns: target::latency_guess(),
         storage_bytes_per_s: guess(1_000_000_000),
         zstd_bytes_per_s: target::zstd_guess(),

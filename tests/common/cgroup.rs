@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test binary uses a part")]
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,14 +22,19 @@ enum Version {
     V2,
 }
 
+/// Tells people past the capture of output that something was not tested.
+fn note(what: &str) {
+    writeln!(std::io::stderr(), "\n*** {what} ***").expect("standard error is open");
+}
+
 impl Cgroup {
     /// `None`, and a loud note, where this process may make no memory cgroup.
     pub(crate) fn new(name: &str) -> Option<Cgroup> {
         let made = Cgroup::make(&format!("{name}-{}", std::process::id()));
         if let Err(why) = &made {
-            eprintln!(
-                "\n*** NO MEMORY CGROUP CAN BE MADE HERE ({why}): what depends on one is not tested ***\n"
-            );
+            note(&format!(
+                "NO MEMORY CGROUP CAN BE MADE HERE ({why}): what depends on one is not tested"
+            ));
         }
         made.ok()
     }
@@ -144,7 +150,7 @@ pub(crate) fn cold_charge_peak(name: &str, scratch: &Scratch, run: &Command) -> 
         }
         let report = report(&mut group.run(run));
         let Some(peak) = group.peak_bytes() else {
-            eprintln!("\n*** THIS SYSTEM DOES NOT COUNT A CGROUP'S PEAK ***\n");
+            note("THIS SYSTEM DOES NOT COUNT A CGROUP'S PEAK");
             return None;
         };
         // Whoever ran the program first is charged for its own pages.

@@ -117,7 +117,7 @@ fn read_task(context: &mut Context<'_>, json: &Json<'_>) -> Option<Task> {
     let graph_json = top.get("execution_graph");
     let storage = policy::read_storage(context, &mut top);
     let completion = policy::read_completion(context, &mut top);
-    policy::read_metadata(context, &mut top);
+    let date = policy::read_metadata(context, &mut top);
     let has_flow = flow_json.is_some();
     let defaults = Defaults {
         flow: flow.unwrap_or_default(),
@@ -163,6 +163,7 @@ fn read_task(context: &mut Context<'_>, json: &Json<'_>) -> Option<Task> {
         model,
         storage,
         completion,
+        date,
         unsupported,
     })
 }

@@ -4,11 +4,13 @@ use omex_grammar::quantization::Quantization;
 
 use super::fields::{Context, Object};
 use super::flow::Flow;
+use super::json::Value;
 use super::paths;
 use super::task::{
     CompletionPolicy, Limits, ModelRequirements, RamLimit, RamOrigin, StoragePolicy, Unsupported,
 };
 use crate::diagnostic::{Code, Diagnostic, Span, Spanned, did_you_mean, quoted};
+use crate::prompt::Date;
 
 const MINUTE_MS: u64 = 60_000;
 const MIB_SHIFT: u32 = 20;
@@ -238,10 +240,15 @@ pub(super) fn read_completion(
     read
 }
 
-/// `metadata` is the user's own: an object with anything in it.
-pub(super) fn read_metadata(context: &mut Context<'_>, top: &mut Object<'_, '_>) {
-    // Its fields are not looked at, so none is unknown.
-    let _ = top.object(context, "metadata");
+/// `metadata` is the user's own: an object with anything in it. A day in `date` is
+/// today's for prompts.
+pub(super) fn read_metadata(context: &mut Context<'_>, top: &mut Object<'_, '_>) -> Option<Date> {
+    // Other fields are not looked at, so none is unknown.
+    let metadata = top.object(context, "metadata")?;
+    let Value::String(date) = &metadata.present("date")?.json.value else {
+        return None;
+    };
+    Date::parse(date)
 }
 
 /// The start of an object, to point at.

@@ -14,8 +14,6 @@ pub struct ModelFacts<'a> {
     pub name: &'a str,
     /// Bits per weight of the bulk of the tensors, without scales: 4 for Q4_1 and Q4_K.
     pub weight_bits: u8,
-    /// The context length that the model was trained for.
-    pub context_tokens_max: u32,
 }
 
 /// Letters and digits only, in lower case: "Qwen2.5" and "qwen2_5" are one family.
@@ -57,22 +55,6 @@ impl Task {
         let required = self.model.quantization.map(|q| (q.value, Some(q.span)));
         for (wanted, span) in required.into_iter().chain(asked.map(|q| (q, None))) {
             found.extend(self.check_quantization(wanted, span, model.weight_bits));
-        }
-        if let Some(positions) = self.model.context_tokens
-            && positions.value > model.context_tokens_max
-        {
-            let message = format!(
-                "the container asks for {} tokens of context, and the model has {}",
-                positions.value, model.context_tokens_max
-            );
-            found.push(
-                Diagnostic::error(Code::ContextTooLong, message)
-                    .at(&self.source, positions.span, "")
-                    .help(format!(
-                        "use at most {}, or a model with a longer context",
-                        model.context_tokens_max
-                    )),
-            );
         }
         found
     }

@@ -25,6 +25,13 @@ impl Task {
         if let Some(retry) = self.completion.retry_on_fail.filter(|retry| retry.value) {
             hint("`retry_on_fail`", retry.span);
         }
+        if let Some(retries) = self.completion.max_retries {
+            hint("`max_retries`", retries.span);
+        }
+        // Reads of pages always start when a plan is loaded, before anything is tokenized.
+        if let Some(prefetch) = self.storage.model_prefetch.filter(|fetch| !fetch.value) {
+            hint("switching off `model_prefetch`", prefetch.span);
+        }
         if let Some(deadline) = self.completion.max_runtime_ms {
             let what = "`max_runtime_minutes`".to_owned();
             sink.push(self.refusal(&Unsupported {

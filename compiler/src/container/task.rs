@@ -10,6 +10,7 @@ use omex_grammar::quantization::Quantization;
 use omex_grammar::reference::ModelReference;
 
 use crate::diagnostic::{Source, Span, Spanned};
+use crate::prompt::Date;
 
 /// An index into [`Task::nodes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,6 +45,8 @@ pub struct Task {
     pub model: ModelRequirements,
     pub storage: StoragePolicy,
     pub completion: CompletionPolicy,
+    /// Today, for chat templates that ask.
+    pub date: Option<Date>,
     /// Features that are asked for, understood, and not built by this version.
     pub(super) unsupported: Vec<Unsupported>,
 }

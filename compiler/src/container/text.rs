@@ -127,6 +127,9 @@ impl Display for Task {
         if let Some(context) = &self.model.context_tokens {
             writeln!(f, "context {} tokens", context.value)?;
         }
+        if let Some(date) = self.date {
+            writeln!(f, "date {date}")?;
+        }
         for input in &self.inputs {
             let (kind, path) = match &input.path {
                 InputPath::Stdin => ("stdin", "-"),

@@ -3,14 +3,10 @@
 
 use omex_plan::memory::{MemoryContract, MemoryItem, MemoryKind};
 use omex_plan::{BufferKind, Plan};
-use omex_runtime::memory::{Sections, mapped_bytes, own_items};
+use omex_runtime::memory::{Device, Sections, mapped_bytes, own_items};
 
-/// Pages of the process's address space.
-const PAGE_BYTES: u64 = 4096;
-
-/// The itemised prediction for a plan whose own contract is still empty, on a
-/// device with this many cores.
-pub fn memory_contract(plan: &Plan, sections: Sections, cores: u32) -> MemoryContract {
+/// The itemised prediction for a plan whose own contract is still empty.
+pub fn memory_contract(plan: &Plan, sections: Sections, device: Device) -> MemoryContract {
     let of_kind = |kind: BufferKind| {
         let buffers = plan.buffers.iter().filter(|b| b.kind == kind);
         buffers.map(|b| b.bytes).sum::<u64>()
@@ -19,7 +15,7 @@ pub fn memory_contract(plan: &Plan, sections: Sections, cores: u32) -> MemoryCon
     let resident = of_kind(BufferKind::ResidentPage);
     let slots = of_kind(BufferKind::PageSlot);
     let session = of_kind(BufferKind::Session);
-    let round = |bytes: u64| bytes.next_multiple_of(PAGE_BYTES);
+    let round = |bytes: u64| device.in_pages(bytes);
     let planned = [
         // What comes and goes, alignment included.
         (
@@ -37,6 +33,6 @@ pub fn memory_contract(plan: &Plan, sections: Sections, cores: u32) -> MemoryCon
         .filter(|(_, bytes)| *bytes > 0)
         .map(|(kind, bytes)| MemoryItem { kind, bytes })
         .collect();
-    items.extend(own_items(plan, sections, cores, planned_bytes));
+    items.extend(own_items(plan, sections, device, planned_bytes));
     MemoryContract { items }
 }

@@ -195,7 +195,7 @@ records! {
     put_buffer take_buffer Buffer { name, kind, offset, bytes, first_phase, end_phase }
     put_step take_step Step { kernel, args, panels, name, layer }
     put_paging take_paging PagePlan {
-        resident, reads, depth, gather, frames, frames_file_bytes, stages, storage_bytes_per_s, memory_bytes_per_s, zstd_bytes_per_s
+        resident, reads, depth, gather, frames, frames_file_bytes, stages, storage_bytes_per_s, memory_bytes_per_s, zstd_bytes_per_s, macs_per_s
     }
     put_session take_session SessionBuffers { text, history, tokenizer, sampler }
     put_input take_input Input { name, path }

@@ -1,5 +1,8 @@
 //! What a page plan costs, predicted from the bandwidths of its target.
 
+use std::ops::Range;
+
+use omex_kernels::{KernelSpec, PANEL_ROWS};
 use omex_plan::paging::PagePlan;
 use omex_plan::{Plan, WeightSource};
 
@@ -7,14 +10,14 @@ use crate::diagnostic::{Code, Diagnostic};
 
 /// Most drafted tokens of a pass.
 const DRAFTS_MAX: u32 = 15;
-/// What a further column of a pass takes to compute, as a share of the first
-/// one's, which waits for weights to come from memory.
-const COLUMN_SHARE: f64 = 0.25;
+/// What kernels reach of the multiply-adds that the cores are capable of.
+const MACS_SHARE: f64 = 0.5;
 /// Tokens that take longer are worth a warning.
 const SLOW_TOKEN_S: f64 = 2.0;
 
 /// The predicted cost of passes: reads and computing overlap, so the slower of
-/// the two counts.
+/// the two counts. The first column of a pass waits for weights to come from
+/// memory, each further one for arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cost {
     /// Weights that passes use, embedding rows not counted.
@@ -30,6 +33,10 @@ pub struct Cost {
     /// What of it reads and computing take, which overlap.
     pub reading_s: f64,
     pub computing_s: f64,
+    /// What computing takes longer with one column more: of body and head, and of
+    /// the body alone.
+    pub column_s: f64,
+    pub body_column_s: f64,
     /// Read for every chunk of a prompt but the last.
     pub chunk_bytes: u64,
     pub chunk_s: f64,
@@ -60,6 +67,10 @@ impl Cost {
         let computing = seconds(weights_bytes, paged.memory_bytes_per_s)
             + seconds(framed, paged.zstd_bytes_per_s);
         let reading = |bytes: u64| seconds(bytes, paged.storage_bytes_per_s);
+        let arithmetic = |macs: u64| seconds(macs, paged.macs_per_s) / MACS_SHARE;
+        let body_column_s = arithmetic(macs(plan, 0..plan.body_phases as usize));
+        let chunk_tokens = plan.columns_max;
+        let further_s = f64::from(chunk_tokens - 1) * body_column_s;
         Some(Cost {
             weights_bytes,
             resident_bytes,
@@ -69,23 +80,25 @@ impl Cost {
             token_s: reading(token_bytes).max(computing),
             reading_s: reading(token_bytes),
             computing_s: computing,
+            column_s: arithmetic(macs(plan, 0..plan.phases.len())),
+            body_column_s,
             chunk_bytes,
-            chunk_s: reading(chunk_bytes).max(computing),
-            chunk_tokens: plan.columns_max,
+            chunk_s: reading(chunk_bytes).max(computing + further_s),
+            chunk_tokens,
         })
     }
 
     /// Seconds of a pass over one token each of `columns` sequences.
     fn pass_s(&self, columns: u32) -> f64 {
-        let further = f64::from(columns - 1) * COLUMN_SHARE;
-        self.reading_s.max(self.computing_s * (1.0 + further))
+        let further_s = f64::from(columns - 1) * self.column_s;
+        self.reading_s.max(self.computing_s + further_s)
     }
 
     /// Tokens that a pass can verify beside one of each of `sequences` while it
     /// waits for reads.
     pub fn drafts(&self, sequences: u32) -> u32 {
-        let first = self.computing_s.max(f64::MIN_POSITIVE);
-        let spare = (self.reading_s / first - 1.0) / COLUMN_SHARE + 1.0;
+        let column_s = self.column_s.max(f64::MIN_POSITIVE);
+        let spare = (self.reading_s - self.computing_s) / column_s + 1.0;
         // Between 0 and the most that runtimes draft.
         (spare.floor() - f64::from(sequences)).clamp(0.0, f64::from(DRAFTS_MAX)) as u32
     }
@@ -98,10 +111,29 @@ impl Cost {
     /// Seconds for a prompt and what is generated behind it, of each of
     /// `sequences` that take their passes together.
     pub fn run_s(&self, prompt_tokens: u64, tokens: u64, sequences: u32) -> f64 {
-        let chunks = self.prompt_reads(prompt_tokens * u64::from(sequences));
-        let prompts_s = (chunks - 1) as f64 * self.chunk_s;
-        (prompts_s + (1 + tokens) as f64 * self.pass_s(sequences)) / f64::from(sequences)
+        let prompt_tokens = prompt_tokens * u64::from(sequences);
+        let full = self.prompt_reads(prompt_tokens) - 1;
+        let rest = prompt_tokens - full * u64::from(self.chunk_tokens);
+        let further_s = rest.saturating_sub(1) as f64 * self.body_column_s;
+        let last_s = self.reading_s.max(self.computing_s + further_s);
+        let prompts_s = full as f64 * self.chunk_s + last_s;
+        (prompts_s + tokens as f64 * self.pass_s(sequences)) / f64::from(sequences)
     }
+}
+
+/// Multiply-adds of one column of a plan's matmuls in these phases.
+fn macs(plan: &Plan, phases: Range<usize>) -> u64 {
+    let steps = plan.phases[phases]
+        .iter()
+        .flat_map(|phase| &plan.steps[phase.first_step as usize..][..phase.steps as usize]);
+    let macs = steps.filter_map(|step| {
+        let &KernelSpec::Matmul { rows, k, .. } = plan.kernels[step.kernel.index()].spec() else {
+            return None;
+        };
+        let part = step.panels.map(|panels| panels.count * PANEL_ROWS);
+        Some(u64::from(part.unwrap_or(rows).min(rows)) * u64::from(k))
+    });
+    macs.sum()
 }
 
 /// A warning in words where tokens will be slow, with a better choice.

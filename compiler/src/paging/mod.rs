@@ -47,6 +47,7 @@ pub struct Request {
     pub first_layers: Range<u32>,
     pub storage_bytes_per_s: u64,
     pub memory_bytes_per_s: u64,
+    pub macs_per_s: u64,
     pub frames: Frames,
 }
 
@@ -367,6 +368,7 @@ impl Draft {
             storage_bytes_per_s: request.storage_bytes_per_s,
             memory_bytes_per_s: request.memory_bytes_per_s,
             zstd_bytes_per_s: frames.pages_bytes_per_s,
+            macs_per_s: request.macs_per_s,
         });
         plan
     }

@@ -19,6 +19,9 @@ use super::{operators, python};
 /// Deepest nesting of statements, expressions and macro calls.
 const DEPTH_MAX: usize = 256;
 
+/// Most arguments of a call.
+const ARGUMENTS_MAX: usize = 255;
+
 /// What every template can call.
 const FUNCTIONS: [&str; 7] = [
     "range",
@@ -627,6 +630,12 @@ impl<'t> Machine<'t> {
                     return Err(failure("`**` arguments are not supported"));
                 }
             }
+        }
+        // Filters such as `map` take others as arguments, one within the other.
+        if positional.len() + named.len() > ARGUMENTS_MAX {
+            return Err(failure(format!(
+                "a call has more than {ARGUMENTS_MAX} arguments"
+            )));
         }
         Ok(Arguments::new(positional, named))
     }

@@ -376,13 +376,21 @@ fn sorted(
     }
 }
 
+/// What `map`, `select` and their like go through: nothing of what is false.
+fn items(value: &Value, budget: &Budget) -> Result<Vec<Value>> {
+    match value.is_true() {
+        true => value.iterate(budget),
+        false => Ok(Vec::new()),
+    }
+}
+
 fn map(calls: &dyn Calls, value: &Value, mut args: Arguments<'_>) -> Result<Value> {
     let budget = calls.budget();
     let mut mapped = Vec::new();
     if let Some(attribute) = args.named("attribute") {
         let default = args.named("default");
         args.end("map")?;
-        for item in value.iterate(budget)? {
+        for item in items(value, budget)? {
             let found = calls.attribute(&item, &attribute)?;
             mapped.push(match (&found, &default) {
                 (Value::Undefined, Some(default)) => default.clone(),
@@ -392,7 +400,7 @@ fn map(calls: &dyn Calls, value: &Value, mut args: Arguments<'_>) -> Result<Valu
     } else {
         let name = args.text("filter")?;
         let (positional, named) = (args.positional(), args.rest());
-        for item in value.iterate(budget)? {
+        for item in items(value, budget)? {
             budget.pay_len(positional.len() + named.len() + 2, SLOT)?;
             let args = Arguments::new(positional.clone(), named.clone());
             mapped.push(filter(calls, &name, &item, args)?);
@@ -411,7 +419,7 @@ fn select(calls: &dyn Calls, name: &str, value: &Value, mut args: Arguments<'_>)
     let test_name = args.optional_text("test")?;
     let (positional, named) = (args.positional(), args.rest());
     let mut kept = Vec::new();
-    for item in value.iterate(budget)? {
+    for item in items(value, budget)? {
         let subject = match &attribute {
             Some(attribute) => calls.attribute(&item, attribute)?,
             None => item.clone(),

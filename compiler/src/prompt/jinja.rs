@@ -45,7 +45,9 @@ impl Source {
                 ),
             ));
         }
-        Ok(Self(without_generation_blocks(source)))
+        // Jinja reads lines, whatever ends them.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        Ok(Self(without_generation_blocks(&source)))
     }
 }
 
@@ -68,14 +70,7 @@ impl<'s> ChatTemplate<'s> {
         date: Option<Date>,
     ) -> Result<Self, ImportError> {
         let source = source.0.as_str();
-        let syntax = || {
-            SyntaxConfig::builder()
-                .trim_blocks(true)
-                .lstrip_blocks(true)
-                .build()
-                .expect("Jinja's own delimiters are valid")
-        };
-        check_size(source, syntax())?;
+        check_size(source)?;
         let tree = parse(source, "chat_template", syntax()).map_err(unparsed)?;
         let text = |id: Option<u32>| id.map(|id| vocabulary.tokens[id as usize].clone());
         let special = [
@@ -133,69 +128,81 @@ impl<'s> ChatTemplate<'s> {
         Machine::new(budget, self.date, variables).run(&self.tree)
     }
 
-    /// Every string literal of the source, and what its escapes may stand for.
+    /// The literals of the source's tags.
     #[must_use]
-    pub fn literals(&self) -> Vec<String> {
-        /// No template compares the input with anything as long as this.
-        const LITERAL_BYTES_MAX: usize = 512;
-        let mut found = BTreeSet::new();
-        for (start, quote) in self.source.match_indices(['"', '\'']) {
-            // A quote that is an apostrophe in plain text makes a literal that is none,
-            // which does no harm as a probe; so each quote is taken for an opening one.
-            let rest = &self.source[start + 1..];
-            let rest = &rest[..rest.floor_char_boundary(LITERAL_BYTES_MAX)];
-            let mut escaped = false;
-            let end = rest.find(|c| {
-                let ends = quote.starts_with(c) && !escaped;
-                escaped = c == '\\' && !escaped;
-                ends
-            });
-            let Some(literal) = end.map(|end| &rest[..end]) else {
-                continue;
+    pub fn literals(&self) -> Literals {
+        let mut texts = BTreeSet::new();
+        let mut numbers = BTreeSet::new();
+        let mut before: Option<String> = None;
+        // A source that is a template was cut into tokens before.
+        for (token, _) in tokenize(self.source, false, syntax()).flatten() {
+            let text = match token {
+                Token::Str(text) => text.to_owned(),
+                Token::String(text) => text.into(),
+                Token::Int(number) => {
+                    numbers.insert(number);
+                    continue;
+                }
+                _ => continue,
             };
-            let unescaped = literal
-                .replace("\\n", "\n")
-                .replace("\\t", "\t")
-                .replace("\\'", "'")
-                .replace("\\\"", "\"")
-                .replace("\\\\", "\\");
-            found.insert(unescaped);
+            // Neighbours may be joined before the input is compared with them.
+            if let Some(before) = before {
+                texts.insert(before + &text);
+            }
+            before = Some(text.clone());
+            texts.insert(text);
         }
-        found.remove("");
-        found.into_iter().collect()
+        texts.remove("");
+        Literals { texts, numbers }
     }
+}
+
+/// What a template may compare its input with.
+#[derive(Debug, Default)]
+pub struct Literals {
+    /// Not empty; each, and each with its neighbour.
+    pub texts: BTreeSet<String>,
+    pub numbers: BTreeSet<u64>,
+}
+
+fn syntax() -> SyntaxConfig {
+    SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+        .expect("Jinja's own delimiters are valid")
 }
 
 /// `transformers` marks what the assistant said with `{% generation %}` blocks, which
 /// render as what is in them.
 fn without_generation_blocks(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(len) = rest[start..].find("%}") else {
-            break;
+    let mut done = 0;
+    let mut starts = false;
+    // Where the source is no template any more, parsing says why.
+    for (token, span) in tokenize(source, false, syntax()).map_while(Result::ok) {
+        let instead = match token {
+            Token::Ident("generation") if starts => "if true",
+            Token::Ident("endgeneration") if starts => "endif",
+            _ => "",
         };
-        let tag = &rest[start + 2..start + len];
-        let inner = tag.trim_matches(['-', '+']).trim();
-        let replaced = match inner {
-            "generation" => tag.replacen("generation", "if true", 1),
-            "endgeneration" => tag.replacen("endgeneration", "endif", 1),
-            _ => tag.to_owned(),
-        };
-        out.push_str(&rest[..start + 2]);
-        out.push_str(&replaced);
-        rest = &rest[start + len..];
+        if !instead.is_empty() {
+            out.push_str(&source[done..span.start_offset as usize]);
+            out.push_str(instead);
+            done = span.end_offset as usize;
+        }
+        starts = matches!(token, Token::BlockStart);
     }
-    out.push_str(rest);
+    out.push_str(&source[done..]);
     out
 }
 
 /// Refuses what the parser's recursion could not hold.
-fn check_size(source: &str, syntax: SyntaxConfig) -> Result<(), ImportError> {
+fn check_size(source: &str) -> Result<(), ImportError> {
     let mut tag_tokens = 0;
     let mut starts = false;
     let mut branches: Vec<usize> = Vec::new();
-    for token in tokenize(source, false, syntax) {
+    for token in tokenize(source, false, syntax()) {
         let (token, span) = token.map_err(unparsed)?;
         tag_tokens += 1;
         match token {
@@ -248,7 +255,7 @@ fn failed(error: Failure) -> ImportError {
         format!("the model's chat template fails{line}: {what}"),
     );
     if what.contains("strftime_now") {
-        failed.help("state the date in the container: the template asks for it")
+        failed.help("the template asks for today's date: state it in the container, as `\"metadata\": {\"date\": \"2025-01-31\"}`")
     } else {
         failed
     }

@@ -7,6 +7,8 @@ use super::value::{Budget, Result, SLOT, Value, failure, float};
 const INDENT_MAX: i64 = 64;
 
 pub(super) fn to_json(value: &Value, mut args: Arguments<'_>, budget: &Budget) -> Result<Value> {
+    // In the order of transformers' own filter, not of Jinja's.
+    let ascii = args.take("ensure_ascii").is_some_and(|v| v.is_true());
     let indent = match args.take("indent") {
         None | Some(Value::None) => None,
         Some(indent) => match indent.as_int() {
@@ -16,7 +18,6 @@ pub(super) fn to_json(value: &Value, mut args: Arguments<'_>, budget: &Budget) -
     };
     let separators = args.take("separators");
     let sort_keys = args.take("sort_keys").is_some_and(|v| v.is_true());
-    let ascii = args.take("ensure_ascii").is_some_and(|v| v.is_true());
     args.end("tojson")?;
     let (item, key) = match separators {
         None | Some(Value::None) if indent.is_some() => (",".to_owned(), ": ".to_owned()),

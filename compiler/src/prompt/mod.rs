@@ -47,6 +47,11 @@ pub struct Request<'a> {
 /// More literals than any real template has.
 const LITERALS_MAX: usize = 2048;
 
+/// More different numbers than any real template has.
+const NUMBERS_MAX: usize = 256;
+/// Lines of the longest probe: templates with a limit of their own have a lower one.
+const LONG_PROBE_LINES: usize = 100_000;
+
 /// Compiles a prompt for the model of `vocabulary`, which `tokenizer` was compiled from.
 ///
 /// With a chat template the tokens are those of Hugging Face's `apply_chat_template` for
@@ -64,17 +69,32 @@ pub fn compile(
 ) -> Result<PromptTemplate, ImportError> {
     let (before, after) = split_message(request.message)?;
     let source = request.chat_template.map(Source::new).transpose()?;
+    let chat = source
+        .as_ref()
+        .map(|source| ChatTemplate::new(source, vocabulary, request.date))
+        .transpose()?;
     let prompt = Prompt {
-        chat: source
-            .as_ref()
-            .map(|source| ChatTemplate::new(source, vocabulary, request.date))
-            .transpose()?,
+        chat: chat.as_ref(),
         system: request.system,
         before,
         after,
     };
-    let frame = prompt.frame()?;
-    cut(tokenizer, &prompt, &frame)
+    let framed = prompt.frame();
+    let Some(system) = request.system.filter(|_| !prompt.has_system(&framed)) else {
+        return cut(tokenizer, &prompt, &framed?);
+    };
+    // A template without a place for a system message: its text goes in front of the
+    // user's.
+    let before = format!("{system}\n\n{before}");
+    let joined = Prompt {
+        system: None,
+        before: &before,
+        ..prompt
+    };
+    match joined.frame() {
+        Ok(frame) => cut(tokenizer, &joined, &frame),
+        Err(e) => Err(framed.err().unwrap_or(e)),
+    }
 }
 
 /// The parts around `{{input}}`.
@@ -98,7 +118,7 @@ fn split_message(message: &str) -> Result<(&str, &str), ImportError> {
 
 /// Everything about a prompt but the input.
 struct Prompt<'a> {
-    chat: Option<ChatTemplate<'a>>,
+    chat: Option<&'a ChatTemplate<'a>>,
     system: Option<&'a str>,
     before: &'a str,
     after: &'a str,
@@ -114,6 +134,15 @@ struct Frame {
 }
 
 impl Prompt<'_> {
+    /// Whether the system message, if there is one, stands in the prompt.
+    fn has_system(&self, framed: &Result<Frame, ImportError>) -> bool {
+        let system = self.system.unwrap_or("").trim();
+        match framed {
+            Ok(frame) => frame.left.contains(system) || frame.right.contains(system),
+            Err(e) => e.code != Code::ChatTemplateInvalid,
+        }
+    }
+
     fn render(&self, input: &str) -> Result<String, ImportError> {
         let message = format!("{}{input}{}", self.before, self.after);
         match &self.chat {
@@ -195,6 +224,9 @@ impl Prompt<'_> {
         .map(str::to_owned)
         .to_vec();
         probes.push(sentinel.repeat(50));
+        // Many characters, words and lines.
+        let long = |count: usize| format!("{}x", "x\n".repeat(count));
+        probes.push(long(LONG_PROBE_LINES));
         for c in space.chars() {
             probes.push(c.to_string());
             probes.push(format!("{c}{sentinel}{c}"));
@@ -206,17 +238,23 @@ impl Prompt<'_> {
             probes.push(format!("{pad}a{pad}"));
         }
         probes.push(space.to_owned());
-        let literals = self
-            .chat
-            .as_ref()
-            .map(ChatTemplate::literals)
-            .unwrap_or_default();
-        if literals.len() > LITERALS_MAX {
+        let literals = self.chat.map(ChatTemplate::literals).unwrap_or_default();
+        if literals.texts.len() > LITERALS_MAX || literals.numbers.len() > NUMBERS_MAX {
             return Err(unsupported(format!(
-                "has more than {LITERALS_MAX} literals"
+                "has more than {LITERALS_MAX} literals, or {NUMBERS_MAX} numbers"
             )));
         }
-        for literal in literals {
+        for number in literals.numbers {
+            probes.push(number.to_string());
+            // What is as long as this, in characters, words or lines.
+            if let Ok(count) = usize::try_from(number)
+                && (1..=LONG_PROBE_LINES).contains(&count)
+            {
+                probes.push("x".repeat(count));
+                probes.push(long(count - 1));
+            }
+        }
+        for literal in literals.texts {
             probes.push(literal.clone());
             probes.push(format!("{literal}{sentinel}"));
             probes.push(format!("{sentinel}{literal}"));

@@ -246,8 +246,10 @@ pub(super) fn range(bounds: &[i64], budget: &Budget) -> Result<Value> {
     let step_len = i128::from(step).unsigned_abs();
     let len = u128::try_from(distance).map_or(0, |distance| distance.div_ceil(step_len));
     budget.pay(u64::try_from(len).unwrap_or(u64::MAX).saturating_mul(SLOT))?;
-    let items = (0..len as i64)
-        .map(|i| Value::Int(start + i * step))
+    // `i * step` may not fit 64 bits where the item does.
+    let item = |i| i128::from(start) + i128::from(step) * i;
+    let items = (0..len as i128)
+        .map(|i| Value::Int(item(i) as i64))
         .collect();
     Value::list(items, budget)
 }

@@ -182,6 +182,31 @@ fn other_treatment_of_the_input_is_refused() {
             "{% if c | length > 1000 %}T{% endif %}{{ c }}",
             "in a way of its own",
         ),
+        ("{{ c[:20000] }}", "in a way of its own"),
+        (
+            "{% if c | length > 20000 %}T{% endif %}{{ c }}",
+            "in a way of its own",
+        ),
+        (
+            "{% if c.split() | length == 7000 %}T{% endif %}{{ c }}",
+            "in a way of its own",
+        ),
+        (
+            "{% if c.count('\\n') > 200 %}T{% endif %}{{ c }}",
+            "in a way of its own",
+        ),
+        (
+            "{% if c | int == 4711 %}T{% endif %}{{ c }}",
+            "in a way of its own",
+        ),
+        (
+            "{% if 'foo' ~ 'bar' in c %}T{% endif %}{{ c }}",
+            "in a way of its own",
+        ),
+        (
+            "{% if '\\u003cthink\\u003e' in c %}T{% endif %}{{ c }}",
+            "in a way of its own",
+        ),
         ("{{ c.split('</think>')[-1] }}", "in a way of its own"),
         (
             "{{ c.split('</think>')[-1] | trim }}",
@@ -225,6 +250,7 @@ fn runaway_templates_end_with_an_error() {
         "{% set ns = namespace(s=[1]) %}{% for i in range(100000) %}{% set ns.s = [ns.s] %}{% endfor %}",
         "{{ ([('x' * 1000000)] * 1000000) | join }}",
         "{{ range(2000000) | sum }}",
+        "{{ 'a' | map(*(['map'] * 1900)) | list }}",
         "{% for i in range(1000) %}{% for m in range(1000) | sort(reverse=true) %}{% endfor %}{% endfor %}",
     ] {
         let error = evaluate(source, None).expect_err(source);
@@ -245,6 +271,8 @@ fn runaway_templates_end_with_an_error() {
     }
     let branches = format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(40_000));
     assert!(evaluate(&branches, None).is_err());
+    let wide = "{{ range(-9000000000000000000, 9000000000000000000, 5000000000000000000) | last }}";
+    assert_eq!(evaluate(wide, None).as_deref(), Ok("6000000000000000000"));
     // Chains as long as people write them are fine.
     let chain = format!("{{{{ {}1 }}}}", "1+".repeat(300));
     assert_eq!(evaluate(&chain, None).as_deref(), Ok("301"));
@@ -490,5 +518,58 @@ fn control_tokens_may_take_the_space_after_them() {
             &mut whole,
         );
         assert_eq!(filled, whole, "{input:?}");
+    }
+}
+
+#[test]
+fn a_system_message_without_a_place_goes_in_front_of_the_users() {
+    let vocabulary = vocabulary(&CONTROL);
+    let table = tokenizer::compile(&vocabulary).unwrap();
+    let tokenizer = Tokenizer::from_bytes(&table).unwrap();
+    let prefix = |source: &str| {
+        let request = Request {
+            chat_template: Some(source),
+            system: Some("Be brief."),
+            message: "Say {{input}}",
+            date: None,
+        };
+        compile(&vocabulary, &tokenizer, &request).map(|template| template.prefix_text)
+    };
+    let turn = "<|user|>{{ messages[-1].content }}<|end|>";
+    let taken = "{% if messages[0].role == 'system' %}[{{ messages[0].content }}]{% endif %}";
+    let refused = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}";
+    // Where the last special token is the user's, the system's text is in tokens.
+    assert_eq!(prefix(&format!("{taken}{turn}")).as_deref(), Ok("Say "));
+    for without in [format!("{refused}{turn}"), turn.to_owned()] {
+        assert_eq!(
+            prefix(&without).as_deref(),
+            Ok("Be brief.\n\nSay "),
+            "{without}"
+        );
+    }
+    let broken = prefix("{{ raise_exception('always') }}").unwrap_err();
+    assert!(broken.message.contains("always"), "{broken}");
+}
+
+#[test]
+fn sources_are_read_as_jinja_reads_them() {
+    for (source, expected) in [
+        ("a\r\nb\rc", "a\nb\nc"),
+        ("{{ '{%}' }}", "{%}"),
+        ("{%", ""),
+        ("{% generation %}a{% endgeneration %}", "a"),
+        ("{%- generation -%} a {%- endgeneration %}", "a"),
+        ("{% raw %}{% generation %}{% endraw %}", "{% generation %}"),
+        ("{{ '{% generation %}' }}", "{% generation %}"),
+        ("{{ {'b': 1} | tojson(4) }}", "{\"b\": 1}"),
+        ("{{ {'b': 1} | tojson(true, 1) }}", "{\n \"b\": 1\n}"),
+        ("{{ none | selectattr('a') | list }}", "[]"),
+        ("{{ none | map('upper') | list }}", "[]"),
+    ] {
+        let got = evaluate(source, None);
+        match expected {
+            "" => assert!(got.is_err(), "{source}"),
+            expected => assert_eq!(got.as_deref(), Ok(expected), "{source}"),
+        }
     }
 }

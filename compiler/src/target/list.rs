@@ -94,7 +94,9 @@ pub fn list_json(profiles: &[Profile]) -> Value {
                 "l3_bytes": p.l3_bytes.as_ref().map(figure),
                 "memory_bytes_per_s": figure(&p.memory_bytes_per_s),
                 "memory_latency_ns": figure(&p.memory_latency_ns),
+                "macs_per_s": figure(&p.macs_per_s),
                 "storage_bytes_per_s": figure(&p.storage_bytes_per_s),
+                "zstd_bytes_per_s": figure(&p.zstd_bytes_per_s),
                 "ram_total_bytes": figure(&p.ram_total_bytes),
                 "ram_app_bytes": figure(&p.ram_app_bytes),
             })

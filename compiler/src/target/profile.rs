@@ -128,6 +128,8 @@ pub struct Profile {
     pub l3_bytes: Option<Figure<u64>>,
     /// What decoding reads from memory, in bytes per second.
     pub memory_bytes_per_s: Figure<u64>,
+    /// 8-bit multiply-adds of all cores together, per second.
+    pub macs_per_s: Figure<u64>,
     /// From asking memory for a cache line to having it, with nothing else to do.
     pub memory_latency_ns: Figure<u32>,
     /// Large sequential reads from storage, in bytes per second.

@@ -54,6 +54,7 @@ pub fn profile_toml(profile: &Profile, notes: &[String]) -> String {
     figure("ram_app", &profile.ram_app_bytes);
     for (name, unit, f) in [
         ("memory_gb_per_s", 1e9, &profile.memory_bytes_per_s),
+        ("gmac_per_s", 1e9, &profile.macs_per_s),
         ("storage_mb_per_s", 1e6, &profile.storage_bytes_per_s),
         ("zstd_mb_per_s", 1e6, &profile.zstd_bytes_per_s),
     ] {

@@ -21,6 +21,7 @@ use omex_plan::packed::{
 };
 use omex_plan::prompt::{PromptTemplate, Trim};
 use omex_plan::{PageId, Target};
+use omex_runtime::memory::Device;
 
 /// What varies between the models of the tests.
 #[derive(Clone, Copy, Debug)]
@@ -212,7 +213,7 @@ impl Shape {
         }
         PackedIndex {
             source_digest: [7; 32],
-            source_name: "made-up.gguf".to_owned(),
+            model_name: "made-up.gguf".to_owned(),
             pages: packer.pages,
             tensors: packer.tensors,
         }
@@ -322,6 +323,8 @@ pub(crate) fn task(text: &str) -> Task {
 pub(crate) struct Machine {
     pub(crate) storage_bytes_per_s: u64,
     pub(crate) memory_bytes_per_s: u64,
+    pub(crate) macs_per_s: u64,
+    pub(crate) device: Device,
     /// Tenths of a page's bytes that its compressed copy takes; 0 without one.
     pub(crate) frame_tenths: u64,
 }
@@ -331,6 +334,11 @@ impl Default for Machine {
         Machine {
             storage_bytes_per_s: 1_000_000_000,
             memory_bytes_per_s: 20_000_000_000,
+            macs_per_s: 280_000_000_000,
+            device: Device {
+                cores: 2,
+                page_bytes: 4096,
+            },
             frame_tenths: 0,
         }
     }
@@ -417,9 +425,10 @@ pub(crate) fn compile_on(
             end_tokens: &[0, 2],
             prompts: &prompts,
             target,
-            cores: 2,
+            device: machine.device,
             storage_bytes_per_s: machine.storage_bytes_per_s,
             memory_bytes_per_s: machine.memory_bytes_per_s,
+            macs_per_s: machine.macs_per_s,
             frames: frames(&index, machine.frame_tenths),
             code_of: &|spec| match spec {
                 omex_kernels::KernelSpec::Matmul { rows, .. } => Some(vec![0xc3; *rows as usize]),

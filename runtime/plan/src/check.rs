@@ -2,10 +2,12 @@
 //!
 //! Nothing here trusts the compiler: every step is proved to stay inside its
 //! slots, every slot to be free while it is used, every value to be written
-//! before it is read. The arena check is quadratic on purpose; it shares no
-//! code with the planner.
+//! before it is read. No code is shared with the planner. The time that a check
+//! takes is bounded by the plan's size, or by a limit on what it multiplies.
 
 mod pages;
+
+use std::collections::BTreeMap;
 
 use omex_kernels::KernelSpec;
 use omex_kernels::spec::{Access, KV_GROUP, Operand, OperandClass, kv_groups};
@@ -22,6 +24,8 @@ use crate::task::{NodeKind, Sampling};
 const COLUMNS_MAX: u32 = 1 << 16;
 const THREADS_MAX: u32 = 1 << 10;
 const ARENA_BYTES_MAX: u64 = 1 << 46;
+/// Pieces of tensors that all steps together use, at most: each is looked at.
+const PIECE_USES_MAX: usize = 1 << 24;
 
 /// A plan that passed [`check`]; the runtime executes nothing else.
 #[derive(Debug)]
@@ -30,6 +34,10 @@ pub struct CheckedPlan(Plan);
 impl CheckedPlan {
     pub fn plan(&self) -> &Plan {
         &self.0
+    }
+
+    pub fn into_plan(self) -> Plan {
+        self.0
     }
 }
 
@@ -82,11 +90,24 @@ fn check_limits(plan: &Plan) -> Result<(), CheckError> {
     range("threads_max", plan.threads_max, THREADS_MAX)?;
     let extent = omex_kernels::spec::EXTENT_MAX;
     range("the vocabulary", plan.model.vocabulary, extent)?;
-    range("the context", plan.model.context, extent)?;
+    let positions = omex_kernels::spec::CONTEXT_MAX;
+    range("the context", plan.model.context, positions)?;
     ensure!(
         plan.arena_bytes <= ARENA_BYTES_MAX,
         "the arena has {} bytes",
         plan.arena_bytes
+    );
+    let args = plan.steps.iter().flat_map(|step| &step.args);
+    let tensors = args.filter_map(|arg| match arg {
+        Arg::Tensor(id) => plan.weights.tensors.get(id.index()),
+        Arg::Buffer(_) | Arg::SelectedColumn(_) | Arg::Constants { .. } => None,
+    });
+    let uses = tensors.fold(0usize, |sum, tensor| {
+        sum.saturating_add(tensor.pieces.len())
+    });
+    ensure!(
+        uses <= PIECE_USES_MAX,
+        "the steps use {uses} pieces of tensors"
     );
     let ends = &plan.model.end_tokens;
     ensure!(
@@ -241,18 +262,7 @@ fn check_arena(plan: &Plan) -> Result<(), CheckError> {
             "buffer {name} is live in moments {first}..{end} of {moments}"
         );
     }
-    for (i, a) in plan.buffers.iter().enumerate() {
-        for b in &plan.buffers[i + 1..] {
-            let in_time = a.first_phase < b.end_phase && b.first_phase < a.end_phase;
-            let in_space = a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes;
-            ensure!(
-                !(in_time && in_space),
-                "buffers {} and {} overlap",
-                a.name,
-                b.name
-            );
-        }
-    }
+    check_overlaps(&plan.buffers)?;
     let tokens = buffer(plan, plan.tokens_buffer)?;
     ensure!(
         tokens.kind == BufferKind::Tokens && tokens.bytes >= plan.columns_max as u64 * 4,
@@ -265,6 +275,35 @@ fn check_arena(plan: &Plan) -> Result<(), CheckError> {
         "the logits buffer does not hold the vocabulary"
     );
     check_session(plan)
+}
+
+/// Checks that no two buffers share memory while both are live. All of them are in
+/// bounds, not empty, and live for a moment at least.
+fn check_overlaps(buffers: &[Buffer]) -> Result<(), CheckError> {
+    // At each moment what dies leaves before what is born comes.
+    let births = buffers.iter().map(|b| (b.first_phase, true, b));
+    let deaths = buffers.iter().map(|b| (b.end_phase, false, b));
+    let mut events: Vec<_> = births.chain(deaths).collect();
+    events.sort_unstable_by_key(|&(moment, is_birth, _)| (moment, is_birth));
+    // By offset: what is live, which does not overlap.
+    let mut live: BTreeMap<u64, &Buffer> = BTreeMap::new();
+    for (_, is_birth, buffer) in events {
+        if !is_birth {
+            live.remove(&buffer.offset);
+            continue;
+        }
+        let end = buffer.offset + buffer.bytes;
+        if let Some((_, other)) = live.range(..end).next_back() {
+            ensure!(
+                other.offset + other.bytes <= buffer.offset,
+                "buffers {} and {} overlap",
+                other.name,
+                buffer.name
+            );
+        }
+        live.insert(buffer.offset, buffer);
+    }
+    Ok(())
 }
 
 /// Checks that what the runtime works with has room of its own. Buffers do not
@@ -649,6 +688,12 @@ fn check_program(plan: &Plan) -> Result<(), CheckError> {
         ensure!(
             node.depends_on.iter().all(|d| d.index() < i),
             "node {id} depends on a later one"
+        );
+        let mut dependencies = node.depends_on.clone();
+        dependencies.sort_unstable();
+        ensure!(
+            dependencies.windows(2).all(|pair| pair[0] != pair[1]),
+            "node {id} depends on one twice"
         );
         match &node.kind {
             NodeKind::Parse { inputs, window } => ensure!(

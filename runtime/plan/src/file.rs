@@ -18,6 +18,8 @@
 //! at a multiple of 4096 (pages: 16 KiB), gaps zero. The pages section holds a
 //! whole packed model when the plan is bundled, otherwise it is empty.
 
+use std::ops::Range;
+
 use crate::packed::{PACKED_VERSION, PAGE_ALIGN};
 use crate::plan::Plan;
 use crate::{PLAN_VERSION, wire};
@@ -209,7 +211,7 @@ impl Header {
             let fits = offset
                 .checked_add(length)
                 .is_some_and(|section_end| section_end <= file_bytes);
-            if offset < end || !offset.is_multiple_of(kind.align()) || !fits {
+            if end.checked_next_multiple_of(kind.align()) != Some(offset) || !fits {
                 return Err(FileError::Malformed("section range"));
             }
             end = offset + length;
@@ -227,6 +229,15 @@ impl Header {
             file_bytes,
             sections,
         })
+    }
+
+    /// What lies between header and sections: zeros, less than the alignment of a
+    /// section each.
+    pub fn gaps(&self) -> impl Iterator<Item = Range<u64>> {
+        let ends = self.sections.iter().map(|s| s.offset + s.bytes);
+        let ends = std::iter::once(HEADER_BYTES as u64).chain(ends);
+        let starts = self.sections.iter().map(|s| s.offset);
+        ends.zip(starts).map(|(end, start)| end..start)
     }
 
     pub fn section(&self, kind: SectionKind) -> &Section {

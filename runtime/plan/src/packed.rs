@@ -14,7 +14,7 @@
 //! The index holds every page's BLAKE3, so its own digest covers the model.
 
 use omex_kernels::WeightFormat;
-use omex_kernels::spec::{TableLayout, matrix_bytes};
+use omex_kernels::spec::TableLayout;
 
 use crate::ids::PageId;
 use crate::wire::{self, Decode, DecodeError, Encode};
@@ -126,8 +126,9 @@ impl Tensor {
 pub struct PackedIndex {
     /// BLAKE3 of the model file that was packed.
     pub source_digest: Digest,
-    /// The file's name without folders, for people.
-    pub source_name: String,
+    /// The name that the model has for itself, for people; empty without one. Not
+    /// the file's: equal models give equal indexes, whatever their files are called.
+    pub model_name: String,
     pub pages: Vec<Page>,
     /// In schedule order.
     pub tensors: Vec<Tensor>,
@@ -152,9 +153,4 @@ pub fn packed_header(index: &[u8], file_bytes: u64) -> [u8; PACKED_HEADER_BYTES 
     header[24..32].copy_from_slice(&file_bytes.to_le_bytes());
     header[32..64].copy_from_slice(blake3::hash(index).as_bytes());
     header
-}
-
-/// Bytes that a packed matrix needs, for reports before anything is packed.
-pub fn packed_matrix_bytes(format: WeightFormat, layout: TableLayout, rows: u32, k: u32) -> u64 {
-    matrix_bytes(format, layout, rows, k)
 }

@@ -45,6 +45,8 @@ pub struct PagePlan {
     pub memory_bytes_per_s: u64,
     /// Pages that all cores together decompress.
     pub zstd_bytes_per_s: u64,
+    /// 8-bit multiply-adds of all cores together.
+    pub macs_per_s: u64,
 }
 
 /// One read of consecutive pages into a slot.

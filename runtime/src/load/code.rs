@@ -8,7 +8,6 @@ use omex_plan::file::SectionKind;
 use super::{LoadOptions, PlanFile};
 use crate::error::RunError;
 use crate::exec::KeptCode;
-use crate::hex;
 use crate::os::memory::{Code, Region};
 
 /// Entry points of a plan's kernels, and what keeps them alive.
@@ -23,15 +22,6 @@ pub(super) fn load(
     options: &LoadOptions,
 ) -> Result<LoadedCode, RunError> {
     let section = file.header.section(SectionKind::Code);
-    let malformed = |what: String| RunError::integrity(file.path, Some(section.offset), what);
-    let callable = |spec: &KernelSpec| matches!(spec, KernelSpec::Matmul { .. });
-    for (index, kernel) in plan.kernels.iter().enumerate() {
-        if kernel.code.is_some() && !callable(kernel.spec()) {
-            return Err(malformed(format!(
-                "kernel {index} has code, but only matmul kernels are called by address"
-            )));
-        }
-    }
     let mut region = Region::zeroed(section.bytes as usize)
         .map_err(|e| RunError::Memory(format!("no memory for the plan's code: {e}")))?;
     file.read(SectionKind::Code, region.bytes_mut())?;
@@ -49,13 +39,12 @@ pub(super) fn load(
     };
     let signature = options.signature.clone().unwrap_or_else(beside);
     let trusted = match &options.trust {
-        Some(store) => store.accepts(&file.header_bytes, &section.digest, &signature)?,
+        Some(store) => store.accepts(&file.header_bytes, &signature)?,
         None => false,
     };
     if !trusted {
         return generate(file, plan).ok_or_else(|| RunError::Untrusted {
             path: file.path.to_owned(),
-            code_digest: hex::encode(&section.digest),
         })?;
     }
     let mapping = Code::new(region).map_err(RunError::io("make the code executable", file.path))?;

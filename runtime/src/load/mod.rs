@@ -24,6 +24,7 @@ use crate::os::{cpu, memory, process};
 use crate::pool::Pool;
 use crate::tokenizer::Tokenizer;
 
+pub(crate) use packed::damaged_page;
 use packed::{PackedModel, find_frames};
 pub use packed::{frames_file_name, packed_file_name};
 pub use places::Places;
@@ -31,6 +32,9 @@ pub use trust::{TrustStore, TrustedKey};
 
 /// Largest metadata section that is read.
 const METADATA_BYTES_MAX: u64 = 256 << 20;
+
+/// Above what a plan needs, this is enough for whatever is read ahead of a program.
+const SPARE_BYTES: u64 = 16 << 20;
 
 /// Bytes of the arena that a thread makes resident at once: whole huge pages.
 const POPULATE_BYTES: usize = 4 << 20;
@@ -85,6 +89,15 @@ impl PlanFile<'_> {
         file.read_exact_at(start, 0)
             .map_err(RunError::io("read the plan", path))?;
         let header = Header::parse(start, bytes).map_err(|e| RunError::integrity(path, None, e))?;
+        for gap in header.gaps() {
+            let mut padding = vec![0; (gap.end - gap.start) as usize];
+            file.read_exact_at(&mut padding, gap.start)
+                .map_err(RunError::io("read the plan", path))?;
+            if padding.iter().any(|&byte| byte != 0) {
+                let what = "the padding between sections is not zero";
+                return Err(RunError::integrity(path, Some(gap.start), what));
+            }
+        }
         Ok(PlanFile {
             path,
             file,
@@ -208,8 +221,7 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
 
     // Decoding and code generation leave free blocks behind, and reading the
     // plan its pages in the page cache.
-    let paged = matches!(&plan.weights.source, WeightSource::Paged(p) if !p.reads.is_empty());
-    let how = if paged { Return::Singly } else { Return::Ahead };
+    let how = how_to_return(plan);
     memory::release_unused(how);
     if !file.was_cached && file.header.section(SectionKind::Pages).bytes == 0 {
         // Whatever is refused here is only cached for longer.
@@ -275,6 +287,20 @@ fn require_memory(plan: &Plan) -> Result<(), RunError> {
             refuse(more, format!("only {available} are available"))
         }
         Some(_) | None => Ok(()),
+    }
+}
+
+/// How pages of the program come back while the plan runs: singly, where they would
+/// take the place of others.
+fn how_to_return(plan: &Plan) -> Return {
+    let is_full = || {
+        let most = charge_peak_bytes(plan).saturating_add(SPARE_BYTES);
+        process::memory_limit_bytes().is_some_and(|limit| limit < most)
+    };
+    match &plan.weights.source {
+        WeightSource::Paged(paged) if !paged.reads.is_empty() => Return::Singly,
+        WeightSource::Read { .. } | WeightSource::Paged(_) if is_full() => Return::Singly,
+        WeightSource::Mapped | WeightSource::Read { .. } | WeightSource::Paged(_) => Return::Ahead,
     }
 }
 

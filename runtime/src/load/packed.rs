@@ -105,6 +105,14 @@ pub(super) fn find_frames(plan: &Plan, folders: &[&Path]) -> Result<Option<Sourc
     }))
 }
 
+/// What is said of a page that does not match its digest.
+pub(crate) fn damaged_page(page: impl std::fmt::Display) -> String {
+    format!(
+        "page {page} of the packed model does not match its digest; remove the file and build \
+         the plan again"
+    )
+}
+
 /// A packed model within an open file.
 pub(super) struct PackedModel {
     path: PathBuf,
@@ -360,7 +368,7 @@ impl PackedModel {
             index => Err(RunError::integrity(
                 &self.path,
                 Some(self.offset + pages[index as usize].file_offset),
-                format!("page {index} of the packed model does not match its digest"),
+                damaged_page(index),
             )),
         }
     }

@@ -1,11 +1,12 @@
-//! Whose code is run: digests of code sections that were built here, and keys
-//! whose signatures on plans are accepted.
+//! Whose code is run: plans that were built here, and keys whose signatures on
+//! plans are accepted.
 //!
-//! A trust folder holds `code.txt`, one BLAKE3 digest in hexadecimal a line,
-//! and `keys.txt`, one ed25519 public key in hexadecimal a line, optionally
+//! A trust folder holds `plans.txt`, the BLAKE3 digest of a plan's header in
+//! hexadecimal a line, and `keys.txt`, one ed25519 public key in hexadecimal a line, optionally
 //! followed by a name. `plan.bin.sig` beside a plan holds, in hexadecimal, the
 //! ed25519 signature of the plan's header, which contains the digests of all
-//! sections.
+//! sections: what a kernel's code may touch is said by the metadata, so neither is
+//! trusted without the other.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -43,9 +44,9 @@ impl TrustStore {
         &self.folder
     }
 
-    /// Digests of the code sections that were built here, sorted.
-    pub fn code(&self) -> Result<Vec<[u8; 32]>, RunError> {
-        self.list("code.txt", hex::decode)
+    /// Digests of the headers of plans that were built here, sorted.
+    pub fn plans(&self) -> Result<Vec<[u8; 32]>, RunError> {
+        self.list("plans.txt", hex::decode)
     }
 
     /// The accepted signers, sorted.
@@ -59,9 +60,9 @@ impl TrustStore {
         })
     }
 
-    /// Trusts the code section with this digest.
-    pub fn add_code(&self, digest: &[u8; 32]) -> Result<(), RunError> {
-        self.add("code.txt", &hex::encode(digest))
+    /// Trusts the plan with this header.
+    pub fn add_plan(&self, header: &[u8]) -> Result<(), RunError> {
+        self.add("plans.txt", &hex::encode(blake3::hash(header).as_bytes()))
     }
 
     /// Trusts the signer with this public key.
@@ -86,10 +87,9 @@ impl TrustStore {
     pub(crate) fn accepts(
         &self,
         plan_header: &[u8],
-        code_digest: &[u8; 32],
         signature_path: &Path,
     ) -> Result<bool, RunError> {
-        if self.code()?.contains(code_digest) {
+        if self.plans()?.contains(blake3::hash(plan_header).as_bytes()) {
             return Ok(true);
         }
         let text = match read_small(signature_path, 1024) {
@@ -164,39 +164,40 @@ mod tests {
     use ed25519_dalek::{Signer, SigningKey};
 
     #[test]
-    fn code_is_accepted_when_listed_or_signed_by_a_listed_key() {
+    fn plans_are_accepted_when_listed_or_signed_by_a_listed_key() {
         let folder = std::env::temp_dir().join(format!("omex-trust-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         let store = TrustStore::new(folder.join("trust"));
         let sig = folder.join("plan.bin.sig");
-        let accepts = |digest: u8| store.accepts(b"header", &[digest; 32], &sig).unwrap();
+        let accepts = |header: &[u8]| store.accepts(header, &sig).unwrap();
 
-        assert!(!accepts(1));
-        store.add_code(&[2; 32]).unwrap();
-        store.add_code(&[1; 32]).unwrap();
-        store.add_code(&[2; 32]).unwrap();
-        assert_eq!(store.code().unwrap(), [[1; 32], [2; 32]]);
-        assert!(accepts(1) && accepts(2) && !accepts(3));
+        assert!(!accepts(b"one"));
+        for header in [b"two", b"one", b"two"] {
+            store.add_plan(header).unwrap();
+        }
+        assert_eq!(store.plans().unwrap().len(), 2);
+        assert!(store.plans().unwrap().is_sorted());
+        assert!(accepts(b"one") && accepts(b"two") && !accepts(b"three"));
 
         let signer = SigningKey::from_bytes(&[7; 32]);
-        let signature = signer.sign(b"header").to_bytes();
+        let signature = signer.sign(b"three").to_bytes();
         std::fs::write(&sig, format!("{}\n", hex::encode(&signature))).unwrap();
-        assert!(!accepts(3));
+        assert!(!accepts(b"three"));
         store
             .add_key(signer.verifying_key().as_bytes(), "ada")
             .unwrap();
-        assert!(accepts(3));
+        assert!(accepts(b"three") && !accepts(b"four"));
         std::fs::write(&sig, hex::encode(&[1; 64])).unwrap();
-        assert!(!accepts(3));
+        assert!(!accepts(b"three"));
         std::fs::write(&sig, "xyz").unwrap();
-        assert!(store.accepts(b"header", &[3; 32], &sig).is_err());
+        assert!(store.accepts(b"three", &sig).is_err());
 
         // y = 2 is on no point of the curve.
         let mut no_point = [0; 32];
         no_point[0] = 2;
         assert!(store.add_key(&no_point, "").is_err());
-        std::fs::write(folder.join("trust/code.txt"), "nonsense\n").unwrap();
-        assert!(store.code().is_err());
+        std::fs::write(folder.join("trust/plans.txt"), "nonsense\n").unwrap();
+        assert!(store.plans().is_err());
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -63,6 +63,11 @@ pub fn bytes_read() -> u64 {
     proc_number("/proc/self/io", "read_bytes").unwrap_or(0)
 }
 
+/// What the stack of the process's first thread may grow to; `None` without a limit.
+pub fn stack_limit_bytes() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Stack).current
+}
+
 /// Memory that this process can still get, in bytes: what the system has
 /// available, within the limits of its memory cgroups. `None` where the system
 /// does not tell.

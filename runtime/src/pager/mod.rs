@@ -31,7 +31,7 @@ use omex_plan::paging::{PagePlan, gather_stride_bytes, gathered_unit_bytes};
 use omex_plan::{PageId, Plan};
 
 use crate::error::RunError;
-use crate::load::LoadOptions;
+use crate::load::{LoadOptions, damaged_page};
 use crate::os::file::{Stamp, UncachedFile};
 use crate::os::memory::Region;
 use crate::os::uring::Ring;
@@ -146,6 +146,7 @@ struct State {
     clock: u64,
     /// The next read to start: pass and index.
     next: (u64, usize),
+    /// The running pass has a head, and passes to come are expected to.
     head_follows: bool,
     /// Per slot: a read into it is in flight.
     busy: Vec<bool>,
@@ -487,6 +488,14 @@ impl Shared {
 
     /// The next read, when its moment has come and its slot is idle.
     fn take(&self, state: &mut State) -> Option<(u64, usize)> {
+        let running = state.clock / self.phases();
+        while !state.head_follows && state.next.1 == self.body_reads {
+            // Whether the head follows is known of the pass that runs only.
+            if state.next.0 > running {
+                return None;
+            }
+            state.next = (state.next.0 + 1, 0);
+        }
         let (pass, index) = state.next;
         let read = &self.reads[index];
         let moment = (pass * self.phases()).checked_add_signed(read.start_phase);
@@ -494,12 +503,7 @@ impl Shared {
         if state.clock < moment || std::mem::replace(&mut state.busy[read.slot_index], true) {
             return None;
         }
-        let last = if state.head_follows || index >= self.body_reads {
-            self.reads.len()
-        } else {
-            self.body_reads
-        };
-        state.next = if index + 1 < last {
+        state.next = if index + 1 < self.reads.len() {
             (pass, index + 1)
         } else {
             (pass + 1, 0)
@@ -549,10 +553,7 @@ impl Shared {
         while done < state.page.bytes {
             let wanted = (state.page.bytes - done).min(buffer.len() as u64) as usize;
             let at = self.source.offset + state.page.file_offset + done;
-            self.source
-                .file
-                .read_at(buffer, wanted, at)
-                .map_err(|e| fault_of(&e))?;
+            read_twice(&self.source, buffer, wanted, at).map_err(|e| fault_of(&e))?;
             hasher.update(&buffer[..wanted]);
             done += wanted as u64;
         }
@@ -605,11 +606,7 @@ impl Shared {
                 let message = format!("{what} was changed while it was used");
                 RunError::integrity(path, None, message)
             }
-            Fault::Digest(page) => RunError::integrity(
-                path,
-                Some(place(page)),
-                format!("page {page} of the packed model does not match its digest"),
-            ),
+            Fault::Digest(page) => RunError::integrity(path, Some(place(page)), damaged_page(page)),
             Fault::Frame(page) => RunError::integrity(
                 path,
                 Some(place(page)),

@@ -69,6 +69,7 @@ fn plan() -> (Plan, PagePlan) {
         storage_bytes_per_s: 1,
         memory_bytes_per_s: 1,
         zstd_bytes_per_s: 1,
+        macs_per_s: 1,
     };
     let plan = Plan {
         target: Target {
@@ -200,6 +201,19 @@ fn run_with(
     direct: Option<Fate>,
     buffered: Fate,
 ) -> Option<String> {
+    let heads = [true, false, true];
+    run_passes(options, name, direct, buffered, plan(), &heads)
+}
+
+/// Runs passes of a plan, with a head or without.
+fn run_passes(
+    options: &LoadOptions,
+    name: &str,
+    direct: Option<Fate>,
+    buffered: Fate,
+    (plan, paged): (Plan, PagePlan),
+    heads: &[bool],
+) -> Option<String> {
     let path = std::env::temp_dir().join(format!("omex-pager-{name}-{}", std::process::id()));
     let content = content();
     std::fs::write(&path, &content).unwrap();
@@ -211,7 +225,6 @@ fn run_with(
     let file = UncachedFile::with_reads(open(), direct.map(faulty), faulty(buffered));
     std::fs::remove_file(&path).unwrap();
 
-    let (plan, paged) = plan();
     let mut arena = Region::zeroed(plan.arena_bytes as usize).unwrap();
     let source = Source {
         file,
@@ -223,8 +236,7 @@ fn run_with(
     let ring = options.io_uring && direct.is_some() && has_rings();
     assert_eq!(pager.shared.ring.is_some(), ring);
     let mut fault = None;
-    'passes: for pass in 0..3 {
-        let head = pass != 1;
+    'passes: for (pass, &head) in heads.iter().enumerate() {
         pager.begin_body(head);
         for phase in 0..PAGES {
             if phase == PAGES - 1 {
@@ -237,9 +249,12 @@ fn run_with(
                 fault = Some(pager.fault().unwrap());
                 break 'passes;
             }
-            let read = &paged.reads[phase];
+            let needed = |read: &&PageRead| read.first_phase as usize == phase;
+            let Some(read) = paged.reads.iter().find(needed) else {
+                continue;
+            };
             let slot = slots.wrapping_add(read.slot.index() * STRIDE);
-            let wanted = blake3::hash(&content[phase * STRIDE..][..PAGE_BYTES]);
+            let wanted = blake3::hash(&content[read.first_page.index() * STRIDE..][..PAGE_BYTES]);
             assert_eq!(hash(slot), wanted, "page {phase} of pass {pass}");
         }
     }
@@ -261,6 +276,45 @@ fn sound(_: u32, buffer: &mut [u8], offset: u64, file: &File) -> io::Result<usiz
 
 /// What a task may do meanwhile: the first pages come while its text becomes
 /// tokens.
+/// Reads that all start in the pass before the one that needs them, before it is known
+/// whether that has a head; a head that reads, or does not.
+#[test]
+fn passes_with_and_without_head_follow_each_other_in_any_order() {
+    for head_reads in [true, false] {
+        let (mut plan, mut paged) = plan();
+        let phases = PAGES as i32;
+        let read = |slot: u32, phase: u32, start_phase: i32| PageRead {
+            first_page: PageId(phase),
+            pages: 1,
+            slot: BufferId(slot),
+            start_phase,
+            first_phase: phase,
+            end_phase: phase + 1,
+            compressed: false,
+        };
+        let body = (0..3).map(|i| read(i, i, i as i32 + 1 - phases));
+        let head = head_reads.then(|| read(3, PAGES as u32 - 1, 0));
+        paged.reads = body.chain(head).collect();
+        let slot = plan.buffers[0].clone();
+        plan.buffers = (0..4)
+            .map(|i| Buffer {
+                offset: i * STRIDE as u64,
+                ..slot.clone()
+            })
+            .collect();
+        plan.arena_bytes = 4 * STRIDE as u64;
+        plan.weights.source = WeightSource::Paged(paged.clone());
+        for options in [&THREADS, &RING] {
+            for order in 0..64u32 {
+                let heads: Vec<bool> = (0..6).map(|pass| order >> pass & 1 == 1).collect();
+                let plan = (plan.clone(), paged.clone());
+                let fault = run_passes(options, "heads", Some(sound), sound, plan, &heads);
+                assert_eq!(fault, None, "{heads:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn reads_begin_before_the_first_pass() {
     static READS: AtomicU32 = AtomicU32::new(0);

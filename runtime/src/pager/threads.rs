@@ -7,6 +7,7 @@ use super::frames::{Decompressor, Frames};
 use super::timeline::Timeline;
 use super::{Fault, IO_STACK_BYTES, Origin, Pager, Shared, fault_of, lock, read_twice, unchanged};
 use crate::error::RunError;
+use crate::pool::indivisible;
 
 impl Pager {
     /// Starts `depth` threads.
@@ -56,8 +57,12 @@ impl Shared {
             };
             drop(state);
             let from_ns = self.timeline.as_ref().map(Timeline::now_ns);
-            let read = self.read(index, thread, decompressor.as_mut());
-            let result = read.and_then(|()| self.accept(index));
+            let mut result = Ok(());
+            // Computing threads would wait for ever for a thread that is gone.
+            indivisible(|| {
+                let read = self.read(index, thread, decompressor.as_mut());
+                result = read.and_then(|()| self.accept(index));
+            });
             if let (Some(timeline), Some(from_ns)) = (&self.timeline, from_ns) {
                 timeline.read(thread, index, from_ns);
             }

@@ -23,6 +23,8 @@ pub(super) struct Counts {
     pub(super) generated_tokens: u64,
     pub(super) drafted_tokens: u64,
     pub(super) accepted_tokens: u64,
+    /// Passes over prompts alone: their tokens and time.
+    pub(super) prefill_tokens: u64,
     pub(super) prefill: Duration,
     pub(super) decode: Duration,
     pub(super) first_token: Option<Duration>,
@@ -160,6 +162,7 @@ impl Generator<'_> {
             self.counts.decode += spent;
         } else {
             self.counts.prefill += spent;
+            self.counts.prefill_tokens += columns.tokens.len() as u64;
         }
         let began = Instant::now();
         let sampled = evaluated.and_then(|()| self.sample(lanes, request, columns));
@@ -172,8 +175,10 @@ impl Generator<'_> {
             Err(e) => return Err(e),
         }
         for (span, &window) in columns.spans.iter().zip(&columns.windows) {
-            let prompt_tokens = lanes.lane(window).prompt_tokens as u32;
-            if span.position < prompt_tokens {
+            let lane = lanes.lane(window);
+            let prompt_tokens = lane.prompt_tokens as u32;
+            // Not those of a pass that has to be done again.
+            if span.position < prompt_tokens.min(lane.evaluated as u32) {
                 out.event(&Event::Prefill {
                     window,
                     evaluated: (span.position + span.columns).min(prompt_tokens),

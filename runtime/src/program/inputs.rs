@@ -15,7 +15,7 @@ use crate::error::RunError;
 pub(super) enum Source<'a> {
     /// A file that the user or the container names.
     File(&'a Path),
-    /// A file that a folder or a glob led to: passed over when it is not text.
+    /// A file that a folder or a glob led to: passed over when it is empty or not text.
     Found(&'a Path),
     StandardInput,
     /// The text itself.

@@ -110,6 +110,8 @@ pub struct Outcome {
     pub generated_tokens: u64,
     pub drafted_tokens: u64,
     pub accepted_tokens: u64,
+    /// Evaluated in passes over prompts alone, which took `prefill_seconds`.
+    pub prefill_tokens: u64,
     pub prefill_seconds: f64,
     pub decode_seconds: f64,
     pub first_token_seconds: f64,
@@ -245,6 +247,7 @@ pub(crate) fn run(
         generated_tokens: counts.generated_tokens,
         drafted_tokens: counts.drafted_tokens,
         accepted_tokens: counts.accepted_tokens,
+        prefill_tokens: counts.prefill_tokens,
         prefill_seconds: counts.prefill.as_secs_f64(),
         decode_seconds: counts.decode.as_secs_f64(),
         first_token_seconds: counts.first_token.unwrap_or_default().as_secs_f64(),
@@ -296,7 +299,8 @@ impl Run<'_> {
                 let context = plan.model.context;
                 let Some(mut text) = Text::open(source, *window, context, buffer)? else {
                     if let Source::Found(path) = source {
-                        let what = format!("{} is not text and is passed over", path.display());
+                        let path = path.display();
+                        let what = format!("{path} is empty or not text and is passed over");
                         self.flow.event(&Event::Note { what: &what })?;
                     }
                     continue;
@@ -464,9 +468,9 @@ impl Run<'_> {
         let lanes = &mut self.lanes;
         let prompt_tokens = lanes.free_tokens().len();
         if prompt_tokens == 0 {
-            return Err(RunError::Usage(
-                "the prompt is empty: there is nothing to continue".to_owned(),
-            ));
+            return Err(RunError::Usage(format!(
+                "the prompt from {source} is empty: there is nothing to continue"
+            )));
         }
         let window = lanes.start(self.generator.tokenizer);
         self.generator.counts.prompt_tokens += prompt_tokens as u64;

@@ -69,7 +69,7 @@ impl<'a> Text<'a> {
     /// Opens a text. `buffer` is reused from text to text, and has
     /// [`text_bytes`] of the window.
     ///
-    /// `None`: a file that a folder led to and that is not text.
+    /// `None`: a file that a folder led to and that is empty or not text.
     pub(super) fn open(
         source: Source<'a>,
         window: Window,
@@ -78,7 +78,7 @@ impl<'a> Text<'a> {
     ) -> Result<Option<Text<'a>>, RunError> {
         let (stream, path) = match source {
             Source::File(path) | Source::Found(path) => {
-                let (file, _) = open_regular(path).map_err(|error| match error.kind() {
+                let (file, bytes) = open_regular(path).map_err(|error| match error.kind() {
                     io::ErrorKind::InvalidInput => RunError::Input {
                         path: path.to_owned(),
                         byte: None,
@@ -89,6 +89,7 @@ impl<'a> Text<'a> {
                 // Whatever is wrong with a file is said before anything is
                 // generated from its start.
                 match (check_file(&file, path), source) {
+                    (Ok(()), Source::Found(_)) if bytes == 0 => return Ok(None),
                     (Ok(()), _) => {}
                     (Err(RunError::Input { .. }), Source::Found(_)) => return Ok(None),
                     (Err(e), _) => return Err(e),

@@ -870,7 +870,7 @@ fn program() -> Program {
 fn pack(pages: &Pages) -> (Vec<u8>, PackedIndex, [u8; 32]) {
     let mut index = PackedIndex {
         source_digest: [1; 32],
-        source_name: "tiny.gguf".to_owned(),
+        model_name: "tiny.gguf".to_owned(),
         pages: pages
             .pages
             .iter()

@@ -75,6 +75,12 @@ pub(super) fn read(gguf: &Gguf<'_>, family: &Family) -> Result<Hyperparameters, 
     let rope = rope::read(&keys, family.pairing, head_len, context_len)?;
     let query_scalar = match family.query_scalar {
         QueryScalar::EmbeddingPerHead { layers } if layers == layer_count => {
+            if embedding_len < head_count {
+                return Err(keys.fault(
+                    "attention.head_count",
+                    format!("an embedding of {embedding_len} has nothing for {head_count} heads"),
+                ));
+            }
             embedding_len / head_count
         }
         QueryScalar::EmbeddingPerHead { .. } | QueryScalar::HeadLen => head_len,

@@ -14,6 +14,10 @@ use crate::diagnostic::{Code, quoted};
 use crate::import::ImportError;
 use crate::ir::Frequencies;
 
+/// Least divisor of a frequency: with less, angles lose the precision that they are
+/// computed with. Those of models are about 1 and more.
+pub(super) const FACTOR_MIN: f32 = 1.0 / 16.0;
+
 /// Rotary position embedding of a model.
 ///
 /// The inverse frequency of pair `i` is
@@ -108,6 +112,12 @@ pub(super) fn read(
         ));
     }
     let base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
+    if base < 1.0 {
+        return Err(keys.fault(
+            "rope.freq_base",
+            format!("with {base:?}, pairs turn further from pair to pair, not less"),
+        ));
+    }
     let mut rope = Rope::plain(
         dimension_count,
         pairing,
@@ -118,6 +128,12 @@ pub(super) fn read(
         None => keys.positive_or_zero("rope.scale_linear")?,
     };
     let factor = factor.unwrap_or(1.0);
+    if factor < FACTOR_MIN {
+        return Err(keys.fault(
+            "rope.scaling.factor",
+            format!("{factor:?} is below {FACTOR_MIN:?}"),
+        ));
+    }
     let attention_factor = keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0);
     let original_context = keys
         .optional_count("rope.scaling.original_context_length")?
@@ -170,7 +186,7 @@ fn ntk_base(keys: &Keys<'_, '_>, base: f32, width: u32) -> Result<f32, ImportErr
     }
     let exponent = f64::from(width) / f64::from(width - 2);
     let scaled = (f64::from(base) * pow_f64(f64::from(alpha), exponent)) as f32;
-    if scaled.is_finite() && scaled > 0.0 {
+    if scaled.is_finite() && scaled >= 1.0 {
         Ok(scaled)
     } else {
         Err(keys.fault(KEY, format!("{alpha:?} gives the base {scaled}")))

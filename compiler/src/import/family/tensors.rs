@@ -8,7 +8,7 @@ use omex_kernels::block::float_at;
 use omex_kernels::format::Descriptor;
 
 use super::families::Family;
-use super::rope::Factors;
+use super::rope::{FACTOR_MIN, Factors};
 use super::{Hyperparameters, Layer, Linear, Matrix, Output, Vector, Weights};
 use crate::diagnostic::{Code, quoted};
 use crate::import::ImportError;
@@ -159,9 +159,12 @@ fn rope_factors(finder: &mut Finder<'_, '_>, h: &mut Hyperparameters) -> Result<
     let mut read = |name: &str| -> Result<Vec<f32>, ImportError> {
         let vector = finder.vector(name, pairs)?;
         let factors = vector.read(finder.gguf)?;
-        match factors.iter().position(|f| *f <= 0.0) {
+        match factors.iter().position(|f| *f < FACTOR_MIN) {
             None => Ok(factors),
-            Some(i) => Err(element_fault(finder.gguf, &vector, i, "not above 0")),
+            Some(i) => {
+                let what = format!("below {FACTOR_MIN:?}");
+                Err(element_fault(finder.gguf, &vector, i, &what))
+            }
         }
     };
     match &mut h.rope.factors {

@@ -491,7 +491,7 @@ fn faulty_models_are_named() {
         (
             |d| d.add("rope_freqs.weight", GgmlType::F32, &[4]),
             ModelTensor,
-            "element 0 of tensor `rope_freqs.weight` is 0.0, not above 0",
+            "element 0 of tensor `rope_freqs.weight` is 0.0, below 0.0625",
         ),
     ];
     for (change, code, message) in cases {

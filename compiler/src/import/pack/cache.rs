@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::Part;
 use super::layout::{FileLayout, lay_out};
 use super::write::{Output, write_pages};
-use super::{PackedModel, Progress, Source, source_name};
+use super::{PackedModel, Progress, Source};
 use crate::diagnostic::Code;
 use crate::import::ImportError;
 
@@ -49,8 +49,7 @@ pub fn pack_into_cache(
 ) -> Result<PackedModel, ImportError> {
     let path = source.file.path();
     let before = stamp(source)?;
-    let mut layout =
-        lay_out(source.gguf, order, &source_name(path)).map_err(|e| e.in_file(path))?;
+    let mut layout = lay_out(source.gguf, order).map_err(|e| e.in_file(path))?;
     layout.index.source_digest = hash_source(source, progress)?;
     if let Some(found) = find(cache_dir, &layout) {
         return Ok(found);
@@ -187,8 +186,10 @@ fn find(cache_dir: &Path, layout: &FileLayout) -> Option<PackedModel> {
         .into_iter()
         .filter_map(|path| open(&path).ok())
         .find(|found| {
-            found.index.source_digest == layout.index.source_digest
-                && found.index.tensors == layout.index.tensors
+            let (index, wanted) = (&found.index, &layout.index);
+            index.source_digest == wanted.source_digest
+                && index.model_name == wanted.model_name
+                && index.tensors == wanted.tensors
                 && found.path.file_name() == Some(file_name(&found.digest).as_ref())
         })
 }

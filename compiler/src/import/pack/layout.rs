@@ -14,6 +14,8 @@ use crate::import::gguf::{self, Gguf};
 
 /// Pieces begin at multiples of this in their page: the step of all kernels.
 const PIECE_ALIGN: u64 = 64;
+/// Longest name of a model that is kept: a longer one is no name.
+const NAME_BYTES_MAX: usize = 255;
 
 /// The index with all digests still zero, and the length of the whole file.
 #[derive(Debug)]
@@ -28,11 +30,7 @@ pub(super) struct FileLayout {
 /// encoded index is known before the pages are written.
 /// Ensures: units of a tensor are covered by its pieces in ascending order;
 /// pieces of a page do not overlap and lie in it in the order of the tensors.
-pub(super) fn lay_out(
-    gguf: &Gguf<'_>,
-    order: &[Part],
-    source_name: &str,
-) -> Result<FileLayout, ImportError> {
+pub(super) fn lay_out(gguf: &Gguf<'_>, order: &[Part]) -> Result<FileLayout, ImportError> {
     let mut pages = Pages::default();
     let mut tensors = Vec::with_capacity(order.len());
     for part in order {
@@ -52,9 +50,11 @@ pub(super) fn lay_out(
         tensor.pieces = pages.place(units, unit_bytes);
         tensors.push(tensor);
     }
+    let name = gguf.get_str("general.name")?;
+    let name = name.filter(|name| name.len() <= NAME_BYTES_MAX);
     let mut index = PackedIndex {
         source_digest: [0; 32],
-        source_name: source_name.to_owned(),
+        model_name: name.unwrap_or_default().to_owned(),
         pages: pages.finish(),
         tensors,
     };

@@ -13,7 +13,7 @@ mod layout;
 mod tests;
 mod write;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use omex_plan::packed::{Digest, PackedIndex, PackedLayout};
 
@@ -81,7 +81,7 @@ pub struct PackedSize {
 ///
 /// A tensor whose type or shape is not supported.
 pub fn packed_size(gguf: &Gguf<'_>, order: &[Part]) -> Result<PackedSize, ImportError> {
-    let layout = layout::lay_out(gguf, order, "")?;
+    let layout = layout::lay_out(gguf, order)?;
     let tensors = layout.index.tensors.iter();
     Ok(PackedSize {
         weights_bytes: tensors
@@ -89,9 +89,4 @@ pub fn packed_size(gguf: &Gguf<'_>, order: &[Part]) -> Result<PackedSize, Import
             .sum(),
         file_bytes: layout.file_bytes,
     })
-}
-
-fn source_name(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default();
-    name.to_string_lossy().into_owned()
 }

@@ -224,7 +224,7 @@ fn dot_tree(e: &mut Emit, total: Value, w: Operand, a: Operand) -> Value {
 
 /// The tree that cranelift folds into one `pmaddwd`.
 fn madd_words(e: &mut Emit, x: Value, y: Value) -> Value {
-    debug_assert_eq!(e.b.func.dfg.value_type(x), I16X8);
+    assert_eq!(e.b.func.dfg.value_type(x), I16X8);
     let (xl, yl) = (e.b.ins().swiden_low(x), e.b.ins().swiden_low(y));
     let (xh, yh) = (e.b.ins().swiden_high(x), e.b.ins().swiden_high(y));
     let (low, high) = (e.b.ins().imul(xl, yl), e.b.ins().imul(xh, yh));

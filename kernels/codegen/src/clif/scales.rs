@@ -91,7 +91,7 @@ impl Scales {
             ) => Minimum::Subtracted,
         };
         let signed_six_bit = matches!(q.sub_scales, SubScales::SixBit { mins: false, .. });
-        debug_assert_eq!(
+        assert_eq!(
             signed_six_bit,
             matches!(format, WeightFormat::Q3K | WeightFormat::Iq4Xs)
         );
@@ -272,7 +272,7 @@ fn half_power_of_two(e: &mut Emit, exponent: Value) -> Value {
     let denormal = e.shift_left(more, 21);
     let is_denormal = e.b.ins().icmp(IntCC::SignedLessThan, exponent, two);
     let bits = e.b.ins().bitselect(is_denormal, denormal, normal);
-    debug_assert_eq!(e.b.func.dfg.value_type(bits), I32X4);
+    assert_eq!(e.b.func.dfg.value_type(bits), I32X4);
     e.cast(F32X4, bits)
 }
 

@@ -225,7 +225,7 @@ impl Asm {
     }
 
     pub(super) fn give(&mut self, v: Vector) {
-        debug_assert!(!self.free.contains(&v), "{v:?} is given twice");
+        assert!(!self.free.contains(&v), "{v:?} is given twice");
         self.free.push(v);
         // The lowest register first: only the first 16 have VEX forms.
         self.free.sort_unstable_by(|a, b| b.cmp(a));
