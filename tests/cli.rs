@@ -5,6 +5,7 @@ mod common;
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::Stdio;
 
 use common::{Scratch, container, fails, ok, report, root, smollm2, u64_of, windows_container};
@@ -393,6 +394,50 @@ fn execute_builds_once_and_reads_containers_from_pipes() {
     let mut run = scratch.omex();
     let refusal = fails(run.args(["execute", "--any-path", "--file"]).arg(bad), 3);
     assert!(refusal.contains("error[OMX"), "{refusal}");
+}
+
+/// A container may come from anyone; whoever runs it names what they like.
+#[test]
+fn links_do_not_lead_out_of_the_tasks_folder() {
+    use std::os::unix::fs::symlink;
+
+    let scratch = Scratch::new("links");
+    let outside = scratch.write("outside/secret.txt", "Water boils.");
+    scratch.write("task/docs/own.txt", "Ice melts.");
+    let task = scratch.path("task");
+    symlink(&outside, task.join("input.txt")).unwrap();
+    symlink(outside.parent().unwrap(), task.join("folder")).unwrap();
+    symlink(&outside, task.join("docs/link.txt")).unwrap();
+    std::fs::hard_link(smollm2(), task.join("model.gguf")).unwrap();
+    let build = |input: &str, flags: &[&str]| {
+        let text = container(Path::new("model.gguf"), SMALL).replace("input.txt", input);
+        scratch.write("task/task.omex.json", text);
+        let mut build = scratch.omexc();
+        build.current_dir(&task).args(["build", "task.omex.json"]);
+        ok(build.args(["-o", "plan.bin"]).args(flags));
+    };
+    let run = |flags: &[&str]| {
+        let mut run = scratch.omex();
+        run.current_dir(&task)
+            .args(["run", "plan.bin", "-n", "1"])
+            .args(flags);
+        run
+    };
+    for input in ["input.txt", "folder", "folder/secret.txt"] {
+        build(input, &[]);
+        let refusal = fails(&mut run(&[]), 3);
+        assert!(refusal.contains("leads out"), "{refusal}");
+        ok(&mut run(&["-i", outside.to_str().unwrap()]));
+        build(input, &["--any-path"]);
+        ok(&mut run(&[]));
+    }
+    build("docs", &[]);
+    let events = |flags: &[&str]| {
+        let events = stdout(ok(&mut run(&[&["--events", "jsonl"], flags].concat())));
+        (events.contains("own.txt"), events.contains("link.txt"))
+    };
+    assert_eq!(events(&[]), (true, false));
+    assert_eq!(events(&["-i", "docs"]), (true, true));
 }
 
 /// The cache knows a plan by all that its bytes depend on.

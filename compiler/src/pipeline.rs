@@ -593,13 +593,13 @@ impl Fitting<'_> {
                 continue;
             }
             let unused = limit.bytes - needed;
-            let better = best
-                .as_ref()
-                .is_none_or(|b| b.memory.needed_bytes() < needed);
+            // A plan that streams nothing needs no slots, and may need less for more.
+            let streamed = streamed_bytes(&plan);
+            let better = (best.as_ref()).is_none_or(|best| streamed < streamed_bytes(best));
             if better {
                 best = Some(plan);
             }
-            if unused < BUDGET_UNUSED_BYTES || !better {
+            if unused < BUDGET_UNUSED_BYTES || streamed == 0 || !better {
                 break;
             }
             weights_bytes_max += unused;
@@ -617,6 +617,11 @@ impl Fitting<'_> {
             Err(Box::new(least))
         }
     }
+}
+
+/// What a pass of a paged plan reads.
+fn streamed_bytes(plan: &Plan) -> u64 {
+    paging::Cost::of(plan).map_or(0, |cost| cost.token_bytes)
 }
 
 /// Verifies a pass's result. A violation is a bug of the compiler.

@@ -69,12 +69,6 @@ pub const fn e8m0_half_to_f32(e: u8) -> f32 {
 /// Adding and subtracting this rounds |x| < 2^22 to an integer, half to even.
 pub const ROUND_MAGIC: f32 = 12_582_912.0;
 
-/// `x` rounded to an integer, half to even, for |x| < 2^22.
-#[inline(always)]
-pub const fn round_even(x: f32) -> f32 {
-    (x + ROUND_MAGIC) - ROUND_MAGIC
-}
-
 /// `a > b ? a : b`, the only maximum of the contract.
 #[inline(always)]
 pub const fn max(a: f32, b: f32) -> f32 {
@@ -310,7 +304,7 @@ mod tests {
 
     #[test]
     fn f32_to_f16_rounds_half_to_even() {
-        for bits in (0u16..0x7bff).step_by(1) {
+        for bits in 0u16..0x7bff {
             let (low, high) = (f16_to_f32(bits) as f64, f16_to_f32(bits + 1) as f64);
             let middle = ((low + high) / 2.0) as f32;
             assert_eq!(f32_to_f16(middle), bits + (bits & 1), "{bits:#x}");

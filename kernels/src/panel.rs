@@ -19,11 +19,11 @@
 //!
 //! Float panels are steps of 64 bytes as well: 16 rows x (1 f32 | 2 halves).
 
+use crate::PANEL_ROWS;
 use crate::block::{Block32, RawBlock, float_at};
 use crate::format::{
     BlockScale, CodeBits, Descriptor, Plane, Quantized, SECTION_BLOCKS, SubScales, WeightFormat,
 };
-use crate::{PANEL_ROWS, math};
 
 const LANES: usize = PANEL_ROWS as usize;
 
@@ -291,9 +291,4 @@ pub fn dequantize_lane(format: WeightFormat, panel: &[u8], lane: usize, out: &mu
             }
         }
     }
-}
-
-/// Reads f16 entry `lane` of a header plane; shared with tests of back ends.
-pub fn header_f16(plane: &[u8], lane: usize) -> f32 {
-    math::f16_to_f32(u16::from_le_bytes([plane[2 * lane], plane[2 * lane + 1]]))
 }

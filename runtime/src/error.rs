@@ -74,7 +74,7 @@ fn shown(path: &Path) -> Plain<std::path::Display<'_>> {
 
 impl RunError {
     /// Exit codes: 1 task failed, 2 usage, 3 invalid input, 4 memory, 5 I/O or
-    /// missing model, 6 integrity or machine mismatch, 7 policy, 130 signals.
+    /// missing model, 6 integrity or machine mismatch, 7 policy, 130 and 143 signals.
     pub fn exit_code(&self) -> u8 {
         match self {
             RunError::NonFinite { .. } => 1,

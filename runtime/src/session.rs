@@ -48,7 +48,7 @@ pub struct Report {
     pub rss_file_bytes: u64,
     /// Bytes that the process caused to be read from storage.
     pub bytes_read: u64,
-    /// Barriers that threads met at, per generated or prefilled pass, in all.
+    /// Barriers that threads met at, in all passes together.
     pub barriers: u64,
     pub threads: u32,
     /// Equal ids mean equal results, bit by bit.

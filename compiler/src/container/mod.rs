@@ -163,6 +163,7 @@ fn read_task(context: &mut Context<'_>, json: &Json<'_>) -> Option<Task> {
         model,
         storage,
         completion,
+        any_path: context.any_path,
         date,
         unsupported,
     })

@@ -45,6 +45,8 @@ pub struct Task {
     pub model: ModelRequirements,
     pub storage: StoragePolicy,
     pub completion: CompletionPolicy,
+    /// Paths may leave the working directory.
+    pub any_path: bool,
     /// Today, for chat templates that ask.
     pub date: Option<Date>,
     /// Features that are asked for, understood, and not built by this version.

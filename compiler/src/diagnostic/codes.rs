@@ -138,7 +138,7 @@ codes! {
     UnsafePath = 37, InvalidInput, "a path leaves the task's folder",
         "A container may come from anyone, so it may only read and write below the working directory: no absolute paths, no `..`, no NUL. Name other files on the command line (--input NAME=PATH), which only you control.";
     StageOrder = 38, InvalidInput, "an input has no meaning for this node",
-        "The node takes the artefact of another node, and of a certain kind: `inference_slices` takes chunks or text, `output_merge_and_decode` takes what an inferring node outputs.";
+        "The node takes the artefact of another node, and of a certain kind: `inference_slices` takes chunks, `output_merge_and_decode` takes what an inferring node outputs.";
     RuntimeLimits = 39, InvalidInput, "a limit cannot be met",
         "The limits of the container contradict each other or what the task needs.";
 

@@ -52,11 +52,6 @@ impl Sink {
         self.errors > 0
     }
 
-    /// True when further errors would not be kept: a long check may stop here.
-    pub fn is_full(&self) -> bool {
-        self.errors >= DIAGNOSTICS_MAX
-    }
-
     /// The findings kept; the last says how many were not.
     pub fn into_vec(mut self) -> Vec<Diagnostic> {
         let left_out = self.errors + self.warnings - self.kept.len();

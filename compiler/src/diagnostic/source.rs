@@ -97,11 +97,6 @@ impl Source {
         &self.text
     }
 
-    /// The text of a span, empty when the span is not one of this source.
-    pub fn slice(&self, span: Span) -> &str {
-        self.text.get(span.range()).unwrap_or("")
-    }
-
     fn line_starts(&self) -> &[u32] {
         self.line_starts.get_or_init(|| {
             let newlines = self

@@ -264,7 +264,7 @@ impl Args<'_> {
         Ok(args)
     }
 
-    /// The value ring, then the key ring: in the order in which they are popped.
+    /// The value ring, then the key ring: the key ring is popped first.
     fn rings(&self, id: ValueId) -> Vec<Arg> {
         match self.parts.storage.place(id) {
             Place::Rings { keys, values } => vec![

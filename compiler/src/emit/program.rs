@@ -41,6 +41,7 @@ pub fn program(
             InputPath::Stdin => "-".to_owned(),
             InputPath::Path(path) | InputPath::Glob(path) => path.clone(),
         },
+        anywhere: task.any_path,
     });
     Ok(Program {
         task_id: task.id.value.clone(),

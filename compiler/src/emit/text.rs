@@ -198,7 +198,7 @@ records! {
         resident, reads, depth, gather, frames, frames_file_bytes, stages, storage_bytes_per_s, memory_bytes_per_s, zstd_bytes_per_s, macs_per_s
     }
     put_session take_session SessionBuffers { text, history, tokenizer, sampler }
-    put_input take_input Input { name, path }
+    put_input take_input Input { name, path, anywhere }
     put_prompt take_prompt PromptTemplate {
         prefix_tokens, prefix_text, trim, suffix_text, suffix_tokens, empty_tokens
     }

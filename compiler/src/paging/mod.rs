@@ -207,15 +207,22 @@ fn draft(
     let slots_bytes =
         request.slots_bytes_max - stages_bytes(stage_bytes).min(request.slots_bytes_max);
     let slots = rest.min(slots_bytes) / slot.max(1);
-    let slots = slots.clamp(slots_min, units.len() as u64);
-    let spare = rest - slots * slot;
-    let mut resident: Vec<bool> = (uses.iter().zip(pinned))
-        .map(|(uses, pinned)| uses.any() && *pinned)
-        .collect();
-    let units = resident::choose(pages, uses, units, spare, &mut resident);
+    let mut slots = slots.clamp(slots_min, units.len() as u64);
+    // More slots than units that are streamed would take the place of those.
+    let (resident, units) = loop {
+        let mut resident: Vec<bool> = (uses.iter().zip(pinned))
+            .map(|(uses, pinned)| uses.any() && *pinned)
+            .collect();
+        let spare = rest - slots * slot;
+        let streamed = resident::choose(pages, uses, units.clone(), spare, &mut resident);
+        if streamed.len() as u64 >= slots {
+            break (resident, streamed);
+        }
+        slots = streamed.len() as u64;
+    };
     Ok(Draft {
         cut: split::split(plan, &units),
-        slots: (slots as u32).min(units.len() as u32),
+        slots: slots as u32,
         slot_bytes: slot,
         stage_bytes,
         units,

@@ -7,8 +7,6 @@
 mod automaton;
 pub mod pre;
 mod tables;
-#[cfg(test)]
-mod tests;
 mod vocabulary;
 
 pub use tables::compile;

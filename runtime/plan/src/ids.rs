@@ -24,16 +24,14 @@ macro_rules! ids {
 }
 
 ids! {
-    /// Indexes [`crate::Plan::pages`].
+    /// Indexes [`crate::plan::Weights::pages`].
     PageId;
-    /// Indexes [`crate::Plan::tensors`].
+    /// Indexes [`crate::plan::Weights::tensors`].
     TensorId;
     /// Indexes [`crate::Plan::kernels`].
     KernelId;
     /// Indexes [`crate::Plan::buffers`].
     BufferId;
-    /// Indexes [`crate::Plan::steps`].
-    StepId;
     /// Indexes [`crate::task::Program::nodes`].
     NodeId;
     /// Indexes [`crate::task::Program::inputs`].

@@ -88,11 +88,6 @@ impl MemoryContract {
         self.sum(MemoryKind::in_rss)
     }
 
-    /// The same for a runtime without a code generator.
-    pub fn rss_peak_small_bytes(&self) -> u64 {
-        self.sum(|kind| kind.in_rss() && kind != MemoryKind::Generator)
-    }
-
     /// Predicted peak of a memory cgroup's charge, in bytes.
     pub fn charge_peak_bytes(&self) -> u64 {
         self.sum(|_| true)

@@ -17,6 +17,8 @@ pub struct Program {
 pub struct Input {
     pub name: String,
     pub path: String,
+    /// Links may lead out of the folder that the path is looked for in.
+    pub anywhere: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -43,7 +45,7 @@ pub enum NodeKind {
     },
     /// Joins the results of the nodes it depends on, in order.
     Merge {
-        /// Files that receive the text; none means standard output.
+        /// Files that receive the text, which streams to standard output as well.
         outputs: Vec<String>,
     },
 }

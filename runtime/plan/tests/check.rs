@@ -216,6 +216,7 @@ fn tiny() -> Plan {
             inputs: vec![Input {
                 name: "in".into(),
                 path: "in.txt".into(),
+                anywhere: false,
             }],
             nodes: vec![
                 Node {

@@ -154,7 +154,7 @@ struct State {
     flights: Vec<Option<Flight>>,
     /// A thread sleeps until the ring completes a read.
     reaping: bool,
-    /// I/O threads that run.
+    /// I/O threads that have started.
     running: u32,
     stop: bool,
 }

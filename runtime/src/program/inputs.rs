@@ -114,14 +114,24 @@ impl Bindings {
             .rev()
             .find(|(name, _)| *name == input.name || name.is_empty());
         let place = match bound {
-            Some((_, path)) => find(path, &[]),
-            None => find(Path::new(&input.path), &self.folders),
+            // Whoever runs the task may name any file.
+            Some((_, path)) => find(path, &[], true),
+            None => find(Path::new(&input.path), &self.folders, input.anywhere),
         };
         place.map(Sources::new)
     }
 }
 
-fn find<'a>(path: &Path, folders: &[PathBuf]) -> Result<Place<'a>, RunError> {
+/// Whether a path that is there leads out of the folder that it was looked for in.
+fn leaves(folder: &Path, path: &Path) -> io::Result<bool> {
+    let folder = match folder.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => folder,
+    };
+    Ok(!path.canonicalize()?.starts_with(folder.canonicalize()?))
+}
+
+fn find<'a>(path: &Path, folders: &[PathBuf], anywhere: bool) -> Result<Place<'a>, RunError> {
     if path == Path::new("-") {
         return Ok(Place::StandardInput);
     }
@@ -131,18 +141,36 @@ fn find<'a>(path: &Path, folders: &[PathBuf]) -> Result<Place<'a>, RunError> {
     } else {
         folders
     };
+    let require_beneath = |folder: &Path, path: &Path| {
+        let leaves =
+            !anywhere && leaves(folder, path).map_err(RunError::io("find the input", path))?;
+        if leaves {
+            return Err(RunError::Input {
+                path: path.to_owned(),
+                byte: None,
+                what: "a link leads out of the task's folder; bind the file with -i, or build \
+                       with --any-path"
+                    .to_owned(),
+            });
+        }
+        Ok(())
+    };
     for folder in folders {
         let path = folder.join(path);
         match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => {
-                let files = files(&path, Pattern::all())?;
+                require_beneath(folder, &path)?;
+                let files = files(&path, Pattern::all(), anywhere)?;
                 return files.ok_or_else(|| RunError::Input {
                     path,
                     byte: None,
                     what: "the folder holds no files".to_owned(),
                 });
             }
-            Ok(_) => return Ok(Place::File(path)),
+            Ok(_) => {
+                require_beneath(folder, &path)?;
+                return Ok(Place::File(path));
+            }
             Err(e)
                 if matches!(
                     e.kind(),
@@ -166,9 +194,14 @@ fn find<'a>(path: &Path, folders: &[PathBuf]) -> Result<Place<'a>, RunError> {
             start => start.join("/"),
         };
         for folder in folders {
-            let folder = folder.join(&start);
-            let is_folder = folder.as_os_str().is_empty() || folder.is_dir();
-            if is_folder && let Some(files) = files(&folder, Pattern::new(parts))? {
+            let root = folder.join(&start);
+            if !root.as_os_str().is_empty() {
+                if !root.is_dir() {
+                    continue;
+                }
+                require_beneath(folder, &root)?;
+            }
+            if let Some(files) = files(&root, Pattern::new(parts), anywhere)? {
                 return Ok(files);
             }
         }
@@ -179,8 +212,12 @@ fn find<'a>(path: &Path, folders: &[PathBuf]) -> Result<Place<'a>, RunError> {
 }
 
 /// The files below a folder that match, if there are any.
-fn files<'a>(folder: &Path, pattern: Pattern) -> Result<Option<Place<'a>>, RunError> {
-    let mut walk = Walk::new(folder, pattern);
+fn files<'a>(
+    folder: &Path,
+    pattern: Pattern,
+    follows_links: bool,
+) -> Result<Option<Place<'a>>, RunError> {
+    let mut walk = Walk::new(folder, pattern, follows_links);
     if walk.next()?.is_none() {
         return Ok(None);
     }
@@ -202,7 +239,7 @@ mod tests {
             std::fs::write(path, file).unwrap();
         }
         let names = |pattern: &str| -> Vec<String> {
-            let place = find(Path::new(pattern), std::slice::from_ref(&root)).unwrap();
+            let place = find(Path::new(pattern), std::slice::from_ref(&root), true).unwrap();
             let mut sources = Sources::new(place);
             let mut names = Vec::new();
             while let Some(source) = sources.next().unwrap() {
@@ -226,7 +263,7 @@ mod tests {
         let absolute = root.join("*/*.rs");
         assert_eq!(names(absolute.to_str().unwrap()), ["a/z.rs"]);
         let code = |pattern: &str| {
-            let missing = find(Path::new(pattern), std::slice::from_ref(&root));
+            let missing = find(Path::new(pattern), std::slice::from_ref(&root), true);
             missing.unwrap_err().exit_code()
         };
         assert_eq!(code("*.zip"), 5);

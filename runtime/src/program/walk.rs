@@ -85,17 +85,20 @@ impl Level {
 pub(super) struct Walk {
     root_bytes: usize,
     pattern: Pattern,
+    /// Links lead on; otherwise they are passed over.
+    follows_links: bool,
     levels: Vec<Level>,
     /// The innermost level's folder, with the name of it that came last.
     path: Vec<u8>,
 }
 
 impl Walk {
-    pub(super) fn new(root: &Path, pattern: Pattern) -> Walk {
+    pub(super) fn new(root: &Path, pattern: Pattern, follows_links: bool) -> Walk {
         let path = root.as_os_str().as_bytes().to_vec();
         let mut walk = Walk {
             root_bytes: path.len(),
             pattern,
+            follows_links,
             levels: Vec::new(),
             path,
         };
@@ -165,6 +168,7 @@ impl Walk {
         let folder = &self.path[..level.path_bytes];
         let after = level.name_in(&self.path);
         let (pattern, states) = (&self.pattern, level.states);
+        let follows_links = self.follows_links;
         // The least name that there is no room for: what comes behind it is
         // left for the next time, too.
         let mut first_left: Option<Name> = None;
@@ -174,7 +178,7 @@ impl Walk {
             if name <= after || is_left {
                 return;
             }
-            let Some(kind) = kind(folder, name, file_type) else {
+            let Some(kind) = kind(folder, name, file_type, follows_links) else {
                 return;
             };
             let is_wanted = match kind {
@@ -207,7 +211,7 @@ fn path_of(bytes: &[u8]) -> &Path {
 }
 
 /// What an entry of a folder is; `None` for what is neither text nor a folder.
-fn kind(folder: &[u8], name: &[u8], file_type: FileType) -> Option<Kind> {
+fn kind(folder: &[u8], name: &[u8], file_type: FileType, follows_links: bool) -> Option<Kind> {
     match file_type {
         FileType::RegularFile => return Some(Kind::File),
         FileType::Directory => return Some(Kind::Folder { is_link: false }),
@@ -217,9 +221,14 @@ fn kind(folder: &[u8], name: &[u8], file_type: FileType) -> Option<Kind> {
         }
     }
     let path = path_of(folder).join(path_of(name));
-    let metadata = std::fs::metadata(&path).ok()?;
+    let own = std::fs::symlink_metadata(&path).ok()?;
+    let is_link = own.is_symlink();
+    let metadata = match is_link {
+        true if !follows_links => return None,
+        true => std::fs::metadata(&path).ok()?,
+        false => own,
+    };
     if metadata.is_dir() {
-        let is_link = std::fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink());
         return Some(Kind::Folder { is_link });
     }
     metadata.is_file().then_some(Kind::File)
@@ -255,7 +264,11 @@ mod tests {
     }
 
     fn found(root: &Path, pattern: &str) -> Vec<String> {
-        let mut walk = Walk::new(root, Pattern::new(&pattern.split('/').collect::<Vec<_>>()));
+        let mut walk = Walk::new(
+            root,
+            Pattern::new(&pattern.split('/').collect::<Vec<_>>()),
+            true,
+        );
         let mut names = Vec::new();
         while let Some(path) = walk.next().unwrap() {
             let path = path.strip_prefix(root).unwrap();

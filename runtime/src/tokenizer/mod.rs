@@ -121,40 +121,16 @@ impl<'a> Tokenizer<'a> {
         self.special(Field::Bos)
     }
 
-    /// End of text.
-    #[must_use]
-    pub fn eos(&self) -> Option<u32> {
-        self.special(Field::Eos)
-    }
-
-    /// End of turn.
-    #[must_use]
-    pub fn eot(&self) -> Option<u32> {
-        self.special(Field::Eot)
-    }
-
     /// Stands for text outside the vocabulary.
     #[must_use]
     pub fn unknown(&self) -> Option<u32> {
         self.special(Field::Unknown)
     }
 
-    /// Fills batches up.
-    #[must_use]
-    pub fn padding(&self) -> Option<u32> {
-        self.special(Field::Padding)
-    }
-
     /// The model expects texts to start with [`Self::bos`].
     #[must_use]
     pub fn adds_bos(&self) -> bool {
         self.option(option::ADD_BOS) && self.bos().is_some()
-    }
-
-    /// The model expects texts to end with [`Self::eos`].
-    #[must_use]
-    pub fn adds_eos(&self) -> bool {
-        self.option(option::ADD_EOS) && self.eos().is_some()
     }
 
     /// Encoding puts a space before the text, which decoding takes away again.

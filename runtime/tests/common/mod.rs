@@ -830,6 +830,7 @@ fn program() -> Program {
         inputs: vec![Input {
             name: "text".to_owned(),
             path: "text.txt".to_owned(),
+            anywhere: true,
         }],
         nodes: vec![
             Node {

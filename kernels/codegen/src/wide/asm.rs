@@ -596,7 +596,7 @@ impl Asm {
         self.push(Instruction::with2(code, self.register(to), at.operand()));
     }
 
-    /// The bytes 0, 1, 2 .. as qwords.
+    /// These bytes as qwords.
     pub(super) fn set_qwords(&mut self, to: Vector, values: [u8; 8]) {
         let at = self.constant(&values);
         let code = Code::EVEX_Vpmovzxbq_zmm_k1z_xmmm64;
