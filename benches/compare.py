@@ -166,11 +166,12 @@ def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
-def peer(text: str) -> tuple[str, Path]:
-    name, separator, path = text.partition("=")
-    if not separator or name == "omex":
-        raise argparse.ArgumentTypeError("a peer is NAME=PATH, and not omex")
-    return name, Path(path)
+def peer(text: str) -> tuple[str, list]:
+    name, separator, command = text.partition("=")
+    words = command.split()
+    if not separator or name == "omex" or not words:
+        raise argparse.ArgumentTypeError("a peer is 'NAME=PATH [FLAG...]', and not omex")
+    return name, [Path(words[0]).resolve(), *words[1:]]
 
 
 def main() -> None:
@@ -185,14 +186,14 @@ def main() -> None:
     parser.add_argument("--llama", type=Path, default=ROOT / "target/peers/bin", help="folder of llama.cpp's binaries")
     parser.add_argument("--omex", type=Path, default=ROOT / "target/release/omex")
     parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PATH",
-                        help="another program with the command line of llama-bench")
+                        help="another program with the command line of llama-bench, and flags of its own behind it")
     parser.add_argument("--speed-only", action="store_true", help="no run that fills a context with words")
     parser.add_argument("-o", "--output", type=Path, help="write every sample here as JSON")
     arguments = parser.parse_args()
     for name in ("model", "llama", "omex"):
         setattr(arguments, name, getattr(arguments, name).resolve())
     engines: dict = {"omex": [arguments.omex, "bench"], "llama.cpp": [arguments.llama / "llama-bench"]}
-    engines |= {name: [path.resolve()] for name, path in arguments.peer}
+    engines |= dict(arguments.peer)
     needed = [(arguments.model, "examples/fetch_model.sh fetches it"), (arguments.omex, "cargo build --release builds it")]
     needed += [(program[0], "benches/peers.sh builds llama.cpp") for program in engines.values()]
     for path, remedy in needed:

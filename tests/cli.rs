@@ -176,7 +176,7 @@ fn a_plan_runs_and_reports() {
     assert!(u64_of(&report, "prompt_tokens") > 5);
     let generated = u64_of(&report, "generated_tokens");
     assert!((1..=12).contains(&generated), "{report}");
-    for field in ["prefill_tps", "decode_tps", "ttft_ms"] {
+    for field in ["prefill_tps", "decode_tps", "seconds", "ttft_ms"] {
         assert!(report[field].as_f64().unwrap() > 0.0, "{field}: {report}");
     }
 

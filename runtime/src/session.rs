@@ -35,10 +35,12 @@ pub struct Report {
     /// them that were right.
     pub drafted_tokens: u64,
     pub accepted_tokens: u64,
-    /// Prompt tokens evaluated per second.
+    /// Prompt tokens per second of passes over prompts alone.
     pub prefill_tps: f64,
-    /// Tokens generated per second.
+    /// Tokens generated per second of the other passes and of sampling.
     pub decode_tps: f64,
+    /// Both together.
+    pub seconds: f64,
     /// From the start of the run to its first token.
     pub ttft_ms: f64,
     pub rss_peak_predicted_bytes: u64,
@@ -67,6 +69,7 @@ impl Report {
             .integer("accepted_tokens", self.accepted_tokens)
             .float("prefill_tps", self.prefill_tps)
             .float("decode_tps", self.decode_tps)
+            .float("seconds", self.seconds)
             .float("ttft_ms", self.ttft_ms)
             .integer("rss_peak_predicted_bytes", self.rss_peak_predicted_bytes)
             .integer("rss_peak_measured_bytes", self.rss_peak_measured_bytes)
@@ -152,6 +155,7 @@ impl Session {
             accepted_tokens: outcome.accepted_tokens,
             prefill_tps: per_second(outcome.prefill_tokens, outcome.prefill_seconds),
             decode_tps: per_second(outcome.generated_tokens, outcome.decode_seconds),
+            seconds: outcome.prefill_seconds + outcome.decode_seconds,
             ttft_ms: outcome.first_token_seconds * 1e3,
             rss_peak_predicted_bytes: crate::memory::rss_peak_bytes(engine.plan()),
             rss_peak_measured_bytes: process::rss_peak_bytes(),

@@ -2,8 +2,8 @@
 
     prompts.py MODEL.gguf BINARY [GOLDEN.json]
 
-GOLDEN.json receives hashes of transformers' ids. BINARY is the example `prompt_lines` of omex-compiler. Every template in templates/ and
-the model's own is filled with 1,000 or more contents, with and without a system message.
+Every template in templates/ and the model's own is filled with 1,000 or more contents, with and without a
+system message. BINARY is the example `prompt_lines` of omex-compiler. GOLDEN.json receives hashes of transformers' ids.
 """
 
 import datetime

@@ -1,7 +1,6 @@
 //! The plan's code: mapped when it is trusted, made again where that is
 //! possible, refused otherwise.
 
-use omex_kernels::KernelSpec;
 use omex_plan::Plan;
 use omex_plan::file::SectionKind;
 
@@ -60,7 +59,7 @@ pub(super) fn load(
 #[cfg(feature = "jit")]
 fn generate(file: &PlanFile<'_>, plan: &Plan) -> Option<Result<LoadedCode, RunError>> {
     let with_code = plan.kernels.iter().filter(|kernel| kernel.code.is_some());
-    let specs: Vec<KernelSpec> = with_code.map(|kernel| *kernel.spec()).collect();
+    let specs: Vec<omex_kernels::KernelSpec> = with_code.map(|kernel| *kernel.spec()).collect();
     let made = omex_codegen::jit::compile_all(&specs).map_err(|e| RunError::Machine {
         path: file.path.to_owned(),
         what: format!("its code is not trusted and cannot be made again: {e}"),
