@@ -619,9 +619,12 @@ impl Fitting<'_> {
     }
 }
 
-/// What a pass of a paged plan reads.
+/// What a pass reads.
 fn streamed_bytes(plan: &Plan) -> u64 {
-    paging::Cost::of(plan).map_or(0, |cost| cost.token_bytes)
+    match &plan.weights.source {
+        WeightSource::Paged(paged) => paged.pass_bytes(plan),
+        WeightSource::Mapped | WeightSource::Read { .. } => 0,
+    }
 }
 
 /// Verifies a pass's result. A violation is a bug of the compiler.

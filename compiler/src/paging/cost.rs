@@ -88,9 +88,10 @@ impl Cost {
         })
     }
 
-    /// Seconds of a pass over one token each of `columns` sequences.
-    fn pass_s(&self, columns: u32) -> f64 {
-        let further_s = f64::from(columns - 1) * self.column_s;
+    /// Seconds of a pass with logits over `columns` tokens, each of which takes
+    /// `column_s` beside the first.
+    fn pass_s(&self, columns: u64, column_s: f64) -> f64 {
+        let further_s = columns.saturating_sub(1) as f64 * column_s;
         self.reading_s.max(self.computing_s + further_s)
     }
 
@@ -114,10 +115,9 @@ impl Cost {
         let prompt_tokens = prompt_tokens * u64::from(sequences);
         let full = self.prompt_reads(prompt_tokens) - 1;
         let rest = prompt_tokens - full * u64::from(self.chunk_tokens);
-        let further_s = rest.saturating_sub(1) as f64 * self.body_column_s;
-        let last_s = self.reading_s.max(self.computing_s + further_s);
-        let prompts_s = full as f64 * self.chunk_s + last_s;
-        (prompts_s + tokens as f64 * self.pass_s(sequences)) / f64::from(sequences)
+        let prompts_s = full as f64 * self.chunk_s + self.pass_s(rest, self.body_column_s);
+        let tokens_s = tokens as f64 * self.pass_s(sequences.into(), self.column_s);
+        (prompts_s + tokens_s) / f64::from(sequences)
     }
 }
 

@@ -164,15 +164,9 @@ fn read_base(reader: &mut Reader<'_>, top: &mut Table<'_, '_>) -> Option<Profile
         None => None,
     };
     let memory = rate(reader, top, "memory_gb_per_s", MEMORY_GB_PER_S, 1e9);
-    let macs = match top.get("gmac_per_s") {
-        Some(_) => Some(rate(reader, top, "gmac_per_s", GMAC_PER_S, 1e9)?),
-        None => None,
-    };
+    let macs = optional_rate(reader, top, "gmac_per_s", GMAC_PER_S, 1e9)?;
     let storage = rate(reader, top, "storage_mb_per_s", STORAGE_MB_PER_S, 1e6);
-    let zstd = match top.get("zstd_mb_per_s") {
-        Some(_) => rate(reader, top, "zstd_mb_per_s", ZSTD_MB_PER_S, 1e6)?,
-        None => zstd_guess(),
-    };
+    let zstd = optional_rate(reader, top, "zstd_mb_per_s", ZSTD_MB_PER_S, 1e6)?;
     let latency = match top.get("memory_latency_ns") {
         Some(_) => Some(amount(reader, top, "memory_latency_ns", MEMORY_LATENCY_NS)?),
         None => None,
@@ -217,7 +211,7 @@ fn read_base(reader: &mut Reader<'_>, top: &mut Table<'_, '_>) -> Option<Profile
         macs_per_s: macs,
         memory_latency_ns: latency.map_or_else(latency_guess, narrow),
         storage_bytes_per_s: storage?,
-        zstd_bytes_per_s: zstd,
+        zstd_bytes_per_s: zstd.unwrap_or_else(zstd_guess),
         ram_total_bytes: Figure::known(0, ""),
         ram_app_bytes: Figure::known(0, ""),
     })
@@ -355,4 +349,18 @@ fn rate(
         estimate,
         source,
     })
+}
+
+/// A rate that profiles need not state; `None` for one that is wrong.
+fn optional_rate(
+    reader: &mut Reader<'_>,
+    table: &mut Table<'_, '_>,
+    name: &'static str,
+    range: RangeInclusive<f64>,
+    unit: f64,
+) -> Option<Option<Figure<u64>>> {
+    match table.get(name) {
+        Some(_) => rate(reader, table, name, range, unit).map(Some),
+        None => Some(None),
+    }
 }
