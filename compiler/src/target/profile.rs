@@ -67,6 +67,7 @@ features! {
     Avx512Bw X86_64 "avx512bw",
     Avx512Vl X86_64 "avx512vl",
     Avx512Vnni X86_64 "avx512vnni",
+    AmxInt8 X86_64 "amx-int8",
     Lse Aarch64 "lse",
     Fp16 Aarch64 "fp16",
     Dotprod Aarch64 "dotprod",

@@ -19,7 +19,7 @@ impl Arch {
 }
 
 macro_rules! features {
-    ($($(#[$doc:meta])* $variant:ident, $arch:ident, $name:literal, $cranelift:expr, $detect:tt;)*) => {
+    ($($(#[$doc:meta])* $variant:ident, $arch:ident, $name:literal, $cranelift:expr;)*) => {
         /// CPU features that change generated code; the baselines of the
         /// architectures (SSE2, NEON) are implied.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,7 +31,7 @@ macro_rules! features {
         impl Feature {
             pub const ALL: &[Feature] = &[$(Feature::$variant,)*];
 
-            /// The name that target profiles and plans use.
+            /// The name that target profiles and plans use, which is Rust's.
             pub const fn name(self) -> &'static str {
                 match self { $(Feature::$variant => $name,)* }
             }
@@ -45,45 +45,26 @@ macro_rules! features {
                 match self { $(Feature::$variant => $cranelift,)* }
             }
 
-            /// Whether the CPU that executes this has the feature.
-            fn detected(self) -> bool {
-                match self { $(Feature::$variant => detect!($arch, $detect),)* }
-            }
         }
     };
 }
 
-macro_rules! detect {
-    (X86_64, $name:tt) => {{
-        #[cfg(target_arch = "x86_64")]
-        let found = std::arch::is_x86_feature_detected!($name);
-        #[cfg(not(target_arch = "x86_64"))]
-        let found = false;
-        found
-    }};
-    (Aarch64, $name:tt) => {{
-        #[cfg(target_arch = "aarch64")]
-        let found = std::arch::is_aarch64_feature_detected!($name);
-        #[cfg(not(target_arch = "aarch64"))]
-        let found = false;
-        found
-    }};
-}
-
 features! {
-    Ssse3, X86_64, "ssse3", Some("has_ssse3"), "ssse3";
-    Sse41, X86_64, "sse4.1", Some("has_sse41"), "sse4.1";
-    Sse42, X86_64, "sse4.2", Some("has_sse42"), "sse4.2";
-    Avx, X86_64, "avx", Some("has_avx"), "avx";
-    Avx2, X86_64, "avx2", Some("has_avx2"), "avx2";
-    AvxVnni, X86_64, "avxvnni", Some("has_avx_vnni"), "avxvnni";
-    Avx512F, X86_64, "avx512f", Some("has_avx512f"), "avx512f";
-    Avx512Bw, X86_64, "avx512bw", None, "avx512bw";
-    Avx512Vl, X86_64, "avx512vl", Some("has_avx512vl"), "avx512vl";
-    Avx512Vnni, X86_64, "avx512vnni", Some("has_avx512vnni"), "avx512vnni";
-    Dotprod, Aarch64, "dotprod", Some("has_dotprod"), "dotprod";
-    I8mm, Aarch64, "i8mm", Some("has_i8mm"), "i8mm";
-    F16c, X86_64, "f16c", None, "f16c";
+    Ssse3, X86_64, "ssse3", Some("has_ssse3");
+    Sse41, X86_64, "sse4.1", Some("has_sse41");
+    Sse42, X86_64, "sse4.2", Some("has_sse42");
+    Avx, X86_64, "avx", Some("has_avx");
+    Avx2, X86_64, "avx2", Some("has_avx2");
+    AvxVnni, X86_64, "avxvnni", Some("has_avx_vnni");
+    Avx512F, X86_64, "avx512f", Some("has_avx512f");
+    Avx512Bw, X86_64, "avx512bw", None;
+    Avx512Vl, X86_64, "avx512vl", Some("has_avx512vl");
+    Avx512Vnni, X86_64, "avx512vnni", Some("has_avx512vnni");
+    Dotprod, Aarch64, "dotprod", Some("has_dotprod");
+    I8mm, Aarch64, "i8mm", Some("has_i8mm");
+    F16c, X86_64, "f16c", None;
+    /// Tiles that this process may use, and products of their bytes.
+    AmxInt8, X86_64, "amx-int8", None;
 }
 
 impl Feature {
@@ -171,7 +152,10 @@ impl Isa {
         } else {
             return None;
         };
-        let found = Feature::ALL.iter().copied().filter(|f| f.detected());
+        let found = Feature::ALL
+            .iter()
+            .copied()
+            .filter(|f| omex_cpu::has_feature(f.name()));
         Some(Isa::new(arch, found))
     }
 

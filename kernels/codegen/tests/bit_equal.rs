@@ -38,15 +38,16 @@ fn targets() -> Vec<(BackEnd, Isa)> {
 }
 
 /// The levels of the wide back end.
-fn wide_levels() -> [Isa; 5] {
+fn wide_levels() -> [Isa; 6] {
     use Feature::*;
     let avx2: &[Feature] = &[Ssse3, Sse41, Sse42, Avx, Avx2, F16c];
-    let more: [&[Feature]; 5] = [
+    let more: [&[Feature]; 6] = [
         &[],
         &[AvxVnni],
         &[Avx512F, Avx512Vl, Avx512Vnni],
         &[Avx512F, Avx512Bw],
         &[Avx512F, Avx512Bw, Avx512Vl, Avx512Vnni],
+        &[Avx512F, Avx512Bw, Avx512Vl, Avx512Vnni, AmxInt8],
     ];
     more.map(|more| Isa::new(Arch::X86_64, avx2.iter().chain(more).copied()))
 }
@@ -395,7 +396,7 @@ fn every_k() {
 #[test]
 fn largest_magnitudes() {
     for format in WeightFormat::ALL {
-        for columns in [1, 7] {
+        for columns in [1, 7, 16] {
             let case = |byte, seed| Case {
                 format,
                 rows: 32,

@@ -8,7 +8,7 @@ use omex_kernels::{KernelSpec, WeightFormat};
 use std::fmt::Write;
 
 /// Levels by name, least first.
-fn levels() -> [(&'static str, Isa); 5] {
+fn levels() -> [(&'static str, Isa); 6] {
     use Feature::*;
     let with = |more: &[Feature]| {
         let all = [Ssse3, Sse41, Sse42, Avx, Avx2, F16c].iter().chain(more);
@@ -22,6 +22,10 @@ fn levels() -> [(&'static str, Isa); 5] {
         (
             "avx512bw-vnni",
             with(&[Avx512F, Avx512Bw, Avx512Vl, Avx512Vnni]),
+        ),
+        (
+            "amx",
+            with(&[Avx512F, Avx512Bw, Avx512Vl, Avx512Vnni, AmxInt8]),
         ),
     ]
 }
@@ -66,6 +70,7 @@ fn feature(cpuid: CpuidFeature) -> Option<Feature> {
         CpuidFeature::AVX512BW => Feature::Avx512Bw,
         CpuidFeature::AVX512VL => Feature::Avx512Vl,
         CpuidFeature::AVX512_VNNI => Feature::Avx512Vnni,
+        CpuidFeature::AMX_TILE | CpuidFeature::AMX_INT8 => Feature::AmxInt8,
         other => panic!("instructions of {other:?}"),
     })
 }

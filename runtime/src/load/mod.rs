@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use omex_cpu as cpu;
 use omex_plan::file::{HEADER_BYTES, Header, SectionKind, decode_metadata};
 use omex_plan::paging::PagePlan;
 use omex_plan::{CheckedPlan, Plan, WeightSource};
@@ -20,7 +21,7 @@ use crate::exec::{Engine, Machine, SessionMemory};
 use crate::memory::{allowance_bytes, charge_peak_bytes, rss_peak_bytes};
 use crate::os::file::{forget, is_cached, open_regular};
 use crate::os::memory::{Frozen, Region, Return};
-use crate::os::{cpu, memory, process};
+use crate::os::{memory, process};
 use crate::pool::Pool;
 use crate::tokenizer::Tokenizer;
 

@@ -200,9 +200,14 @@ impl Asm {
     /// The bytes of the code and the constants behind it.
     pub(super) fn finish(mut self) -> Vec<u8> {
         for (label, bytes) in std::mem::take(&mut self.constants) {
-            let mut data = built(Instruction::with_declare_byte(&bytes));
-            data.set_ip(label.0);
-            self.instructions.push(data);
+            // The encoder takes at most 16 bytes at once.
+            for (i, part) in bytes.chunks(16).enumerate() {
+                let mut data = built(Instruction::with_declare_byte(part));
+                if i == 0 {
+                    data.set_ip(label.0);
+                }
+                self.instructions.push(data);
+            }
         }
         let block = InstructionBlock::new(&self.instructions, 0);
         BlockEncoder::encode(64, block, BlockEncoderOptions::NONE)
@@ -449,6 +454,49 @@ impl Asm {
     /// Into the second-level cache.
     pub(super) fn prefetch(&mut self, at: Address) {
         self.push(Instruction::with1(Code::Prefetcht1_m8, at.operand()));
+    }
+
+    // AMX tiles.
+
+    /// Gives every tile its shape, and the value zero.
+    pub(super) fn configure_tiles(&mut self, configuration: &[u8; 64]) {
+        let at = self.constant(configuration);
+        self.push(Instruction::with1(Code::VEX_Ldtilecfg_m512, at.operand()));
+    }
+
+    pub(super) fn release_tiles(&mut self) {
+        self.instructions
+            .push(Instruction::with(Code::VEX_Tilerelease));
+    }
+
+    pub(super) fn zero_tile(&mut self, tile: Register) {
+        self.push(Instruction::with1(Code::VEX_Tilezero_tmm, tile));
+    }
+
+    /// Rows that are `stride` bytes apart.
+    pub(super) fn load_tile(&mut self, tile: Register, from: Address, stride: Register) {
+        let from = from.index(stride, 1).operand();
+        self.push(Instruction::with2(
+            Code::VEX_Tileloadd_tmm_sibmem,
+            tile,
+            from,
+        ));
+    }
+
+    /// Rows that are `stride` bytes apart.
+    pub(super) fn store_tile(&mut self, to: Address, stride: Register, tile: Register) {
+        let to = to.index(stride, 1).operand();
+        self.push(Instruction::with2(
+            Code::VEX_Tilestored_sibmem_tmm,
+            to,
+            tile,
+        ));
+    }
+
+    /// Adds the products of `a`, signed bytes, and `b`, unsigned bytes of which fours of
+    /// rows are interleaved, to the dwords of `to`.
+    pub(super) fn multiply_tiles(&mut self, to: Register, a: Register, b: Register) {
+        self.push(Instruction::with3(Code::VEX_Tdpbsud_tmm_tmm_tmm, to, a, b));
     }
 
     // 16 bytes, one per row of a panel, in the low part of a register.

@@ -80,6 +80,8 @@ pub(super) enum Local {
     /// The codes of the current chunk, and the header behind its own.
     ChunkCodes,
     ChunkHeader,
+    /// Panels to go, while their register is needed.
+    PanelsLeft,
 }
 
 impl Local {

@@ -17,15 +17,18 @@ pub(super) enum Level {
     Avx512Bw,
     /// 512 bits, `vpdpbusd`.
     Avx512Vnni,
+    /// The same, and products of tiles of bytes for many columns.
+    Amx,
 }
 
 impl Level {
-    pub(super) const ALL: [Level; 5] = [
+    pub(super) const ALL: [Level; 6] = [
         Level::Avx2,
         Level::AvxVnni,
         Level::Avx512Vl,
         Level::Avx512Bw,
         Level::Avx512Vnni,
+        Level::Amx,
     ];
 
     /// What a CPU must have.
@@ -37,6 +40,7 @@ impl Level {
             Level::Avx512Vl => &[Avx512F, Avx512Vl, Avx512Vnni],
             Level::Avx512Bw => &[Avx512F, Avx512Bw],
             Level::Avx512Vnni => &[Avx512F, Avx512Bw, Avx512Vnni],
+            Level::Amx => &[Avx512F, Avx512Bw, Avx512Vnni, AmxInt8],
         };
         let all = [Avx, Avx2, F16c].iter().chain(more);
         all.copied().collect()
@@ -52,7 +56,7 @@ impl Level {
     fn is_512(self) -> bool {
         match self {
             Level::Avx2 | Level::AvxVnni | Level::Avx512Vl => false,
-            Level::Avx512Bw | Level::Avx512Vnni => true,
+            Level::Avx512Bw | Level::Avx512Vnni | Level::Amx => true,
         }
     }
 
@@ -82,15 +86,20 @@ impl Level {
     pub(super) fn has_vnni(self) -> bool {
         match self {
             Level::Avx2 | Level::Avx512Bw => false,
-            Level::AvxVnni | Level::Avx512Vl | Level::Avx512Vnni => true,
+            Level::AvxVnni | Level::Avx512Vl | Level::Avx512Vnni | Level::Amx => true,
         }
+    }
+
+    /// Whether the level has AMX.
+    pub(super) fn has_amx(self) -> bool {
+        self == Level::Amx
     }
 
     pub(super) fn dot_bytes(self) -> Code {
         match self {
             Level::AvxVnni => Code::VEX_Vpdpbusd_ymm_ymm_ymmm256,
             Level::Avx512Vl => Code::EVEX_Vpdpbusd_ymm_k1z_ymm_ymmm256b32,
-            Level::Avx512Vnni => Code::EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32,
+            Level::Avx512Vnni | Level::Amx => Code::EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32,
             Level::Avx2 | Level::Avx512Bw => panic!("{self:?} has no vpdpbusd"),
         }
     }
@@ -100,7 +109,7 @@ impl Level {
             Level::Avx2 | Level::Avx512Bw => None,
             Level::AvxVnni => Some(Code::VEX_Vpdpwssd_ymm_ymm_ymmm256),
             Level::Avx512Vl => Some(Code::EVEX_Vpdpwssd_ymm_k1z_ymm_ymmm256b32),
-            Level::Avx512Vnni => Some(Code::EVEX_Vpdpwssd_zmm_k1z_zmm_zmmm512b32),
+            Level::Avx512Vnni | Level::Amx => Some(Code::EVEX_Vpdpwssd_zmm_k1z_zmm_zmmm512b32),
         }
     }
 
@@ -109,7 +118,7 @@ impl Level {
         match self {
             Level::Avx2 | Level::AvxVnni => None,
             Level::Avx512Vl => Some(Code::EVEX_Vpternlogd_ymm_k1z_ymm_ymmm256b32_imm8),
-            Level::Avx512Bw | Level::Avx512Vnni => {
+            Level::Avx512Bw | Level::Avx512Vnni | Level::Amx => {
                 Some(Code::EVEX_Vpternlogd_zmm_k1z_zmm_zmmm512b32_imm8)
             }
         }

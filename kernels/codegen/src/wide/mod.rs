@@ -7,6 +7,7 @@
 //! - `frame`: the function, the loops over panels and columns, the epilogue,
 //! - `codes`: quantized codes from their bit planes,
 //! - `scales`: block headers,
+//! - `products`: integer products by AMX,
 //! - `quantized`, `float`: the two kinds of matmul.
 
 mod asm;
@@ -14,6 +15,7 @@ mod codes;
 mod float;
 mod frame;
 mod level;
+mod products;
 mod quantized;
 mod scales;
 

@@ -11,6 +11,7 @@ use super::asm::{Address, Asm, Source, Vector, When};
 use super::codes::{Codes, Dot, GROUPS, Operands, part_of};
 use super::frame::{Frame, LOCALS, Local, ROWS_BYTES, reg, sizes, stack};
 use super::level::Level;
+use super::products::{self, Products};
 use super::scales::{COMMON, FIELD, Minimum, Scales};
 use crate::{KernelShape, cost};
 use iced_x86::Register;
@@ -51,7 +52,7 @@ enum Origin<'f, 'c> {
 pub(super) fn shape(frame: &Frame, q: &Quantized, level: Level) -> KernelShape {
     let codes = Codes::new(frame.format, q, level);
     let kernel = Kernel::new(frame, q, &codes);
-    let tile_columns = kernel.tile(level);
+    let tile_columns = kernel.widest_tile(level);
     let columns = frame.columns_in_work(tile_columns, COLUMNS_MIN..=COLUMNS_MAX);
     KernelShape {
         tile_columns,
@@ -64,13 +65,15 @@ pub(super) fn shape(frame: &Frame, q: &Quantized, level: Level) -> KernelShape {
 pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
     let codes = Codes::new(frame.format, q, a.level);
     let kernel = Kernel::new(frame, q, &codes);
-    let largest = kernel.tile(a.level);
-    let columns = frame.columns_in_work(largest, COLUMNS_MIN..=COLUMNS_MAX);
+    let widest = kernel.widest_tile(a.level);
+    let columns = frame.columns_in_work(widest, COLUMNS_MIN..=COLUMNS_MAX);
     // Fields of a chunk of few columns lie where records do.
-    let records_bytes = CHUNK_BLOCKS * kernel.record_bytes();
+    let records_bytes = kernel.chunk_blocks(a.level) * kernel.record_bytes();
     let fields_bytes = kernel.column_blocks * kernel.scales.fields_bytes();
     let sums_at = RECORDS_AT + records_bytes.max(fields_bytes);
-    let end = frame.enter(a, sums_at + columns * ROWS_BYTES);
+    let products_at = sums_at + columns * ROWS_BYTES;
+    let uses_amx = kernel.uses_amx(a.level);
+    let end = frame.enter(a, products_at + if uses_amx { products::BYTES } else { 0 });
     let few = kernel.few_columns(a.level) as u32;
     let (several, few_columns) = (a.label(), a.label());
     a.mov_from(Register::RAX, Local::Columns.at());
@@ -81,9 +84,15 @@ pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
     a.bind(several);
     a.compare_with(Register::RAX, few + 1);
     a.jump(When::Below, few_columns);
+    if uses_amx {
+        products::begin(a);
+    }
     frame.columns(a, columns, |a| {
-        frame.panels(a, |a| kernel.panel(a, largest, sums_at));
+        frame.panels(a, |a| kernel.panel(a, sums_at, products_at));
     });
+    if uses_amx {
+        products::end(a);
+    }
     a.jump_to(end);
     a.bind(few_columns);
     frame.columns(a, few, |a| {
@@ -128,6 +137,29 @@ impl<'k> Kernel<'k> {
     /// scale and minimum while its columns do.
     fn holds_sums(&self, level: Level) -> bool {
         level.registers() == 32 && self.codes.dot == Dot::Dwords && !self.has_totals()
+    }
+
+    /// Whether tiles of bytes are multiplied: where a block's integer sums are complete
+    /// after its products.
+    fn uses_amx(&self, level: Level) -> bool {
+        level.has_amx() && self.holds_sums(level)
+    }
+
+    /// 32-blocks of a chunk of unpacked codes. A tile's first products, which no other work
+    /// hides, are worth a whole section.
+    fn chunk_blocks(&self, level: Level) -> u32 {
+        match self.uses_amx(level) {
+            true => SECTION_BLOCKS,
+            false => CHUNK_BLOCKS,
+        }
+    }
+
+    /// Columns of the largest tile.
+    fn widest_tile(&self, level: Level) -> usize {
+        match self.uses_amx(level) {
+            true => products::COLUMNS,
+            false => self.tile(level),
+        }
     }
 
     /// Columns of a tile: what the registers hold beside a group's operands (and
@@ -245,17 +277,69 @@ impl<'k> Kernel<'k> {
     }
 
     /// A panel for the columns in work, whose operands are unpacked into records.
-    fn panel(&self, a: &mut Asm, largest: usize, sums_at: u32) {
-        self.chunks(a, CHUNK_BLOCKS, |a| {
+    fn panel(&self, a: &mut Asm, sums_at: u32, products_at: u32) {
+        self.chunks(a, self.chunk_blocks(a.level), |a| {
             let record = self.record_bytes();
             self.unpack_headers(a, reg::CHUNK, reg::BLOCK, record, OPERANDS_BYTES);
             self.unpack_codes(a);
-            let begin = |_: &mut Asm| {};
-            self.tiles(a, largest, sums_at, begin, |a, columns, held| {
+            let block = |a: &mut Asm, columns: usize, held: &[Vector]| {
                 self.block(a, columns, &mut Origin::Record, held);
                 a.advance(reg::RECORD, record);
+            };
+            let tile = |a: &mut Asm, columns: usize, held: &[Vector]| {
+                self.blocks(a, |_| {}, |a| block(a, columns, held));
+            };
+            let mut sizes = sizes(self.tile(a.level));
+            if !self.uses_amx(a.level) {
+                self.tiles(a, &sizes, sums_at, tile);
+                return;
+            }
+            sizes.insert(0, products::COLUMNS);
+            let products = Products {
+                at: products_at,
+                record,
+                column: self.layout.stride,
+            };
+            products.enter(a);
+            self.tiles(a, &sizes, sums_at, |a, columns, held| {
+                if columns == products::COLUMNS {
+                    self.amx_tile(a, &products, held);
+                } else {
+                    tile(a, columns, held);
+                }
             });
+            products.leave(a);
         });
+    }
+
+    /// The blocks of a chunk for a tile whose products AMX computes, those of a block while
+    /// the one before is scaled.
+    fn amx_tile(&self, a: &mut Asm, products: &Products, held: &[Vector]) {
+        a.mov(reg::BLOCK, reg::CHUNK);
+        a.address(reg::RECORD, stack(RECORDS_AT));
+        products.first(a);
+        let (again, end) = (a.label(), a.label());
+        a.bind(again);
+        for turn in products::TURNS {
+            products.compute_next(a, turn);
+            let fields = Address::new(reg::RECORD).plus(OPERANDS_BYTES);
+            let factors = self.factors(a, fields);
+            let dots = a.take();
+            for column in 0..products::COLUMNS {
+                a.load(dots, products.of_column(turn, column));
+                let at = Address::new(reg::TILE).plus(self.column_at(column));
+                self.scale(a, column, at, &[dots], &factors, held);
+            }
+            a.give(dots);
+            a.give_many(factors.registers);
+            a.advance(reg::RECORD, products.record);
+            a.advance(reg::BLOCK, 4);
+            a.compare(reg::BLOCK, reg::END);
+            a.jump(When::Equal, end);
+            products.store_next(a, turn);
+        }
+        a.jump_to(again);
+        a.bind(end);
     }
 
     /// The same, with operands read from the panel by each tile.
@@ -273,12 +357,14 @@ impl<'k> Kernel<'k> {
                 a.advance_by(reg::HEADER, reg::WEIGHTS);
                 a.advance(reg::HEADER, self.frame.prefetch_bytes());
             };
-            self.tiles(a, largest, sums_at, begin, |a, columns, held| {
-                self.fetch(a, reg::HEADER);
-                self.block(a, columns, &mut Origin::Panel(&mut operands), held);
-                operands.next_block(a);
-                a.advance(reg::CODES, self.quant_bytes);
-                a.advance(reg::RECORD, fields);
+            self.tiles(a, &sizes(largest), sums_at, |a, columns, held| {
+                self.blocks(a, begin, |a| {
+                    self.fetch(a, reg::HEADER);
+                    self.block(a, columns, &mut Origin::Panel(&mut operands), held);
+                    operands.next_block(a);
+                    a.advance(reg::CODES, self.quant_bytes);
+                    a.advance(reg::RECORD, fields);
+                });
             });
             a.mov_from(reg::HEADER, Local::ChunkHeader.at());
         });
@@ -323,29 +409,33 @@ impl<'k> Kernel<'k> {
         bytes.next_multiple_of(4)
     }
 
-    /// Executes `begin` for every tile of the columns in work, and `block` for each of its
-    /// blocks of a chunk, with [`reg::RECORD`] at the first record for the first.
+    /// Executes `begin`, and `block` for each block of a chunk, with [`reg::RECORD`] at the
+    /// first record for the first.
+    fn blocks(&self, a: &mut Asm, begin: impl Fn(&mut Asm), block: impl FnOnce(&mut Asm)) {
+        let again = a.label();
+        a.mov(reg::BLOCK, reg::CHUNK);
+        begin(a);
+        a.address(reg::RECORD, stack(RECORDS_AT));
+        a.bind(again);
+        block(a);
+        a.advance(reg::BLOCK, 4);
+        a.compare(reg::BLOCK, reg::END);
+        a.jump(When::NotEqual, again);
+    }
+
+    /// Executes `tile` for every tile of the columns in work.
     fn tiles(
         &self,
         a: &mut Asm,
-        largest: usize,
+        sizes: &[usize],
         sums_at: u32,
-        begin: impl Fn(&mut Asm),
-        mut block: impl FnMut(&mut Asm, usize, &[Vector]),
+        mut tile: impl FnMut(&mut Asm, usize, &[Vector]),
     ) {
         a.address(reg::SUMS, stack(sums_at));
-        self.frame.tiles(a, &sizes(largest), |a, columns| {
-            let again = a.label();
+        self.frame.tiles(a, sizes, |a, columns| {
             let held = self.take_held(a, columns);
             self.begin_tile(a, columns, &held);
-            a.mov(reg::BLOCK, reg::CHUNK);
-            begin(a);
-            a.address(reg::RECORD, stack(RECORDS_AT));
-            a.bind(again);
-            block(a, columns, &held);
-            a.advance(reg::BLOCK, 4);
-            a.compare(reg::BLOCK, reg::END);
-            a.jump(When::NotEqual, again);
+            tile(a, columns, &held);
             self.end_tile(a, columns, &held);
             a.give_many(held);
             a.advance(reg::SUMS, ROWS_BYTES * columns as u32);

@@ -21,8 +21,18 @@ struct Machine<'c> {
     general: [u64; 16],
     vectors: [Bytes; 32],
     masks: [u64; 8],
+    /// `None` while no tiles are configured.
+    tiles: Option<[Tile; 8]>,
     zero: bool,
     carry: bool,
+}
+
+/// An AMX register: rows of `row_bytes` bytes.
+#[derive(Clone, Copy)]
+struct Tile {
+    row_bytes: usize,
+    rows: usize,
+    bytes: [Bytes; 16],
 }
 
 #[allow(clippy::too_many_arguments, reason = "the arguments of the ABI")]
@@ -71,6 +81,7 @@ pub(crate) fn matmul(
         general: std::array::from_fn(|i| 0x1111_1111 * i as u64),
         vectors: [[0x77; 64]; 32],
         masks: [0x33; 8],
+        tiles: None,
         zero: false,
         carry: false,
     };
@@ -87,6 +98,7 @@ pub(crate) fn matmul(
         );
     }
     assert_eq!(machine.general[4], saved[4] + 8, "the stack pointer");
+    assert!(machine.tiles.is_none(), "tiles are left configured");
     let at = (out - DATA_AT) as usize;
     let out = machine.memory[at..at + 4 * out_len].chunks_exact(4);
     out.map(|b| f32::from_le_bytes(b.try_into().unwrap()))
@@ -285,9 +297,84 @@ impl Machine<'_> {
                 let bits = a.iter().enumerate().map(|(n, b)| (*b as u64 >> 7) << n);
                 self.masks[i.op0_register().number()] = bits.sum();
             }
+            Mnemonic::Ldtilecfg => {
+                let at = self.address(i);
+                let configuration = self.read(at, 64);
+                let reserved = configuration[1..16].iter().chain(&configuration[32..48]);
+                assert!(
+                    configuration[0] == 1 && reserved.chain(&configuration[56..]).all(|b| *b == 0)
+                );
+                self.tiles = Some(std::array::from_fn(|n| {
+                    let row_bytes = [configuration[16 + 2 * n], configuration[17 + 2 * n]];
+                    let row_bytes = u16::from_le_bytes(row_bytes) as usize;
+                    let rows = configuration[48 + n] as usize;
+                    assert!(row_bytes <= 64 && rows <= 16 && (row_bytes == 0) == (rows == 0));
+                    Tile {
+                        row_bytes,
+                        rows,
+                        bytes: [[0; 64]; 16],
+                    }
+                }));
+            }
+            Mnemonic::Tilerelease => self.tiles = None,
+            Mnemonic::Tilezero => self.tile(i.op0_register()).bytes = [[0; 64]; 16],
+            Mnemonic::Tileloadd => {
+                let (at, stride) = self.rows_of(i);
+                let Tile {
+                    row_bytes, rows, ..
+                } = *self.tile(i.op0_register());
+                for row in 0..rows {
+                    let bytes = self.read(at + row as u64 * stride, row_bytes);
+                    self.tile(i.op0_register()).bytes[row] = bytes;
+                }
+            }
+            Mnemonic::Tilestored => {
+                let (at, stride) = self.rows_of(i);
+                let tile = *self.tile(i.op1_register());
+                for (row, bytes) in tile.bytes[..tile.rows].iter().enumerate() {
+                    self.write(at + row as u64 * stride, &bytes[..tile.row_bytes]);
+                }
+            }
+            Mnemonic::Tdpbsud => {
+                let a = *self.tile(i.op1_register());
+                let b = *self.tile(i.op2_register());
+                let to = self.tile(i.op0_register());
+                assert_eq!(
+                    (a.rows, a.row_bytes, b.row_bytes),
+                    (to.rows, 4 * b.rows, to.row_bytes)
+                );
+                for (to, a) in to.bytes[..to.rows].iter_mut().zip(&a.bytes) {
+                    for (fours, a) in b.bytes[..b.rows].iter().zip(a.chunks_exact(4)) {
+                        for (to, b) in to.chunks_exact_mut(4).zip(fours.chunks_exact(4)) {
+                            let sum: i32 = a
+                                .iter()
+                                .zip(b)
+                                .map(|(a, b)| *a as i8 as i32 * *b as i32)
+                                .sum();
+                            let before = i32::from_le_bytes(to.try_into().unwrap());
+                            to.copy_from_slice(&before.wrapping_add(sum).to_le_bytes());
+                        }
+                    }
+                }
+            }
             _ => self.vector(i),
         }
         next
+    }
+
+    fn tile(&mut self, register: Register) -> &mut Tile {
+        let tiles = self.tiles.as_mut().expect("tiles are configured");
+        let tile = &mut tiles[register.number()];
+        assert!(tile.rows > 0, "{register:?} is not configured");
+        tile
+    }
+
+    /// Address of the first row, and bytes from a row to the next.
+    fn rows_of(&self, i: &Instruction) -> (u64, u64) {
+        let value = |r: Register| self.general[r.number()];
+        let at = value(i.memory_base()).wrapping_add(i.memory_displacement64());
+        let stride = value(i.memory_index()) * i.memory_index_scale() as u64;
+        (at, stride)
     }
 
     /// Instructions whose first operand is a vector or memory that one is

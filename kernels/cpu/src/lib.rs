@@ -1,5 +1,8 @@
 //! Which CPU features this machine has, by the names that plans use.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+
 /// The architecture of this build, as plans name it.
 pub const ARCH: &str = std::env::consts::ARCH;
 
@@ -13,9 +16,14 @@ macro_rules! detect {
 }
 
 /// Whether this CPU and kernel support the feature with this Rust name; names
-/// that this build does not know are unsupported.
+/// that this build does not know are unsupported. AMX is allowed to the process by the
+/// question.
 #[cfg(target_arch = "x86_64")]
 pub fn has_feature(name: &str) -> bool {
+    #[cfg(target_os = "linux")]
+    if name == "amx-int8" {
+        return amx::permitted();
+    }
     detect!(
         is_x86_feature_detected, name,
         "sse" "sse2" "sse3" "ssse3" "sse4.1" "sse4.2" "popcnt" "avx" "avx2" "f16c" "fma" "bmi1"
@@ -36,22 +44,34 @@ pub fn has_feature(name: &str) -> bool {
     )
 }
 
+/// No feature of another architecture has a name here.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-compile_error!("OMEX runs on x86-64 and aarch64");
-
-#[cfg(not(target_os = "linux"))]
-compile_error!("OMEX runs on Linux; macOS and Windows are not supported yet");
+pub fn has_feature(_: &str) -> bool {
+    false
+}
 
 #[cfg(test)]
 mod tests {
+    use super::has_feature;
+
     #[test]
     fn unknown_features_are_absent_and_baseline_ones_present() {
-        assert!(!super::has_feature("avx1024"));
+        assert!(!has_feature("avx1024"));
         let baseline = if cfg!(target_arch = "x86_64") {
             "sse2"
         } else {
             "neon"
         };
-        assert!(super::has_feature(baseline));
+        assert!(has_feature(baseline));
+    }
+
+    /// What the kernel lists is what a process gets, each time that it asks.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[test]
+    fn amx_is_allowed_where_the_kernel_has_it() {
+        let listed = std::fs::read_to_string("/proc/cpuinfo").expect("the kernel's list");
+        let listed = listed.split_whitespace().any(|flag| flag == "amx_int8");
+        assert_eq!(has_feature("amx-int8"), listed);
+        assert_eq!(has_feature("amx-int8"), listed);
     }
 }
