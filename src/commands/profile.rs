@@ -88,11 +88,11 @@ pub fn profile(args: &ProfileArgs) -> Result<(), Failure> {
 
 /// Memory reads and multiply-adds for each number of threads.
 fn memory(profile: &mut Profile, notes: &mut Vec<String>, line: &Progress) {
-    let mut best = (0.0, 1);
+    let mut best = (0.0, 1, 0);
     let mut most_macs = 0.0f64;
     for threads in 1..=profile.cores.value {
         line.show(|| format!("measuring memory and arithmetic on {threads} threads"));
-        let read = ceiling::read_bytes_per_second(threads);
+        let (read, pages) = ceiling::read_bytes_per_second(threads);
         let macs = ceiling::macs_per_second(threads);
         notes.push(format!(
             "{threads} threads: memory reads {:.1} GB/s, 8-bit multiply-adds {:.0} Gmac/s",
@@ -104,14 +104,16 @@ fn memory(profile: &mut Profile, notes: &mut Vec<String>, line: &Progress) {
         }
         // More threads have to gain something.
         if read > best.0 * 1.05 {
-            best = (read, threads);
+            best = (read, threads, pages);
         }
     }
     let latency = ceiling::latency_ns();
     notes.push(format!("memory latency {latency:.0} ns"));
     let latency = (latency.round() as u32).max(1);
     profile.memory_latency_ns = Figure::known(latency, "measured: reads that wait for each other");
-    let (read, threads) = best;
+    let (read, threads, pages) = best;
+    let source = "measured: reads with and without pages begun early".to_owned();
+    profile.prefetch_pages = Figure::known(pages, source);
     let source = format!("measured: reads on {threads} threads");
     profile.memory_bytes_per_s = Figure::known(read as u64, source);
     profile.macs_per_s = Figure::known(most_macs as u64, "measured: sums of 8-bit products");

@@ -147,6 +147,14 @@ pub fn host() -> Profile {
         memory_bytes_per_s: guess(MEMORY_BYTES_PER_S),
         macs_per_s: target::macs_guess(MEMORY_BYTES_PER_S),
         memory_latency_ns: target::latency_guess(),
+        prefetch_pages: match isa.prefetch_pages {
+            0 => target::prefetch_guess(),
+            pages => Figure {
+                value: pages,
+                estimate: true,
+                source: "not measured; Intel's prefetchers end with a page".to_owned(),
+            },
+        },
         storage_bytes_per_s: guess(1_000_000_000),
         zstd_bytes_per_s: target::zstd_guess(),
         ram_total_bytes: Figure::known(ram, "/proc/meminfo"),

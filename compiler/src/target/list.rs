@@ -94,6 +94,7 @@ pub fn list_json(profiles: &[Profile]) -> Value {
                 "l3_bytes": p.l3_bytes.as_ref().map(figure),
                 "memory_bytes_per_s": figure(&p.memory_bytes_per_s),
                 "memory_latency_ns": figure(&p.memory_latency_ns),
+                "prefetch_pages": figure(&p.prefetch_pages),
                 "macs_per_s": figure(&p.macs_per_s),
                 "storage_bytes_per_s": figure(&p.storage_bytes_per_s),
                 "zstd_bytes_per_s": figure(&p.zstd_bytes_per_s),

@@ -15,7 +15,7 @@ use crate::diagnostic::{Code, Diagnostic, Source, did_you_mean, quoted};
 
 pub use list::{list_json, list_text};
 pub use profile::{Arch, CpuFeature, Figure, Profile};
-pub use read::{latency_guess, macs_guess, read_profiles, zstd_guess};
+pub use read::{latency_guess, macs_guess, prefetch_guess, read_profiles, zstd_guess};
 pub use write::profile_toml;
 
 /// The profile that the caller makes.

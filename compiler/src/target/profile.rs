@@ -133,6 +133,9 @@ pub struct Profile {
     pub macs_per_s: Figure<u64>,
     /// From asking memory for a cache line to having it, with nothing else to do.
     pub memory_latency_ns: Figure<u32>,
+    /// How many 4 KiB ahead of its use the start of each is best asked for when memory is
+    /// read in order; 0 where hardware alone is as fast.
+    pub prefetch_pages: Figure<u32>,
     /// Large sequential reads from storage, in bytes per second.
     pub storage_bytes_per_s: Figure<u64>,
     /// Pages that one core decompresses, in bytes per second.
@@ -168,6 +171,7 @@ impl Profile {
             l2_bytes: u32::try_from(self.l2_bytes.value).unwrap_or(u32::MAX),
             memory_bytes_per_s: self.memory_bytes_per_s.value,
             memory_latency_ns: self.memory_latency_ns.value,
+            prefetch_pages: self.prefetch_pages.value,
             ..omex_codegen::Isa::new(arch, features)
         })
     }

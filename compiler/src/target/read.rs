@@ -20,6 +20,7 @@ const PAGE_SIZES: [u64; 3] = [4 << 10, 16 << 10, 64 << 10];
 /// GB/s of 10^9 bytes.
 const MEMORY_GB_PER_S: RangeInclusive<f64> = 0.01..=100_000.0;
 const MEMORY_LATENCY_NS: RangeInclusive<u64> = 1..=1_000_000;
+const PREFETCH_PAGES: RangeInclusive<u64> = 0..=64;
 /// MB/s of 10^6 bytes.
 const ZSTD_MB_PER_S: RangeInclusive<f64> = 0.01..=1_000_000.0;
 /// 10^9 per second.
@@ -145,6 +146,15 @@ pub fn latency_guess() -> Figure<u32> {
     }
 }
 
+/// Most hardware goes on by itself; profiles need not say.
+pub fn prefetch_guess() -> Figure<u32> {
+    Figure {
+        value: 0,
+        estimate: true,
+        source: "not measured; most hardware needs none".to_owned(),
+    }
+}
+
 /// Everything but the RAM, which variants have of their own.
 fn read_base(reader: &mut Reader<'_>, top: &mut Table<'_, '_>) -> Option<Profile> {
     let name = top
@@ -159,18 +169,17 @@ fn read_base(reader: &mut Reader<'_>, top: &mut Table<'_, '_>) -> Option<Profile
     let page = read_page(reader, top);
     let l1d = amount(reader, top, "l1d", CACHE_BYTES);
     let l2 = amount(reader, top, "l2", CACHE_BYTES);
-    let l3 = match top.get("l3") {
-        Some(_) => Some(amount(reader, top, "l3", CACHE_BYTES)?.value),
-        None => None,
-    };
     let memory = rate(reader, top, "memory_gb_per_s", MEMORY_GB_PER_S, 1e9);
-    let macs = optional_rate(reader, top, "gmac_per_s", GMAC_PER_S, 1e9)?;
+    let macs = optional_rate(reader, top, "gmac_per_s", GMAC_PER_S, 1e9);
     let storage = rate(reader, top, "storage_mb_per_s", STORAGE_MB_PER_S, 1e6);
-    let zstd = optional_rate(reader, top, "zstd_mb_per_s", ZSTD_MB_PER_S, 1e6)?;
-    let latency = match top.get("memory_latency_ns") {
-        Some(_) => Some(amount(reader, top, "memory_latency_ns", MEMORY_LATENCY_NS)?),
-        None => None,
+    let zstd = optional_rate(reader, top, "zstd_mb_per_s", ZSTD_MB_PER_S, 1e6);
+    let mut optional = |name, range| match top.get(name) {
+        Some(_) => amount(reader, top, name, range).map(Some),
+        None => Some(None),
     };
+    let l3 = optional("l3", CACHE_BYTES);
+    let latency = optional("memory_latency_ns", MEMORY_LATENCY_NS);
+    let prefetch = optional("prefetch_pages", PREFETCH_PAGES);
     if let (Some(cores), Some(threads)) = (&cores, &threads)
         && threads.value.value > cores.value.value
     {
@@ -186,7 +195,7 @@ fn read_base(reader: &mut Reader<'_>, top: &mut Table<'_, '_>) -> Option<Profile
         source: figure.value.source,
     };
     let memory = memory?;
-    let macs = macs.unwrap_or_else(|| macs_guess(memory.value));
+    let macs = macs?.unwrap_or_else(|| macs_guess(memory.value));
     let name = name?;
     if name.value.is_empty() || name.value.chars().any(char::is_control) {
         reader.error("`name` is empty or has control characters", name.span, "");
@@ -206,12 +215,13 @@ fn read_base(reader: &mut Reader<'_>, top: &mut Table<'_, '_>) -> Option<Profile
         page_bytes: narrow(page?),
         l1d_bytes: l1d?.value,
         l2_bytes: l2?.value,
-        l3_bytes: l3,
+        l3_bytes: l3?.map(|figure| figure.value),
         memory_bytes_per_s: memory,
         macs_per_s: macs,
-        memory_latency_ns: latency.map_or_else(latency_guess, narrow),
+        memory_latency_ns: latency?.map_or_else(latency_guess, narrow),
+        prefetch_pages: prefetch?.map_or_else(prefetch_guess, narrow),
         storage_bytes_per_s: storage?,
-        zstd_bytes_per_s: zstd.unwrap_or_else(zstd_guess),
+        zstd_bytes_per_s: zstd?.unwrap_or_else(zstd_guess),
         ram_total_bytes: Figure::known(0, ""),
         ram_app_bytes: Figure::known(0, ""),
     })

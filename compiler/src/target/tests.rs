@@ -21,6 +21,7 @@ fn json_form_holds_every_profile_and_source() {
             "page_bytes",
             "memory_bytes_per_s",
             "memory_latency_ns",
+            "prefetch_pages",
             "ram_app_bytes",
         ] {
             let source = target[figure]["source"].as_str().expect("a source");
@@ -89,6 +90,7 @@ l1d = 65536
 l2 = "512KiB"
 memory_gb_per_s = 9.5
 memory_latency_ns = 130
+prefetch_pages = 2
 storage_mb_per_s = { value = 40, estimate = true, source = "guess" }
 ram_total = "4GiB"
 ram_app = 3_000_000_000
@@ -110,9 +112,13 @@ fn user_profiles_are_read() {
         (isa.l2_bytes, isa.memory_bytes_per_s, isa.memory_latency_ns),
         (512 << 10, 9_500_000_000, 130)
     );
+    assert_eq!(isa.prefetch_pages, 2);
     let common = GOOD.replace("memory_latency_ns = 130", "");
     let board = &read(&common).expect("a latency is optional")[0];
     assert!(board.memory_latency_ns.estimate && board.memory_latency_ns.value == 100);
+    let common = GOOD.replace("prefetch_pages = 2", "");
+    let unmeasured = &read(&common).expect("prefetching is optional")[0];
+    assert!(unmeasured.prefetch_pages.estimate && unmeasured.prefetch_pages.value == 0);
     assert!(board.storage_bytes_per_s.estimate);
     assert_eq!(board.ram_app_bytes.value, 3_000_000_000);
 }
@@ -140,6 +146,8 @@ fn impossible_devices_are_refused() {
         "memory_latency_ns = 0",
         "memory_latency_ns = 5000000",
         "memory_latency_ns = 0.5",
+        "prefetch_pages = 65",
+        "prefetch_pages = -1",
         "storage_mb_per_s = { vlaue = 3 }",
         "features = [\"dotprd\"]",
         "features = [\"avx2\"]",
@@ -172,7 +180,11 @@ fn impossible_devices_are_refused() {
 
 #[test]
 fn every_missing_or_extra_field_is_an_error() {
-    let required = |line: &&str| !line.is_empty() && !line.starts_with("memory_latency");
+    let is_optional = |line: &str| {
+        let optional = ["memory_latency_ns", "prefetch_pages"];
+        optional.iter().any(|name| line.starts_with(name))
+    };
+    let required = |line: &&str| !line.is_empty() && !is_optional(line);
     for missing in GOOD.lines().filter(required) {
         let text: Vec<&str> = GOOD.lines().filter(|line| *line != missing).collect();
         assert!(read(&text.join("\n")).is_err(), "without {missing}");

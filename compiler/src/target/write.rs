@@ -50,6 +50,7 @@ pub fn profile_toml(profile: &Profile, notes: &[String]) -> String {
         figure("l3", l3);
     }
     figure("memory_latency_ns", &wide(&profile.memory_latency_ns));
+    figure("prefetch_pages", &wide(&profile.prefetch_pages));
     figure("ram_total", &profile.ram_total_bytes);
     figure("ram_app", &profile.ram_app_bytes);
     for (name, unit, f) in [

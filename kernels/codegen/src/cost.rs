@@ -22,9 +22,18 @@ pub struct KernelShape {
     pub tile_rows: u32,
     /// Columns for which a panel is unpacked once, where they are more than a tile's.
     pub columns_in_work: Option<u32>,
-    /// How far ahead of its use a single column fetches weights; `None` where that is
-    /// left to hardware.
-    pub prefetch_bytes: Option<u32>,
+    /// How few columns fetch weights; `None` where that is left to hardware.
+    pub prefetch: Option<Prefetch>,
+}
+
+/// What code that reads weights from memory asks for before it needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefetch {
+    /// Every line, so many bytes ahead.
+    Lines { bytes: u32 },
+    /// The first quarter of each 4 KiB, so many of them ahead; hardware, which stops at
+    /// their ends, then fetches the rest by itself.
+    Pages { pages: u32 },
 }
 
 impl fmt::Display for KernelShape {
@@ -33,10 +42,11 @@ impl fmt::Display for KernelShape {
         if let Some(columns) = self.columns_in_work {
             write!(f, ", {columns} columns in work")?;
         }
-        if let Some(bytes) = self.prefetch_bytes {
-            write!(f, ", fetched {bytes} bytes ahead")?;
+        match self.prefetch {
+            None => Ok(()),
+            Some(Prefetch::Lines { bytes }) => write!(f, ", fetched {bytes} bytes ahead"),
+            Some(Prefetch::Pages { pages }) => write!(f, ", begun {pages} pages ahead"),
         }
-        Ok(())
     }
 }
 
@@ -74,6 +84,21 @@ pub(crate) fn columns_in_work(
     (columns / tile).max(1) * tile
 }
 
+/// How few columns fetch weights.
+///
+/// On two cores of an Emerald Rapids, beginning pages 4 ahead reads panels 1.5 to 1.8 times as
+/// fast as fetching lines 1,024 bytes ahead (Q4_1, Q8_0, Q4_K with K of 2,048, one thread and
+/// two); 1, 2 and 8 ahead 1.3 to 1.6 times. An eighth or half of a page instead of a
+/// quarter gives 1.2 to 1.5.
+pub(crate) fn prefetch(isa: &Isa) -> Prefetch {
+    match isa.prefetch_pages {
+        0 => Prefetch::Lines {
+            bytes: prefetch_bytes(isa),
+        },
+        pages => Prefetch::Pages { pages },
+    }
+}
+
 /// How far ahead of its use a single column fetches weights, in bytes: what memory
 /// delivers while a read of it is under way (Little's law), a power of two, at most a
 /// 64th of the second-level cache.
@@ -87,7 +112,7 @@ pub(crate) fn columns_in_work(
 /// with K of 576, Q5_0 with 640, Q4_K and Q6_K with 1536, in calls of about 300 KB, one
 /// thread and two: 0.96, 0.98 for 128 to 512; 0.98, 0.99 for 1024; 0.91, 0.98 for 2048;
 /// 0.74, 0.90 for 3072. On two Zen 3 cores 512 gained 8 to 19 % on 4096 (Q8_0 with 640).
-pub(crate) fn prefetch_bytes(isa: &Isa) -> u32 {
+fn prefetch_bytes(isa: &Isa) -> u32 {
     let ns = u128::from(isa.memory_latency_ns) * 4;
     let in_flight = u128::from(isa.memory_bytes_per_s) * ns / 1_000_000_000;
     let in_flight = u64::try_from(in_flight).unwrap_or(u64::MAX);
@@ -163,6 +188,13 @@ mod tests {
         for (name, isa) in [
             ("avx2, 512 KiB", avx2(512)),
             ("avx2, 128 KiB", avx2(128)),
+            (
+                "avx2, pages",
+                Isa {
+                    prefetch_pages: 4,
+                    ..avx2(512)
+                },
+            ),
             ("neon", arm(&[])),
             ("dotprod", arm(&[crate::Feature::Dotprod])),
         ] {

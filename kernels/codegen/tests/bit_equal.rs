@@ -27,6 +27,7 @@ fn targets() -> Vec<(BackEnd, Isa)> {
             // A cache that holds few columns cuts them into other rounds.
             let small = Isa {
                 l2_bytes: 4096,
+                prefetch_pages: 4,
                 ..isa
             };
             let wide = wide.then_some([(BackEnd::Wide, isa), (BackEnd::Wide, small)]);
@@ -462,7 +463,7 @@ fn long_panels() {
 fn all_wide_levels_in_emulation() {
     for isa in wide_levels() {
         for format in WeightFormat::ALL {
-            for (rows, k, columns, data) in [
+            for (i, (rows, k, columns, data)) in [
                 (17, 512, 1, Data::Usual),
                 (40, LONG_K, 1, Data::Usual),
                 (17, 768, 7, Data::Extreme),
@@ -470,7 +471,14 @@ fn all_wide_levels_in_emulation() {
                 (17, 256, 22, Data::Extreme),
                 (17, format.k_multiple().max(32) * 9, 1, Data::Extreme),
                 (17, format.k_multiple().max(32), 109, Data::Usual),
-            ] {
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                let isa = Isa {
+                    prefetch_pages: 4 * (i as u32 % 2),
+                    ..isa
+                };
                 let case = Case {
                     format,
                     rows,

@@ -28,7 +28,7 @@ pub(super) fn print(session: &mut Session, repetitions: u32) -> Result<(), Failu
     let plan = shared.plan();
     // The head's steps run for one selected column.
     let head = plan.phases[plan.body_phases as usize].first_step as usize;
-    let read = ceiling::read_bytes_per_second(threads) / 1e9;
+    let read = ceiling::read_bytes_per_second(threads).0 / 1e9;
     let mac = ceiling::macs_per_second(threads) / 1e9;
     let mut out = std::io::stdout().lock();
     writeln!(

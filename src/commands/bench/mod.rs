@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
-use omex_codegen::ceiling::Memory;
+use omex_codegen::ceiling::{self, Memory};
 use omex_plan::Plan;
 use omex_runtime::exec::Engine;
 use omex_runtime::os::process;
@@ -219,6 +219,8 @@ impl Tokens {
 struct Reads {
     memory: Memory,
     threads: u32,
+    /// With which reading is fastest.
+    prefetch_pages: u32,
     seconds: f64,
     bytes: u64,
     /// What [`Reads::measure`] took, which no test's time contains.
@@ -230,6 +232,7 @@ impl Reads {
         Reads {
             memory: Memory::new(),
             threads,
+            prefetch_pages: ceiling::read_bytes_per_second(threads).1,
             seconds: 0.0,
             bytes: 0,
             spent: Duration::ZERO,
@@ -238,7 +241,7 @@ impl Reads {
 
     fn measure(&mut self) {
         let began = Instant::now();
-        let (seconds, bytes) = self.memory.read(self.threads);
+        let (seconds, bytes) = self.memory.read(self.threads, self.prefetch_pages);
         self.seconds += seconds;
         self.bytes += bytes as u64;
         self.spent += began.elapsed();

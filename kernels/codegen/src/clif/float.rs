@@ -19,7 +19,7 @@ pub(super) fn shape() -> KernelShape {
         tile_columns: TILE,
         tile_rows: 4 * TILE_QUADS as u32,
         columns_in_work: None,
-        prefetch_bytes: None,
+        prefetch: None,
     }
 }
 

@@ -111,7 +111,7 @@ pub(super) fn shape(frame: &Frame, q: &Quantized, isa: &Isa) -> KernelShape {
         tile_columns: kernel.tile,
         tile_rows: 4 * kernel.tile_quads as u32,
         columns_in_work: None,
-        prefetch_bytes: None,
+        prefetch: None,
     }
 }
 

@@ -718,6 +718,20 @@ impl Asm {
         self.push(Instruction::with3(Code::Imul_r64_rm64_imm32, to, a, b));
     }
 
+    /// `r &= bits`
+    pub(super) fn mask(&mut self, r: Register, bits: u32) {
+        let bits = i32::try_from(bits).expect("an immediate");
+        self.push(Instruction::with2(Code::And_rm64_imm32, r, bits));
+    }
+
+    pub(super) fn shift_right(&mut self, r: Register, bits: u32) {
+        self.push(Instruction::with2(Code::Shr_rm64_imm8, r, bits));
+    }
+
+    pub(super) fn negate(&mut self, r: Register) {
+        self.push(Instruction::with1(Code::Neg_rm64, r));
+    }
+
     pub(super) fn align_down(&mut self, r: Register, to: i32) {
         self.push(Instruction::with2(Code::And_rm64_imm32, r, -to));
     }

@@ -5,7 +5,8 @@ use super::asm::{Address, Asm, Vector};
 use super::codes::part_of;
 use super::frame::{Frame, LOCALS, Local, reg, sizes};
 use super::level::Level;
-use crate::{KernelShape, cost};
+use crate::KernelShape;
+use crate::cost::{self, Prefetch};
 use iced_x86::Register;
 use omex_kernels::{PANEL_ROWS, WeightFormat};
 
@@ -32,8 +33,14 @@ pub(super) fn shape(frame: &Frame, level: Level) -> KernelShape {
         tile_columns,
         tile_rows: PANEL_ROWS,
         columns_in_work: Some(frame.columns_in_work(tile_columns, 1..=COLUMNS_MAX)),
-        prefetch_bytes: None,
+        prefetch: begins_pages(frame).then(|| frame.prefetch()),
     }
+}
+
+/// Whether code asks for weights. Where hardware goes on to the next page by itself, it
+/// reads steps as fast without.
+fn begins_pages(frame: &Frame) -> bool {
+    matches!(frame.prefetch(), Prefetch::Pages { .. })
 }
 
 pub(super) fn build(a: &mut Asm, frame: &Frame) {
@@ -77,6 +84,9 @@ fn rows(a: &mut Asm, frame: &Frame, columns: usize, sums: &[Vector]) {
     a.mov(column, reg::TILE);
     a.mov(reg::CODES, reg::WEIGHTS);
     let run = |a: &mut Asm, count: u32| {
+        if begins_pages(frame) {
+            frame.fetch(a, reg::CODES, STEP * count, reg::BLOCK);
+        }
         for step in 0..count {
             one_step(a, frame, &convert, columns, sums, column, step);
         }

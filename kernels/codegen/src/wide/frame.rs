@@ -2,7 +2,8 @@
 
 use super::asm::{Address, Asm, Label, Vector, When};
 use super::codes::part_of;
-use crate::{Isa, cost};
+use crate::Isa;
+use crate::cost::{self, Prefetch};
 use iced_x86::Register;
 use omex_kernels::abi::MatmulArgs;
 use omex_kernels::spec::Activation;
@@ -56,6 +57,10 @@ const SAVED: [Register; 6] = [
 
 /// Bytes of 16 rows of f32.
 pub(super) const ROWS_BYTES: u32 = 64;
+/// Bytes of a cache line, or of a part of one.
+const LINE_BYTES: u32 = 64;
+/// What hardware fetches ahead within.
+const PAGE_BYTES: u32 = 4096;
 /// Bytes of the locals at the start of the stack frame.
 pub(super) const LOCALS: u32 = 128;
 
@@ -132,9 +137,33 @@ impl Frame<'_> {
         cost::columns_in_work(self.isa, self.activation_stride, tile, range)
     }
 
-    /// As [`cost::prefetch_bytes`].
-    pub(super) fn prefetch_bytes(&self) -> u32 {
-        cost::prefetch_bytes(self.isa)
+    /// As [`cost::prefetch`].
+    pub(super) fn prefetch(&self) -> Prefetch {
+        cost::prefetch(self.isa)
+    }
+
+    /// Asks for weights ahead of those at `at`, as many as make up for `bytes` bytes of
+    /// progress. `scratch` is lost.
+    pub(super) fn fetch(&self, a: &mut Asm, at: Register, bytes: u32, scratch: Register) {
+        match self.prefetch() {
+            Prefetch::Lines { bytes: ahead } => {
+                for line in 0..bytes.div_ceil(LINE_BYTES) {
+                    a.prefetch(Address::new(at).plus(ahead + LINE_BYTES * line));
+                }
+            }
+            Prefetch::Pages { pages } => {
+                // Back by three quarters of the way into the page.
+                a.mov(scratch, at);
+                a.mask(scratch, PAGE_BYTES - 1);
+                a.multiply(scratch, scratch, 3);
+                a.shift_right(scratch, 2);
+                a.negate(scratch);
+                let first = Address::new(at).index(scratch, 1).plus(PAGE_BYTES * pages);
+                for line in 0..bytes.div_ceil(4 * LINE_BYTES) {
+                    a.prefetch(first.plus(LINE_BYTES * line));
+                }
+            }
+        }
     }
 
     pub(super) fn panel_bytes(&self) -> u32 {

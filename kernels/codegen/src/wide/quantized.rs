@@ -58,7 +58,7 @@ pub(super) fn shape(frame: &Frame, q: &Quantized, level: Level) -> KernelShape {
         tile_columns,
         tile_rows: PANEL_ROWS,
         columns_in_work: Some(columns),
-        prefetch_bytes: Some(frame.prefetch_bytes()),
+        prefetch: Some(frame.prefetch()),
     }
 }
 
@@ -197,10 +197,7 @@ impl<'k> Kernel<'k> {
         let held = self.take_held(a, 1);
         self.zero_sums(a, 1, &held);
         a.mov(reg::CODES, reg::WEIGHTS);
-        a.address(
-            prefetch,
-            Address::new(reg::WEIGHTS).plus(self.frame.prefetch_bytes()),
-        );
+        a.mov(prefetch, reg::WEIGHTS);
         a.set(reg::BLOCK, 0);
         let (chunk, block) = (a.label(), a.label());
         a.bind(chunk);
@@ -210,7 +207,7 @@ impl<'k> Kernel<'k> {
         self.unpack_headers(a, reg::BLOCK, reg::CHUNK, fields, 0);
         a.address(reg::RECORD, stack(RECORDS_AT));
         a.bind(block);
-        self.fetch(a, prefetch);
+        self.fetch(a, prefetch, reg::CHUNK);
         self.block(a, 1, &mut Origin::Panel(&mut operands), &held);
         operands.next_block(a);
         a.advance(reg::CODES, self.quant_bytes);
@@ -345,6 +342,8 @@ impl<'k> Kernel<'k> {
     /// The same, with operands read from the panel by each tile.
     fn panel_of_few(&self, a: &mut Asm, largest: usize, sums_at: u32) {
         let mut operands = self.codes.operands(a);
+        let scratch = reg::PANELS;
+        a.mov_to(Local::PanelsLeft.at(), scratch);
         self.chunks(a, self.column_blocks, |a| {
             let fields = self.scales.fields_bytes();
             self.unpack_headers(a, reg::CHUNK, reg::BLOCK, fields, 0);
@@ -355,11 +354,10 @@ impl<'k> Kernel<'k> {
                 a.mov_from(reg::CODES, Local::ChunkCodes.at());
                 a.multiply(reg::HEADER, reg::CHUNK, self.block_bytes() / 4);
                 a.advance_by(reg::HEADER, reg::WEIGHTS);
-                a.advance(reg::HEADER, self.frame.prefetch_bytes());
             };
             self.tiles(a, &sizes(largest), sums_at, |a, columns, held| {
                 self.blocks(a, begin, |a| {
-                    self.fetch(a, reg::HEADER);
+                    self.fetch(a, reg::HEADER, scratch);
                     self.block(a, columns, &mut Origin::Panel(&mut operands), held);
                     operands.next_block(a);
                     a.advance(reg::CODES, self.quant_bytes);
@@ -368,6 +366,7 @@ impl<'k> Kernel<'k> {
             });
             a.mov_from(reg::HEADER, Local::ChunkHeader.at());
         });
+        a.mov_from(scratch, Local::PanelsLeft.at());
         operands.end(a);
     }
 
@@ -394,12 +393,10 @@ impl<'k> Kernel<'k> {
         a.jump(When::Below, again);
     }
 
-    /// Fetches the lines of a panel that a block has on average, from `at` on.
-    fn fetch(&self, a: &mut Asm, at: Register) {
+    /// As [`Frame::fetch`], what a block has of a panel on average; `at` goes on by it.
+    fn fetch(&self, a: &mut Asm, at: Register, scratch: Register) {
         let bytes = self.block_bytes();
-        for line in 0..bytes.div_ceil(64) {
-            a.prefetch(Address::new(at).plus(64 * line));
-        }
+        self.frame.fetch(a, at, bytes, scratch);
         a.advance(at, bytes);
     }
 

@@ -271,6 +271,16 @@ impl Machine<'_> {
                 self.zero = value == 0;
                 self.set_general(i, value);
             }
+            Mnemonic::Neg => {
+                let value = self.general_source(i, 0).wrapping_neg();
+                (self.zero, self.carry) = (value == 0, value != 0);
+                self.set_general(i, value);
+            }
+            Mnemonic::Shr => {
+                let value = self.general_source(i, 0) >> i.immediate8();
+                self.zero = value == 0;
+                self.set_general(i, value);
+            }
             Mnemonic::Imul => {
                 let (a, b) = (self.general_source(i, 1), self.general_source(i, 2));
                 self.set_general(i, a.wrapping_mul(b));
