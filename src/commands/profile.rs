@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use omex_codegen::ceiling;
+use omex_codegen::ceiling::{self, Memory};
 use omex_compiler::diagnostic::{Code, Diagnostic};
 use omex_compiler::paging;
 use omex_compiler::target::{Figure, Profile, profile_toml};
@@ -88,11 +88,12 @@ pub fn profile(args: &ProfileArgs) -> Result<(), Failure> {
 
 /// Memory reads and multiply-adds for each number of threads.
 fn memory(profile: &mut Profile, notes: &mut Vec<String>, line: &Progress) {
+    let memory = Memory::new();
     let mut best = (0.0, 1, 0);
     let mut most_macs = 0.0f64;
     for threads in 1..=profile.cores.value {
         line.show(|| format!("measuring memory and arithmetic on {threads} threads"));
-        let (read, pages) = ceiling::read_bytes_per_second(threads);
+        let (read, pages) = memory.bytes_per_second(threads);
         let macs = ceiling::macs_per_second(threads);
         notes.push(format!(
             "{threads} threads: memory reads {:.1} GB/s, 8-bit multiply-adds {:.0} Gmac/s",
@@ -107,6 +108,8 @@ fn memory(profile: &mut Profile, notes: &mut Vec<String>, line: &Progress) {
             best = (read, threads, pages);
         }
     }
+    // The next measurement has memory of its own.
+    drop(memory);
     let latency = ceiling::latency_ns();
     notes.push(format!("memory latency {latency:.0} ns"));
     let latency = (latency.round() as u32).max(1);

@@ -60,25 +60,24 @@ impl Memory {
         });
         (seconds, READ_BYTES)
     }
-}
 
-/// Bytes per second that `threads` threads read from memory together, each from its own
-/// share, and how many pages ahead each page is begun to read so fast: the best of some
-/// measurements. Beginning them has to gain something.
-pub fn read_bytes_per_second(threads: u32) -> (f64, u32) {
-    let memory = Memory::new();
-    let mut best = [0.0; 2];
-    for _ in 0..MEASUREMENTS {
-        for (best, pages) in best.iter_mut().zip([0, PREFETCH_PAGES]) {
-            let (seconds, bytes) = memory.read(threads, pages);
-            *best = f64::max(*best, bytes as f64 / seconds);
+    /// Bytes per second that `threads` threads read together, each its own share, and how
+    /// many pages ahead each page is begun to read so fast: the best of some measurements.
+    /// Beginning them has to gain something.
+    pub fn bytes_per_second(&self, threads: u32) -> (f64, u32) {
+        let mut best = [0.0; 2];
+        for _ in 0..MEASUREMENTS {
+            for (best, pages) in best.iter_mut().zip([0, PREFETCH_PAGES]) {
+                let (seconds, bytes) = self.read(threads, pages);
+                *best = f64::max(*best, bytes as f64 / seconds);
+            }
         }
-    }
-    let [in_order, begun] = best;
-    if begun > in_order * 1.05 {
-        (begun, PREFETCH_PAGES)
-    } else {
-        (in_order, 0)
+        let [in_order, begun] = best;
+        if begun > in_order * 1.05 {
+            (begun, PREFETCH_PAGES)
+        } else {
+            (in_order, 0)
+        }
     }
 }
 

@@ -44,7 +44,6 @@ macro_rules! features {
             const fn cranelift_setting(self) -> Option<&'static str> {
                 match self { $(Feature::$variant => $cranelift,)* }
             }
-
         }
     };
 }

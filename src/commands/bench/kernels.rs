@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use omex_codegen::ceiling;
+use omex_codegen::ceiling::{self, Memory};
 use omex_kernels::KernelSpec;
 use omex_kernels::spec::{Access, OperandClass, ring_bytes};
 use omex_runtime::{RunError, Session};
@@ -28,7 +28,7 @@ pub(super) fn print(session: &mut Session, repetitions: u32) -> Result<(), Failu
     let plan = shared.plan();
     // The head's steps run for one selected column.
     let head = plan.phases[plan.body_phases as usize].first_step as usize;
-    let read = ceiling::read_bytes_per_second(threads).0 / 1e9;
+    let read = Memory::new().bytes_per_second(threads).0 / 1e9;
     let mac = ceiling::macs_per_second(threads) / 1e9;
     let mut out = std::io::stdout().lock();
     writeln!(

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
-use omex_codegen::ceiling::{self, Memory};
+use omex_codegen::ceiling::Memory;
 use omex_plan::Plan;
 use omex_runtime::exec::Engine;
 use omex_runtime::os::process;
@@ -229,10 +229,12 @@ struct Reads {
 
 impl Reads {
     fn new(threads: u32) -> Reads {
+        let memory = Memory::new();
+        let (_, prefetch_pages) = memory.bytes_per_second(threads);
         Reads {
-            memory: Memory::new(),
+            memory,
             threads,
-            prefetch_pages: ceiling::read_bytes_per_second(threads).1,
+            prefetch_pages,
             seconds: 0.0,
             bytes: 0,
             spent: Duration::ZERO,

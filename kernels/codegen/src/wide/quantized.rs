@@ -279,12 +279,12 @@ impl<'k> Kernel<'k> {
             let record = self.record_bytes();
             self.unpack_headers(a, reg::CHUNK, reg::BLOCK, record, OPERANDS_BYTES);
             self.unpack_codes(a);
-            let block = |a: &mut Asm, columns: usize, held: &[Vector]| {
-                self.block(a, columns, &mut Origin::Record, held);
-                a.advance(reg::RECORD, record);
-            };
             let tile = |a: &mut Asm, columns: usize, held: &[Vector]| {
-                self.blocks(a, |_| {}, |a| block(a, columns, held));
+                let begin = |_: &mut Asm| {};
+                self.blocks(a, begin, |a| {
+                    self.block(a, columns, &mut Origin::Record, held);
+                    a.advance(reg::RECORD, record);
+                });
             };
             let mut sizes = sizes(self.tile(a.level));
             if !self.uses_amx(a.level) {
