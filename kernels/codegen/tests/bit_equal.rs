@@ -469,6 +469,7 @@ fn all_wide_levels_in_emulation() {
                 (17, 768, 7, Data::Extreme),
                 (17, format.k_multiple().max(32) * 9, 3, Data::Usual),
                 (17, 256, 22, Data::Extreme),
+                (17, 768, 37, Data::Usual),
                 (17, format.k_multiple().max(32) * 9, 1, Data::Extreme),
                 (17, format.k_multiple().max(32), 109, Data::Usual),
             ]

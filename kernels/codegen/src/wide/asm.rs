@@ -106,6 +106,7 @@ pub(super) enum When {
     Equal,
     NotEqual,
     Below,
+    AboveOrEqual,
 }
 
 fn built(instruction: Result<Instruction, iced_x86::IcedError>) -> Instruction {
@@ -134,6 +135,7 @@ macro_rules! three_operands {
 three_operands! {
     add_words VEX_Vpaddw_ymm_ymm_ymmm256 EVEX_Vpaddw_zmm_k1z_zmm_zmmm512;
     add_dwords VEX_Vpaddd_ymm_ymm_ymmm256 EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32;
+    sub_bytes VEX_Vpsubb_ymm_ymm_ymmm256 EVEX_Vpsubb_zmm_k1z_zmm_zmmm512;
     sub_dwords VEX_Vpsubd_ymm_ymm_ymmm256 EVEX_Vpsubd_zmm_k1z_zmm_zmmm512b32;
     max_dwords VEX_Vpmaxsd_ymm_ymm_ymmm256 EVEX_Vpmaxsd_zmm_k1z_zmm_zmmm512b32;
     mul_dwords VEX_Vpmulld_ymm_ymm_ymmm256 EVEX_Vpmulld_zmm_k1z_zmm_zmmm512b32;
@@ -493,10 +495,10 @@ impl Asm {
         ));
     }
 
-    /// Adds the products of `a`, signed bytes, and `b`, unsigned bytes of which fours of
-    /// rows are interleaved, to the dwords of `to`.
+    /// Adds the products of `a` and `b`, signed bytes, of which fours of rows are
+    /// interleaved in `b`, to the dwords of `to`.
     pub(super) fn multiply_tiles(&mut self, to: Register, a: Register, b: Register) {
-        self.push(Instruction::with3(Code::VEX_Tdpbsud_tmm_tmm_tmm, to, a, b));
+        self.push(Instruction::with3(Code::VEX_Tdpbssd_tmm_tmm_tmm, to, a, b));
     }
 
     // 16 bytes, one per row of a panel, in the low part of a register.
@@ -696,6 +698,10 @@ impl Asm {
         self.push(Instruction::with2(Code::Add_r64_rm64, r, by));
     }
 
+    pub(super) fn retreat_by(&mut self, r: Register, by: Register) {
+        self.push(Instruction::with2(Code::Sub_r64_rm64, r, by));
+    }
+
     pub(super) fn advance_at(&mut self, at: Address, bytes: u32) {
         let bytes = i32::try_from(bytes).expect("an immediate");
         self.push(Instruction::with2(
@@ -747,6 +753,10 @@ impl Asm {
         self.push(Instruction::with2(Code::Cmp_r64_rm64, a, b));
     }
 
+    pub(super) fn compare_at(&mut self, a: Register, b: Address) {
+        self.push(Instruction::with2(Code::Cmp_r64_rm64, a, b.operand()));
+    }
+
     pub(super) fn compare_with(&mut self, a: Register, b: u32) {
         let b = i32::try_from(b).expect("an immediate");
         self.push(Instruction::with2(Code::Cmp_rm64_imm32, a, b));
@@ -784,6 +794,7 @@ impl Asm {
             When::Equal => Code::Je_rel32_64,
             When::NotEqual => Code::Jne_rel32_64,
             When::Below => Code::Jb_rel32_64,
+            When::AboveOrEqual => Code::Jae_rel32_64,
         };
         self.push(Instruction::with_branch(code, label.0));
     }

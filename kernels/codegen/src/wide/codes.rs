@@ -12,11 +12,14 @@ pub(super) const GROUPS: u32 = 8;
 /// Largest magnitude of an activation code.
 const ACTIVATION_MAX: i32 = 127;
 
+#[derive(Clone)]
 enum Map {
     /// The code itself.
     Plain,
     /// Two's complement with the sign flipped: value + 128.
     FlipSign,
+    /// So much less than the code.
+    Less(u8),
     /// One of 16 values.
     Table([u8; 16]),
 }
@@ -31,9 +34,12 @@ pub(super) enum Dot {
     /// `vpmaddubsw` on magnitudes, the signs moved to the activations: the sum of
     /// two products is at most 128 * 127 * 2, so that a group just fits.
     Signed,
+    /// `tdpbssd`, exact in i32.
+    Tiles,
 }
 
 /// The operands of one format at one level.
+#[derive(Clone)]
 pub(super) struct Codes {
     bits: CodeBits,
     map: Map,
@@ -98,6 +104,23 @@ impl Codes {
         }
     }
 
+    /// The same for tiles, whose operands are signed and thus need no offset.
+    pub(super) fn for_tiles(&self) -> Codes {
+        let offset = self.offset as u8;
+        Codes {
+            bits: self.bits,
+            map: match self.map {
+                Map::Plain if offset == 0 => Map::Plain,
+                Map::Plain => Map::Less(offset),
+                Map::FlipSign => Map::Plain,
+                Map::Table(operands) => Map::Table(operands.map(|v| v.wrapping_sub(offset))),
+                Map::Less(_) => unreachable!("codes for tiles"),
+            },
+            offset: 0,
+            dot: Dot::Tiles,
+        }
+    }
+
     /// Registers that [`Operands`] take for themselves: constants, steps, and a field
     /// that another joins.
     pub(super) fn registers(&self, level: Level) -> usize {
@@ -123,6 +146,7 @@ impl Codes {
             map: match &self.map {
                 Map::Plain => None,
                 Map::FlipSign => Some(bytes(a, 0x80)),
+                Map::Less(offset) => Some(bytes(a, *offset)),
                 Map::Table(table) => {
                     let v = a.take();
                     a.set_table(v, table);
@@ -188,8 +212,11 @@ impl Operands<'_> {
         match (&self.codes.map, self.map) {
             (Map::FlipSign, Some(sign)) => a.xor(to, to, sign),
             (Map::Table(_), Some(table)) => a.shuffle_bytes(to, table, to),
+            (Map::Less(_), Some(offset)) => a.sub_bytes(to, to, offset),
             (Map::Plain, _) => {}
-            (Map::FlipSign | Map::Table(_), None) => unreachable!("set by `operands`"),
+            (Map::FlipSign | Map::Less(_) | Map::Table(_), None) => {
+                unreachable!("set by `operands`")
+            }
         }
     }
 

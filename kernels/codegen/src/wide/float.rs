@@ -53,7 +53,8 @@ pub(super) fn build(a: &mut Asm, frame: &Frame) {
             // Output and residual of the tile.
             a.mov_from(reg::SUMS, Local::PanelOut.at());
             a.mov_from(reg::HEADER, Local::PanelResidual.at());
-            frame.tiles(a, &sizes(tile), |a, columns| {
+            let begin = |_: &mut Asm, _| {};
+            frame.tiles(a, &sizes(tile), begin, |a, columns| {
                 let sums = a.take_many(columns * parts);
                 rows(a, frame, columns, &sums);
                 for (column, sums) in sums.chunks(parts).enumerate() {

@@ -85,8 +85,13 @@ pub(super) enum Local {
     /// The codes of the current chunk, and the header behind its own.
     ChunkCodes,
     ChunkHeader,
-    /// Panels to go, while their register is needed.
+    /// Panels to go, and the current one, while their registers are needed.
     PanelsLeft,
+    PanelWeights,
+    /// Behind the records of the current chunk.
+    RecordsEnd,
+    /// Columns to go from the tile on whose operands are loaded.
+    ColumnsAhead,
 }
 
 impl Local {
@@ -262,24 +267,28 @@ impl Frame<'_> {
     }
 
     /// Goes through the columns in work in tiles of the sizes, largest first: `tile`
-    /// is executed with [`reg::TILE`] at the first column of each.
+    /// is executed with [`reg::TILE`] at the first column of each, `begin` before all of
+    /// a size.
     pub(super) fn tiles(
         &self,
         a: &mut Asm,
         sizes: &[usize],
+        mut begin: impl FnMut(&mut Asm, usize),
         mut tile: impl FnMut(&mut Asm, usize),
     ) {
         a.mov(reg::TILE, reg::ACTIVATIONS);
         a.mov(reg::LEFT, reg::COLUMNS);
         for &size in sizes {
             let (again, next) = (a.label(), a.label());
-            a.bind(again);
             a.compare_with(reg::LEFT, size as u32);
             a.jump(When::Below, next);
+            begin(a, size);
+            a.bind(again);
             tile(a, size);
             a.advance(reg::TILE, self.activation_stride * size as u32);
             a.retreat(reg::LEFT, size as u32);
-            a.jump_to(again);
+            a.compare_with(reg::LEFT, size as u32);
+            a.jump(When::AboveOrEqual, again);
             a.bind(next);
         }
     }

@@ -11,7 +11,7 @@ use super::asm::{Address, Asm, Source, Vector, When};
 use super::codes::{Codes, Dot, GROUPS, Operands, part_of};
 use super::frame::{Frame, LOCALS, Local, ROWS_BYTES, reg, sizes, stack};
 use super::level::Level;
-use super::products::{self, Products};
+use super::products::{COLUMNS, Products};
 use super::scales::{COMMON, FIELD, Minimum, Scales};
 use crate::{KernelShape, cost};
 use iced_x86::Register;
@@ -36,8 +36,6 @@ struct Kernel<'k> {
     codes: &'k Codes,
     scales: Scales,
     blocks: u32,
-    /// Of a chunk for few columns, at most.
-    column_blocks: u32,
     quant_bytes: u32,
 }
 
@@ -49,10 +47,20 @@ enum Origin<'f, 'c> {
     Record,
 }
 
+/// The codes of few columns, and of many.
+fn codes(frame: &Frame, q: &Quantized, level: Level) -> [Codes; 2] {
+    let few = Codes::new(frame.format, q, level);
+    let many = if level.has_amx() && Scales::new(q, &few).fit_tiles() {
+        few.for_tiles()
+    } else {
+        few.clone()
+    };
+    [few, many]
+}
+
 pub(super) fn shape(frame: &Frame, q: &Quantized, level: Level) -> KernelShape {
-    let codes = Codes::new(frame.format, q, level);
-    let kernel = Kernel::new(frame, q, &codes);
-    let tile_columns = kernel.widest_tile(level);
+    let [_, codes] = codes(frame, q, level);
+    let tile_columns = Kernel::new(frame, q, &codes).tile(level);
     let columns = frame.columns_in_work(tile_columns, COLUMNS_MIN..=COLUMNS_MAX);
     KernelShape {
         tile_columns,
@@ -63,40 +71,40 @@ pub(super) fn shape(frame: &Frame, q: &Quantized, level: Level) -> KernelShape {
 }
 
 pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
-    let codes = Codes::new(frame.format, q, a.level);
-    let kernel = Kernel::new(frame, q, &codes);
-    let widest = kernel.widest_tile(a.level);
-    let columns = frame.columns_in_work(widest, COLUMNS_MIN..=COLUMNS_MAX);
+    let codes = codes(frame, q, a.level);
+    let [few, many] = codes.each_ref().map(|codes| Kernel::new(frame, q, codes));
+    let columns = frame.columns_in_work(many.tile(a.level), COLUMNS_MIN..=COLUMNS_MAX);
     // Fields of a chunk of few columns lie where records do.
-    let records_bytes = kernel.chunk_blocks(a.level) * kernel.record_bytes();
-    let fields_bytes = kernel.column_blocks * kernel.scales.fields_bytes();
+    let records_bytes = many.chunk_blocks() * many.record_bytes();
+    let fields_bytes = few.header_blocks() * few.scales.fields_bytes();
     let sums_at = RECORDS_AT + records_bytes.max(fields_bytes);
-    let products_at = sums_at + columns * ROWS_BYTES;
-    let uses_amx = kernel.uses_amx(a.level);
-    let end = frame.enter(a, products_at + if uses_amx { products::BYTES } else { 0 });
-    let few = kernel.few_columns(a.level) as u32;
+    let sums_end = sums_at + columns * ROWS_BYTES;
+    let products = (many.codes.dot == Dot::Tiles).then(|| many.products(sums_end));
+    let products_bytes = products.as_ref().map_or(0, Products::bytes);
+    let end = frame.enter(a, sums_end + products_bytes);
+    let few_max = few.few_columns(a.level) as u32;
     let (several, few_columns) = (a.label(), a.label());
     a.mov_from(Register::RAX, Local::Columns.at());
     a.compare_with(Register::RAX, 1);
     a.jump(When::NotEqual, several);
-    frame.panels(a, |a| kernel.column(a, sums_at));
+    frame.panels(a, |a| few.column(a, sums_at));
     a.jump_to(end);
     a.bind(several);
-    a.compare_with(Register::RAX, few + 1);
+    a.compare_with(Register::RAX, few_max + 1);
     a.jump(When::Below, few_columns);
-    if uses_amx {
-        products::begin(a);
+    if let Some(products) = &products {
+        products.take(a);
     }
     frame.columns(a, columns, |a| {
-        frame.panels(a, |a| kernel.panel(a, sums_at, products_at));
+        frame.panels(a, |a| many.panel(a, sums_at, products.as_ref()));
     });
-    if uses_amx {
-        products::end(a);
+    if let Some(products) = &products {
+        products.release(a);
     }
     a.jump_to(end);
     a.bind(few_columns);
-    frame.columns(a, few, |a| {
-        frame.panels(a, |a| kernel.panel_of_few(a, few as usize, sums_at));
+    frame.columns(a, few_max, |a| {
+        frame.panels(a, |a| few.panel_of_few(a, few_max as usize, sums_at));
     });
     frame.leave(a, end);
 }
@@ -109,11 +117,6 @@ impl<'k> Kernel<'k> {
             layout: Q8Layout::new(frame.k),
             codes,
             blocks: frame.k / 32,
-            // What blocks of a header have in common is kept for one header.
-            column_blocks: match scales.per_16 {
-                true => CHUNK_BLOCKS,
-                false => SECTION_BLOCKS,
-            },
             scales,
             quant_bytes: q.quant_bytes(),
         }
@@ -129,40 +132,49 @@ impl<'k> Kernel<'k> {
         match self.codes.dot {
             Dot::Dwords => self.scales.per_16,
             Dot::Words { groups } => self.scales.per_16 || groups < GROUPS,
-            Dot::Signed => false,
+            Dot::Signed | Dot::Tiles => false,
         }
     }
 
     /// Whether f32 sums stay in registers while a chunk's blocks pass, and a block's
-    /// scale and minimum while its columns do.
+    /// factors while its columns do.
     fn holds_sums(&self, level: Level) -> bool {
-        level.registers() == 32 && self.codes.dot == Dot::Dwords && !self.has_totals()
-    }
-
-    /// Whether tiles of bytes are multiplied: where a block's integer sums are complete
-    /// after its products.
-    fn uses_amx(&self, level: Level) -> bool {
-        level.has_amx() && self.holds_sums(level)
-    }
-
-    /// 32-blocks of a chunk of unpacked codes. A tile's first products, which no other work
-    /// hides, are worth a whole section.
-    fn chunk_blocks(&self, level: Level) -> u32 {
-        match self.uses_amx(level) {
-            true => SECTION_BLOCKS,
-            false => CHUNK_BLOCKS,
+        match self.codes.dot {
+            Dot::Tiles => true,
+            Dot::Dwords => level.registers() == 32 && !self.has_totals(),
+            Dot::Words { .. } | Dot::Signed => false,
         }
     }
 
-    /// Columns of the largest tile.
-    fn widest_tile(&self, level: Level) -> usize {
-        match self.uses_amx(level) {
-            true => products::COLUMNS,
-            false => self.tile(level),
+    /// 32-blocks of a chunk whose headers alone are unpacked, at most: what blocks of a
+    /// header have in common is kept for one header.
+    fn header_blocks(&self) -> u32 {
+        match self.scales.per_16 {
+            true => CHUNK_BLOCKS,
+            false => SECTION_BLOCKS,
         }
     }
 
-    /// Columns of a tile: what the registers hold beside a group's operands (and
+    /// 32-blocks of a chunk of unpacked codes, at most. Of tiles as many as can be, because
+    /// the first products of a chunk are waited for.
+    fn chunk_blocks(&self) -> u32 {
+        match self.codes.dot {
+            Dot::Tiles => self.header_blocks(),
+            Dot::Dwords | Dot::Words { .. } | Dot::Signed => CHUNK_BLOCKS,
+        }
+    }
+
+    fn products(&self, at: u32) -> Products {
+        Products {
+            at,
+            records_at: RECORDS_AT,
+            record_bytes: self.record_bytes(),
+            column_bytes: self.layout.stride,
+            parts: if self.scales.per_16 { 2 } else { 1 },
+        }
+    }
+
+    /// Columns of the largest tile: what the registers hold beside a group's operands (and
     /// their magnitudes), its activations, a product and the constants.
     fn tile(&self, level: Level) -> usize {
         self.tile_of(level, level.registers() as usize)
@@ -176,6 +188,7 @@ impl<'k> Kernel<'k> {
             Dot::Dwords => parts + 2,
             Dot::Words { .. } => parts + 2,
             Dot::Signed => 2 * parts + 4,
+            Dot::Tiles => return COLUMNS,
         };
         let more = self.has_totals() || self.holds_sums(level);
         cost::tile_columns(registers, others, parts * (1 + more as usize))
@@ -201,8 +214,8 @@ impl<'k> Kernel<'k> {
         a.set(reg::BLOCK, 0);
         let (chunk, block) = (a.label(), a.label());
         a.bind(chunk);
-        self.set_end(a, reg::BLOCK, self.column_blocks);
-        self.begin_section(a, reg::BLOCK, self.column_blocks);
+        self.set_end(a, reg::BLOCK, self.header_blocks());
+        self.begin_section(a, reg::BLOCK, self.header_blocks());
         let fields = self.scales.fields_bytes();
         self.unpack_headers(a, reg::BLOCK, reg::CHUNK, fields, 0);
         a.address(reg::RECORD, stack(RECORDS_AT));
@@ -274,69 +287,35 @@ impl<'k> Kernel<'k> {
     }
 
     /// A panel for the columns in work, whose operands are unpacked into records.
-    fn panel(&self, a: &mut Asm, sums_at: u32, products_at: u32) {
-        self.chunks(a, self.chunk_blocks(a.level), |a| {
-            let record = self.record_bytes();
+    fn panel(&self, a: &mut Asm, sums_at: u32, products: Option<&Products>) {
+        let sizes = sizes(self.tile(a.level));
+        let record = self.record_bytes();
+        let begin = |_: &mut Asm| {};
+        self.chunks(a, self.chunk_blocks(), |a| {
             self.unpack_headers(a, reg::CHUNK, reg::BLOCK, record, OPERANDS_BYTES);
             self.unpack_codes(a);
-            let tile = |a: &mut Asm, columns: usize, held: &[Vector]| {
-                let begin = |_: &mut Asm| {};
-                self.blocks(a, begin, |a| {
-                    self.block(a, columns, &mut Origin::Record, held);
-                    a.advance(reg::RECORD, record);
+            let Some(products) = products else {
+                let begin_size = |_: &mut Asm, _| {};
+                self.tiles(a, &sizes, sums_at, begin_size, |a, columns, held| {
+                    self.blocks(a, begin, |a| {
+                        self.block(a, columns, &mut Origin::Record, held);
+                        a.advance(reg::RECORD, record);
+                    });
                 });
-            };
-            let mut sizes = sizes(self.tile(a.level));
-            if !self.uses_amx(a.level) {
-                self.tiles(a, &sizes, sums_at, tile);
                 return;
-            }
-            sizes.insert(0, products::COLUMNS);
-            let products = Products {
-                at: products_at,
-                record,
-                column: self.layout.stride,
             };
             products.enter(a);
-            self.tiles(a, &sizes, sums_at, |a, columns, held| {
-                if columns == products::COLUMNS {
-                    self.amx_tile(a, &products, held);
-                } else {
-                    tile(a, columns, held);
-                }
+            let begin_size = |a: &mut Asm, columns| products.begin(a, columns);
+            self.tiles(a, &sizes, sums_at, begin_size, |a, columns, held| {
+                self.blocks(a, begin, |a| {
+                    products.compute_next(a, columns);
+                    self.scale_products(a, columns, products, held);
+                    products.store_next(a);
+                    a.advance(reg::RECORD, record);
+                });
             });
             products.leave(a);
         });
-    }
-
-    /// The blocks of a chunk for a tile whose products AMX computes, those of a block while
-    /// the one before is scaled.
-    fn amx_tile(&self, a: &mut Asm, products: &Products, held: &[Vector]) {
-        a.mov(reg::BLOCK, reg::CHUNK);
-        a.address(reg::RECORD, stack(RECORDS_AT));
-        products.first(a);
-        let (again, end) = (a.label(), a.label());
-        a.bind(again);
-        for turn in products::TURNS {
-            products.compute_next(a, turn);
-            let fields = Address::new(reg::RECORD).plus(OPERANDS_BYTES);
-            let factors = self.factors(a, fields);
-            let dots = a.take();
-            for column in 0..products::COLUMNS {
-                a.load(dots, products.of_column(turn, column));
-                let at = Address::new(reg::TILE).plus(self.column_at(column));
-                self.scale(a, column, at, &[dots], &factors, held);
-            }
-            a.give(dots);
-            a.give_many(factors.registers);
-            a.advance(reg::RECORD, products.record);
-            a.advance(reg::BLOCK, 4);
-            a.compare(reg::BLOCK, reg::END);
-            a.jump(When::Equal, end);
-            products.store_next(a, turn);
-        }
-        a.jump_to(again);
-        a.bind(end);
     }
 
     /// The same, with operands read from the panel by each tile.
@@ -344,7 +323,7 @@ impl<'k> Kernel<'k> {
         let mut operands = self.codes.operands(a);
         let scratch = reg::PANELS;
         a.mov_to(Local::PanelsLeft.at(), scratch);
-        self.chunks(a, self.column_blocks, |a| {
+        self.chunks(a, self.header_blocks(), |a| {
             let fields = self.scales.fields_bytes();
             self.unpack_headers(a, reg::CHUNK, reg::BLOCK, fields, 0);
             // The next header's register says what to fetch meanwhile.
@@ -355,15 +334,22 @@ impl<'k> Kernel<'k> {
                 a.multiply(reg::HEADER, reg::CHUNK, self.block_bytes() / 4);
                 a.advance_by(reg::HEADER, reg::WEIGHTS);
             };
-            self.tiles(a, &sizes(largest), sums_at, |a, columns, held| {
-                self.blocks(a, begin, |a| {
-                    self.fetch(a, reg::HEADER, scratch);
-                    self.block(a, columns, &mut Origin::Panel(&mut operands), held);
-                    operands.next_block(a);
-                    a.advance(reg::CODES, self.quant_bytes);
-                    a.advance(reg::RECORD, fields);
-                });
-            });
+            let begin_size = |_: &mut Asm, _| {};
+            self.tiles(
+                a,
+                &sizes(largest),
+                sums_at,
+                begin_size,
+                |a, columns, held| {
+                    self.blocks(a, begin, |a| {
+                        self.fetch(a, reg::HEADER, scratch);
+                        self.block(a, columns, &mut Origin::Panel(&mut operands), held);
+                        operands.next_block(a);
+                        a.advance(reg::CODES, self.quant_bytes);
+                        a.advance(reg::RECORD, fields);
+                    });
+                },
+            );
             a.mov_from(reg::HEADER, Local::ChunkHeader.at());
         });
         a.mov_from(scratch, Local::PanelsLeft.at());
@@ -426,10 +412,11 @@ impl<'k> Kernel<'k> {
         a: &mut Asm,
         sizes: &[usize],
         sums_at: u32,
+        begin_size: impl FnMut(&mut Asm, usize),
         mut tile: impl FnMut(&mut Asm, usize, &[Vector]),
     ) {
         a.address(reg::SUMS, stack(sums_at));
-        self.frame.tiles(a, sizes, |a, columns| {
+        self.frame.tiles(a, sizes, begin_size, |a, columns| {
             let held = self.take_held(a, columns);
             self.begin_tile(a, columns, &held);
             tile(a, columns, &held);
@@ -600,11 +587,31 @@ impl<'k> Kernel<'k> {
         };
         let factors = self.factors(a, fields);
         for column in 0..columns {
-            let dots = &dots[column * parts..][..parts];
-            let at = Address::new(reg::TILE).plus(self.column_at(column));
-            self.scale(a, column, at, dots, &factors, held);
+            let sums = &dots[column * parts..][..parts];
+            self.convert(a, column, sums, &factors);
+            self.scale(a, column, sums, &factors, held);
         }
         a.give_many(dots);
+        a.give_many(factors.registers);
+    }
+
+    /// The scaling of a block whose integer sums are `products`.
+    fn scale_products(&self, a: &mut Asm, columns: usize, products: &Products, held: &[Vector]) {
+        let factors = self.factors(a, Address::new(reg::RECORD).plus(OPERANDS_BYTES));
+        let [sum, half] = [a.take(), a.take()];
+        for column in 0..columns {
+            a.f32_from_i32(sum, products.of_column(0, column));
+            if let [s0, s1] = factors.halves[..] {
+                // Exact in f32: 16 codes up to 32 times activations up to 127 times scales
+                // up to 128, twice, are below 2^24.
+                a.f32_from_i32(half, products.of_column(1, column));
+                a.mul(sum, sum, s0);
+                a.mul(half, half, s1);
+                a.add(sum, sum, half);
+            }
+            self.scale(a, column, &[sum], &factors, held);
+        }
+        a.give_many([sum, half]);
         a.give_many(factors.registers);
     }
 
@@ -676,6 +683,7 @@ impl<'k> Kernel<'k> {
                             }
                             a.dot_bytes(sum, w, activations);
                         }
+                        Dot::Tiles => unreachable!("tiles are multiplied as a whole"),
                         Dot::Words { .. } if first => a.mul_add_bytes(sum, w, activations),
                         Dot::Words { .. } => {
                             a.mul_add_bytes(product, w, activations);
@@ -700,7 +708,7 @@ impl<'k> Kernel<'k> {
             integers.pending += 1;
             let last = group + 1 == groups.end;
             let full = match self.codes.dot {
-                Dot::Dwords | Dot::Signed => false,
+                Dot::Dwords | Dot::Signed | Dot::Tiles => false,
                 Dot::Words { groups } => integers.pending == groups,
             };
             if last || full {
@@ -715,7 +723,7 @@ impl<'k> Kernel<'k> {
     fn flush(&self, a: &mut Asm, parts: usize, integers: &mut Integers, factor: Option<Address>) {
         integers.pending = 0;
         let words = match self.codes.dot {
-            Dot::Signed => return,
+            Dot::Signed | Dot::Tiles => return,
             Dot::Dwords if factor.is_none() => return,
             Dot::Dwords => false,
             Dot::Words { .. } => true,
@@ -777,6 +785,10 @@ impl<'k> Kernel<'k> {
                 .collect()
         };
         let scale = factor(a, scale);
+        let halves = match self.codes.dot == Dot::Tiles && self.scales.per_16 {
+            true => [0, FIELD].map(|at| factor(a, fields.plus(at))).concat(),
+            false => Vec::new(),
+        };
         let minimum = minimum.map_or_else(Vec::new, |at| factor(a, at));
         let correction = match (self.scales.has_correction(), self.scales.per_16) {
             (false, _) => Vec::new(),
@@ -790,6 +802,7 @@ impl<'k> Kernel<'k> {
         };
         Factors {
             scale,
+            halves,
             minimum,
             correction,
             dmin: common.plus(FIELD),
@@ -807,13 +820,28 @@ impl<'k> Kernel<'k> {
         Source::Vector(v)
     }
 
-    /// Corrects a column's integer sums and adds them, scaled, to its f32 sums, which
-    /// are `held` or lie in the frame.
+    /// Corrects a column's integer sums and makes them f32.
+    fn convert(&self, a: &mut Asm, column: usize, dots: &[Vector], factors: &Factors) {
+        if !factors.correction.is_empty() {
+            let [v, product] = [a.take(), a.take()];
+            let words_at = self.of_block(column, self.layout.sums_offset);
+            let words = self.of_column(a, words_at, v);
+            for (&dot, &correction) in dots.iter().zip(&factors.correction) {
+                a.dot_words(dot, words, correction, product);
+            }
+            a.give_many([v, product]);
+        }
+        for &dot in dots {
+            a.f32_from_i32(dot, dot);
+        }
+    }
+
+    /// Adds a column's sums of a block, scaled, to its f32 sums, which are `held` or lie
+    /// in the frame.
     fn scale(
         &self,
         a: &mut Asm,
         column: usize,
-        at: Address,
         dots: &[Vector],
         factors: &Factors,
         held: &[Vector],
@@ -822,26 +850,17 @@ impl<'k> Kernel<'k> {
         let has_minimum = scales.minimum != Minimum::None;
         let product = a.take();
         let v = a.take();
-        let at = at.index(reg::BLOCK, 1);
-        let words_at = at.plus(self.layout.sums_offset);
-        if !factors.correction.is_empty() {
-            let words = self.of_column(a, words_at, v);
-            for (&dot, &correction) in dots.iter().zip(&factors.correction) {
-                a.dot_words(dot, words, correction, product);
-            }
-        }
         let words = (has_minimum && scales.per_16).then(|| {
             let words = a.take();
-            a.broadcast_dword(words, words_at);
+            a.broadcast_dword(words, self.of_block(column, self.layout.sums_offset));
             words
         });
-        let d = self.of_column(a, at.plus(self.layout.scales_offset), v);
+        let d = self.of_column(a, self.of_block(column, self.layout.scales_offset), v);
         let sums = match held {
             [] => dots,
             held => &held[column * dots.len()..][..dots.len()],
         };
         for (part, (&dot, &sum)) in dots.iter().zip(sums).enumerate() {
-            a.f32_from_i32(dot, dot);
             a.product(product, d, factors.scale[part]);
             a.mul(dot, dot, product);
             if held.is_empty() {
@@ -851,7 +870,7 @@ impl<'k> Kernel<'k> {
             }
         }
         let scaled_sum = (has_minimum && !scales.per_16)
-            .then(|| self.of_column(a, at.plus(self.layout.scaled_sums_offset), v));
+            .then(|| self.of_column(a, self.of_block(column, self.layout.scaled_sums_offset), v));
         for (part, &sum) in sums.iter().enumerate() {
             if has_minimum {
                 let field = factors.minimum[part];
@@ -879,6 +898,13 @@ impl<'k> Kernel<'k> {
         a.give_many(words);
     }
 
+    /// What a column has of the current block among the values at `offset`.
+    fn of_block(&self, column: usize, offset: u32) -> Address {
+        Address::new(reg::TILE)
+            .plus(self.column_at(column) + offset)
+            .index(reg::BLOCK, 1)
+    }
+
     /// Byte of a column of the tile.
     fn column_at(&self, column: usize) -> u32 {
         self.layout.stride * column as u32
@@ -893,6 +919,8 @@ fn sum_at(column: usize) -> Address {
 /// What a block's sums are multiplied with, by part: in registers, or in memory.
 struct Factors {
     scale: Vec<Source>,
+    /// The scales of two halves, where sums are f32 before they are multiplied with them.
+    halves: Vec<Source>,
     /// Empty where a format has none.
     minimum: Vec<Source>,
     /// What takes the operands' offset away, as pairs of words; empty where there is

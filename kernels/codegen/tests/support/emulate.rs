@@ -292,10 +292,11 @@ impl Machine<'_> {
                 }
             }
             Mnemonic::Jmp => return i.near_branch_target(),
-            Mnemonic::Je | Mnemonic::Jne | Mnemonic::Jb => {
+            Mnemonic::Je | Mnemonic::Jne | Mnemonic::Jb | Mnemonic::Jae => {
                 let taken = match i.mnemonic() {
                     Mnemonic::Je => self.zero,
                     Mnemonic::Jne => !self.zero,
+                    Mnemonic::Jae => !self.carry,
                     _ => self.carry,
                 };
                 if taken {
@@ -345,7 +346,7 @@ impl Machine<'_> {
                     self.write(at + row as u64 * stride, &bytes[..tile.row_bytes]);
                 }
             }
-            Mnemonic::Tdpbsud => {
+            Mnemonic::Tdpbssd => {
                 let a = *self.tile(i.op1_register());
                 let b = *self.tile(i.op2_register());
                 let to = self.tile(i.op0_register());
@@ -359,7 +360,7 @@ impl Machine<'_> {
                             let sum: i32 = a
                                 .iter()
                                 .zip(b)
-                                .map(|(a, b)| *a as i8 as i32 * *b as i32)
+                                .map(|(a, b)| *a as i8 as i32 * *b as i8 as i32)
                                 .sum();
                             let before = i32::from_le_bytes(to.try_into().unwrap());
                             to.copy_from_slice(&before.wrapping_add(sum).to_le_bytes());
