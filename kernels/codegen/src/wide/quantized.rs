@@ -23,9 +23,10 @@ use omex_kernels::format::{Quantized, SECTION_BLOCKS};
 const CHUNK_BLOCKS: u32 = 8;
 /// Bytes of the operands of a 32-block in a record.
 const OPERANDS_BYTES: u32 = 64 * GROUPS;
-/// Columns in work: enough to make unpacking cheap, few enough for the frame.
+/// Columns in work: enough to make unpacking cheap (512 in two rounds), few enough for the
+/// frame.
 const COLUMNS_MIN: u32 = 24;
-const COLUMNS_MAX: u32 = 192;
+const COLUMNS_MAX: u32 = 264;
 
 const COMMON_AT: u32 = LOCALS;
 const RECORDS_AT: u32 = COMMON_AT + COMMON;
