@@ -94,6 +94,8 @@ pub(super) enum Local {
     ColumnsAhead,
 }
 
+const _: () = assert!(8 * (Local::ColumnsAhead as u32 + 1) <= LOCALS);
+
 impl Local {
     pub(super) fn at(self) -> Address {
         stack(8 * self as u32)

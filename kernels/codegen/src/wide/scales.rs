@@ -27,21 +27,13 @@ pub(super) enum Minimum {
     Subtracted,
 }
 
-/// What sub-scales per 16 are unpacked to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum HalfScales {
-    Dwords,
-    Words,
-    Floats,
-}
-
 pub(super) struct Scales {
     q: Quantized,
     /// What sub-scales are stored too large by.
     sub_offset: u8,
     pub(super) per_16: bool,
     pub(super) minimum: Minimum,
-    halves: HalfScales,
+    dot: Dot,
     /// That of the operands.
     offset: u32,
 }
@@ -62,11 +54,7 @@ impl Scales {
             sub_offset: if signed_six_bit { 32 } else { 0 },
             per_16: scales_per_16(q),
             minimum,
-            halves: match codes.dot {
-                Dot::Dwords => HalfScales::Dwords,
-                Dot::Words { .. } | Dot::Signed => HalfScales::Words,
-                Dot::Tiles => HalfScales::Floats,
-            },
+            dot: codes.dot,
             offset: codes.offset,
         }
     }
@@ -198,11 +186,11 @@ impl Scales {
             a.give_many(pairs);
         }
         for (i, s) in [s0, s1].into_iter().enumerate() {
-            let wide = match self.halves {
-                HalfScales::Words => a.pair_rows(s, s, signed),
-                HalfScales::Dwords | HalfScales::Floats => a.widen_rows(s, signed),
+            let wide = match self.dot {
+                Dot::Words { .. } | Dot::Signed => a.pair_rows(s, s, signed),
+                Dot::Dwords | Dot::Tiles => a.widen_rows(s, signed),
             };
-            if self.halves == HalfScales::Floats {
+            if self.dot == Dot::Tiles {
                 wide.iter().for_each(|&v| a.f32_from_i32(v, v));
             }
             store(a, &wide, at.plus(FIELD * i as u32));
