@@ -97,8 +97,8 @@ impl Scales {
         }
     }
 
-    /// Whether tiles are worth their scaling, which takes 5 instructions more per column
-    /// where halves have minimums too (Q2_K by AMX: 0.83 times the speed).
+    /// Whether tiles are worth their scaling, which is too long where halves have minimums
+    /// of their own, too (Q2_K by AMX: 0.83 times the speed).
     pub(super) fn fit_tiles(&self) -> bool {
         !self.per_16 || self.minimum == Minimum::None
     }
