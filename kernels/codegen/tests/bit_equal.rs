@@ -149,6 +149,24 @@ impl Case {
         self.compare(target, &got, expected);
     }
 
+    /// The same in emulation.
+    fn emulate(&self, isa: Isa) {
+        let inputs = self.inputs();
+        let expected = self.expected(&inputs);
+        let blob = BackEnd::Wide.compile(&self.spec(), &isa).unwrap();
+        let got = support::emulate::matmul(
+            &blob.code,
+            expected.len(),
+            self.rows.div_ceil(16) as u64,
+            self.columns as u64,
+            &inputs.weights,
+            &inputs.activations,
+            &inputs.bias,
+            &inputs.residual,
+        );
+        self.compare((BackEnd::Wide, isa), &got, &expected);
+    }
+
     fn compare(&self, (back_end, isa): (BackEnd, Isa), got: &[f32], expected: &[f32]) {
         for (at, (got, expected)) in got.iter().zip(expected).enumerate() {
             let (c, r) = (
@@ -490,20 +508,35 @@ fn all_wide_levels_in_emulation() {
                     data,
                     seed: 11 + k as u64 + columns as u64,
                 };
-                let inputs = case.inputs();
-                let expected = case.expected(&inputs);
-                let blob = BackEnd::Wide.compile(&case.spec(), &isa).unwrap();
-                let got = support::emulate::matmul(
-                    &blob.code,
-                    expected.len(),
-                    rows.div_ceil(16) as u64,
-                    columns as u64,
-                    &inputs.weights,
-                    &inputs.activations,
-                    &inputs.bias,
-                    &inputs.residual,
-                );
-                case.compare((BackEnd::Wide, isa), &got, &expected);
+                case.emulate(isa);
+            }
+        }
+    }
+}
+
+/// Tiles by AMX compute columns before their own: every count of columns around the
+/// largest tile, in one round and in several.
+#[test]
+fn remainders_by_amx_in_emulation() {
+    let [.., amx] = wide_levels();
+    let small = Isa {
+        l2_bytes: 4096,
+        ..amx
+    };
+    for format in [WeightFormat::Q4_1, WeightFormat::Q6K] {
+        for columns in 13..=34 {
+            for isa in [amx, small] {
+                let case = Case {
+                    format,
+                    rows: 17,
+                    k: 256,
+                    columns,
+                    bias: false,
+                    residual: true,
+                    data: Data::Usual,
+                    seed: 5 + u64::from(columns),
+                };
+                case.emulate(isa);
             }
         }
     }

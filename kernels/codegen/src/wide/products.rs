@@ -1,4 +1,4 @@
-//! Integer products of 32-blocks by AMX: up to 16 columns and 16 rows at a time.
+//! Integer products of 32-blocks by AMX: 16 columns and 16 rows at a time.
 //!
 //! A record's operands are what AMX takes as its second matrix: eight rows of four k of each
 //! of 16 rows. The first are the columns' activations as they are. The products come back
@@ -6,13 +6,16 @@
 //!
 //! The blocks of all tiles of a size are one sequence, of which three are in work: while one
 //! is scaled, the next one's products are computed and the operands of the third loaded.
+//!
+//! Smaller tiles compute the products of the columns before them again: to give AMX registers
+//! other shapes takes hundreds of cycles.
 
 use super::asm::{Address, Asm, When};
 use super::codes::GROUPS;
 use super::frame::{Local, ROWS_BYTES, reg, stack};
 use iced_x86::Register;
 
-/// Columns of a tile, at most.
+/// Columns of the largest tile, and the fewest of a call.
 pub(super) const COLUMNS: usize = 16;
 
 /// Bytes of a 32-block's activations.
@@ -56,7 +59,21 @@ impl Products {
 
     /// Takes the AMX registers, until [`Products::release`].
     pub(super) fn take(&self, a: &mut Asm) {
-        self.configure(a, COLUMNS);
+        // Intel SDM volume 1, 18.3: the palette, then bytes per row and rows of each register.
+        let mut configuration = [0u8; 64];
+        configuration[0] = 1;
+        for [products, activations, operands] in self.registers() {
+            for (register, bytes, rows) in [
+                (products, ROWS_BYTES, COLUMNS as u32),
+                (activations, BLOCK_BYTES / self.parts, COLUMNS as u32),
+                (operands, ROWS_BYTES, GROUPS / self.parts),
+            ] {
+                let n = register.number();
+                configuration[16 + 2 * n] = bytes as u8;
+                configuration[48 + n] = rows as u8;
+            }
+        }
+        a.configure_tiles(&configuration);
     }
 
     pub(super) fn release(&self, a: &mut Asm) {
@@ -75,11 +92,6 @@ impl Products {
     }
 
     pub(super) fn leave(&self, a: &mut Asm) {
-        let whole = a.label();
-        a.test(reg::COLUMNS, COLUMNS as u32 - 1);
-        a.jump(When::Equal, whole);
-        self.configure(a, COLUMNS);
-        a.bind(whole);
         for (register, local) in KEPT {
             a.mov_from(register, local.at());
         }
@@ -87,11 +99,9 @@ impl Products {
 
     /// Stores the products of the first block of the tiles of so many columns.
     pub(super) fn begin(&self, a: &mut Asm, columns: usize) {
-        if columns < COLUMNS {
-            self.configure(a, columns);
-        }
         let activations = Address::new(reg::TILE).index(reg::CHUNK, BLOCK_BYTES / 4);
         a.address(ACTIVATIONS, activations);
+        a.retreat(ACTIVATIONS, before(columns) * self.column_bytes);
         a.address(RECORD, stack(self.records_at));
         a.mov_to(Local::ColumnsAhead.at(), reg::LEFT);
         self.load(a, columns);
@@ -116,33 +126,15 @@ impl Products {
         }
     }
 
-    /// The 16 rows of a column.
-    pub(super) fn of_column(&self, part: u32, column: usize) -> Address {
-        stack(self.at + part * PART_BYTES + column as u32 * ROWS_BYTES)
+    /// The 16 rows of a column of a tile of so many.
+    pub(super) fn of_column(&self, part: u32, columns: usize, column: usize) -> Address {
+        let row = before(columns) + column as u32;
+        stack(self.at + part * PART_BYTES + row * ROWS_BYTES)
     }
 
     /// AMX registers of each part's products, activations and operands.
     fn registers(&self) -> impl Iterator<Item = [Register; 3]> + use<> {
         (0..self.parts).map(|part| [0, 1, 2].map(|i| Register::TMM0 + 3 * part + i))
-    }
-
-    /// Gives the AMX registers their shapes, which takes hundreds of cycles.
-    fn configure(&self, a: &mut Asm, columns: usize) {
-        // Intel SDM volume 1, 18.3: the palette, then bytes per row and rows of each register.
-        let mut configuration = [0u8; 64];
-        configuration[0] = 1;
-        for [products, activations, operands] in self.registers() {
-            for (register, bytes, rows) in [
-                (products, ROWS_BYTES, columns as u32),
-                (activations, BLOCK_BYTES / self.parts, columns as u32),
-                (operands, ROWS_BYTES, GROUPS / self.parts),
-            ] {
-                let n = register.number();
-                configuration[16 + 2 * n] = bytes as u8;
-                configuration[48 + n] = rows as u8;
-            }
-        }
-        a.configure_tiles(&configuration);
     }
 
     /// Loads a block's operands and goes on to the next block. The last tile's last is
@@ -178,4 +170,9 @@ impl Products {
         a.address(RECORD, stack(self.records_at));
         a.bind(end);
     }
+}
+
+/// Columns before a tile's own.
+fn before(columns: usize) -> u32 {
+    (COLUMNS - columns) as u32
 }

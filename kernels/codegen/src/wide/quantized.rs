@@ -83,7 +83,12 @@ pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
     let products = (many.codes.dot == Dot::Tiles).then(|| many.products(sums_end));
     let products_bytes = products.as_ref().map_or(0, Products::bytes);
     let end = frame.enter(a, sums_end + products_bytes);
-    let few_max = few.few_columns(a.level) as u32;
+    let few_tile = few.few_columns(a.level);
+    // Fewer columns than AMX takes at once are few, too.
+    let few_max = match &products {
+        Some(_) => few_tile.max(COLUMNS - 1) as u32,
+        None => few_tile as u32,
+    };
     let (several, few_columns) = (a.label(), a.label());
     a.mov_from(Register::RAX, Local::Columns.at());
     a.compare_with(Register::RAX, 1);
@@ -105,7 +110,7 @@ pub(super) fn build(a: &mut Asm, frame: &Frame, q: &Quantized) {
     a.jump_to(end);
     a.bind(few_columns);
     frame.columns(a, few_max, |a| {
-        frame.panels(a, |a| few.panel_of_few(a, few_max as usize, sums_at));
+        frame.panels(a, |a| few.panel_of_few(a, few_tile, sums_at));
     });
     frame.leave(a, end);
 }
@@ -193,6 +198,15 @@ impl<'k> Kernel<'k> {
         };
         let more = self.has_totals() || self.holds_sums(level);
         cost::tile_columns(registers, others, parts * (1 + more as usize))
+    }
+
+    /// Sizes of tiles of unpacked operands. AMX takes as long for one column as for ten, so
+    /// that columns left over are one tile.
+    fn sizes(&self, level: Level) -> Vec<usize> {
+        match self.codes.dot {
+            Dot::Tiles => (1..=COLUMNS).rev().collect(),
+            Dot::Dwords | Dot::Words { .. } | Dot::Signed => sizes(self.tile(level)),
+        }
     }
 
     /// Columns of the largest tile that reads its operands from the panel: unpacking them
@@ -289,33 +303,32 @@ impl<'k> Kernel<'k> {
 
     /// A panel for the columns in work, whose operands are unpacked into records.
     fn panel(&self, a: &mut Asm, sums_at: u32, products: Option<&Products>) {
-        let sizes = sizes(self.tile(a.level));
+        let sizes = self.sizes(a.level);
         let record = self.record_bytes();
         let begin = |_: &mut Asm| {};
         self.chunks(a, self.chunk_blocks(), |a| {
             self.unpack_headers(a, reg::CHUNK, reg::BLOCK, record, OPERANDS_BYTES);
             self.unpack_codes(a);
-            let Some(products) = products else {
-                let begin_size = |_: &mut Asm, _| {};
-                self.tiles(a, &sizes, sums_at, begin_size, |a, columns, held| {
-                    self.blocks(a, begin, |a| {
-                        self.block(a, columns, &mut Origin::Record, held);
-                        a.advance(reg::RECORD, record);
-                    });
-                });
-                return;
+            if let Some(products) = products {
+                products.enter(a);
+            }
+            let begin_size = |a: &mut Asm, columns| {
+                if let Some(products) = products {
+                    products.begin(a, columns);
+                }
             };
-            products.enter(a);
-            let begin_size = |a: &mut Asm, columns| products.begin(a, columns);
             self.tiles(a, &sizes, sums_at, begin_size, |a, columns, held| {
                 self.blocks(a, begin, |a| {
-                    products.compute_next(a, columns);
-                    self.scale_products(a, columns, products, held);
-                    products.store_next(a);
+                    match products {
+                        Some(products) => self.block_by_tiles(a, columns, products, held),
+                        None => self.block(a, columns, &mut Origin::Record, held),
+                    }
                     a.advance(reg::RECORD, record);
                 });
             });
-            products.leave(a);
+            if let Some(products) = products {
+                products.leave(a);
+            }
         });
     }
 
@@ -596,22 +609,24 @@ impl<'k> Kernel<'k> {
         a.give_many(factors.registers);
     }
 
-    /// The scaling of a block whose integer sums are `products`.
-    fn scale_products(&self, a: &mut Asm, columns: usize, products: &Products, held: &[Vector]) {
+    /// The same, whose integer sums are `products`, and the next block's products.
+    fn block_by_tiles(&self, a: &mut Asm, columns: usize, products: &Products, held: &[Vector]) {
+        products.compute_next(a, columns);
         let factors = self.factors(a, Address::new(reg::RECORD).plus(OPERANDS_BYTES));
         let [sum, half] = [a.take(), a.take()];
         for column in 0..columns {
-            a.f32_from_i32(sum, products.of_column(0, column));
+            a.f32_from_i32(sum, products.of_column(0, columns, column));
             if let [s0, s1] = factors.halves[..] {
                 // Exact in f32: 16 codes up to 32 times activations up to 127 times scales
                 // up to 128, twice, are below 2^24.
-                a.f32_from_i32(half, products.of_column(1, column));
+                a.f32_from_i32(half, products.of_column(1, columns, column));
                 a.mul(sum, sum, s0);
                 a.mul(half, half, s1);
                 a.add(sum, sum, half);
             }
             self.scale(a, column, &[sum], &factors, held);
         }
+        products.store_next(a);
         a.give_many([sum, half]);
         a.give_many(factors.registers);
     }

@@ -6,10 +6,13 @@ use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register}
 use omex_kernels::abi::MatmulArgs;
 use omex_kernels::math::f16_to_f32;
 use std::mem::offset_of;
+use std::ops::Range;
 
 const CODE_AT: u64 = 0x10_0000;
 const DATA_AT: u64 = 0x4000_0000;
 const STACK_BYTES: usize = 256 << 10;
+/// Between two arguments, so that what leaves one is not in the next.
+const GAP_BYTES: usize = 64 << 10;
 /// Where the caller continues.
 const RETURN_AT: u64 = 0xdead_0000;
 
@@ -18,6 +21,8 @@ type Bytes = [u8; 64];
 struct Machine<'c> {
     code: &'c [u8],
     memory: Vec<u8>,
+    /// What of it accesses may touch: the arguments, each alone.
+    placed: Vec<Range<usize>>,
     general: [u64; 16],
     vectors: [Bytes; 32],
     masks: [u64; 8],
@@ -48,12 +53,13 @@ pub(crate) fn matmul(
     residual: &[f32],
 ) -> Vec<f32> {
     let mut memory = Vec::new();
-    // Every argument lies alone between gaps that only misuse would touch.
+    let mut placed = Vec::new();
     let mut place = |bytes: &[u8]| {
-        memory.resize((memory.len() + 64).next_multiple_of(64), 0xa5);
-        let at = DATA_AT + memory.len() as u64;
+        memory.resize((memory.len() + GAP_BYTES).next_multiple_of(64), 0xa5);
+        let at = memory.len();
         memory.extend(bytes);
-        at
+        placed.push(at..memory.len());
+        DATA_AT + at as u64
     };
     let floats = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
     let weights = place(weights);
@@ -78,6 +84,7 @@ pub(crate) fn matmul(
     let mut machine = Machine {
         code,
         memory,
+        placed,
         general: std::array::from_fn(|i| 0x1111_1111 * i as u64),
         vectors: [[0x77; 64]; 32],
         masks: [0x33; 8],
@@ -148,6 +155,11 @@ impl Machine<'_> {
 
     fn memory_at(&mut self, at: u64, len: usize) -> &mut [u8] {
         let from = at.checked_sub(DATA_AT).expect("an address below the data") as usize;
+        let within = |range: &Range<usize>| range.start <= from && from + len <= range.end;
+        assert!(
+            self.placed.iter().any(within),
+            "{len} bytes outside of arguments"
+        );
         &mut self.memory[from..from + len]
     }
 
