@@ -8,9 +8,11 @@
 //! - `codes`: quantized codes from their bit planes,
 //! - `scales`: block headers,
 //! - `products`: integer products by AMX,
-//! - `quantized`, `float`: the two kinds of matmul.
+//! - `quantized`, `float`: the two kinds of matmul,
+//! - `block`: one 32-block of a quantized one.
 
 mod asm;
+mod block;
 mod codes;
 mod float;
 mod frame;
