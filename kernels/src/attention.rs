@@ -25,7 +25,7 @@ const LINE_BYTES: usize = 64;
 const BLOCK: usize = 32;
 /// Most queries at once: beside so many, converting keys and values costs little.
 const QUERIES_MAX: usize = 32;
-/// Several blocks have at least four queries each.
+/// There are no more blocks than of four queries each.
 const BLOCKS_MAX: usize = QUERIES_MAX / 4;
 /// Elements of all queries: of eight with the largest heads.
 const ELEMENTS: usize = 8 * HEAD_DIM_MAX as usize;
@@ -232,8 +232,9 @@ impl Queries {
         assert_eq!(count, Queries::at_once::<V>(count, head_dim), "queries");
         self.head_dim = head_dim;
         self.count = 0;
-        // Blocks of these sizes are compiled.
-        self.block = if count <= 4 { count } else { V::QUERIES };
+        // As few blocks as can be, of about the same size.
+        let blocks = count.div_ceil(V::QUERIES).max(1);
+        self.block = count.div_ceil(blocks);
     }
 
     /// Adds a query, whose elements `write` writes.
@@ -300,6 +301,9 @@ impl Queries {
             2 => self.attend_blocks::<V, E, 2, 2>(keys, values),
             3 => self.attend_blocks::<V, E, 3, 1>(keys, values),
             4 => self.attend_blocks::<V, E, 4, 1>(keys, values),
+            5 if V::QUERIES == 8 => self.attend_blocks::<V, E, 5, 1>(keys, values),
+            6 if V::QUERIES == 8 => self.attend_blocks::<V, E, 6, 1>(keys, values),
+            7 if V::QUERIES == 8 => self.attend_blocks::<V, E, 7, 1>(keys, values),
             8 if V::QUERIES == 8 => self.attend_blocks::<V, E, 8, 1>(keys, values),
             block => unreachable!("blocks of {block} queries"),
         }
@@ -322,7 +326,8 @@ impl Queries {
         }
         // Zero times what is left of other queries could be NaN.
         self.results[..count * dim].fill(0.0);
-        let is_converted = B == V::QUERIES && blocks > 1 && dim <= CONVERTED;
+        // Several blocks have more than half of the most queries each.
+        let is_converted = 2 * B > V::QUERIES && blocks > 1 && dim <= CONVERTED;
         let ring = values.elements.len() / dim;
         let mut totals = [None; QUERIES_MAX];
         let Range { mut start, end } = seen(&self.heads[..count]);

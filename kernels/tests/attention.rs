@@ -199,7 +199,7 @@ fn many_queries_equal_single_ones() {
         (KvFormat::Q8, &[32, 64, 96, 256]),
     ] {
         for &dim in dims {
-            for wished in [1, 2, 3, 4, 5, 7, 8, 9, 13, 24, 31, 40] {
+            for wished in [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 17, 24, 27, 31, 40] {
                 let count = Queries::at_once::<[f32; LANES]>(wished, dim);
                 check::<[f32; LANES]>(&mut queries, count, format, dim);
                 let count = Queries::at_once::<Wide>(wished, dim);
