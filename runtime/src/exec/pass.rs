@@ -37,7 +37,7 @@ impl Pass<'_> {
     }
 
     /// The spans, each with its first column.
-    pub(super) fn placed_spans(&self) -> impl Iterator<Item = (u32, Span)> {
+    pub(super) fn placed_spans(self) -> impl Iterator<Item = (u32, Span)> {
         self.spans.iter().scan(0, |next, span| {
             let first = *next;
             *next += span.columns;

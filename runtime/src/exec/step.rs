@@ -30,8 +30,8 @@ use omex_plan::{Arg, BufferId, PageId, Phase, TensorId};
 use super::ahead::{Ahead, COLUMNS_AHEAD};
 use super::machine::{Machine, Vectors};
 use super::operand::Call;
-use super::pass::{Pass, Span};
-use super::tile::{PanelTile, Tiles, Work};
+use super::pass::Pass;
+use super::tile::{PanelTile, QueryTile, Tiles, Work};
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
 use crate::pool::{Member, Pool};
@@ -383,39 +383,39 @@ impl Machine {
                 unsafe { self.matmul(call, tile, pass) };
                 Ok(())
             }
-            // SAFETY: this function's contract.
-            Work::Units { first, end } => unsafe {
-                self.compute_units(call, first..end, pass, queries)
-            },
+            Work::Units { .. } | Work::Queries(_) => {
+                // SAFETY: this function's contract.
+                unsafe { self.compute_vectors(call, work, pass, queries) }
+            }
         }
     }
 
-    /// Computes units with the widest vectors that the plan was built for.
+    /// Computes units or queries with the widest vectors that the plan was built for.
     ///
     /// The bodies are the same Rust code, compiled for wider registers: lanes
     /// are independent and nothing is contracted, so the bits are the same.
     ///
     /// # Safety
     /// As for [`Machine::compute`].
-    unsafe fn compute_units(
+    unsafe fn compute_vectors(
         &self,
         call: Call<'_>,
-        units: Range<u32>,
+        work: Work,
         pass: Pass<'_>,
         queries: &mut Queries,
     ) -> Result<(), NonFinite> {
         match self.vectors {
             // SAFETY: this function's contract.
             Vectors::Baseline => unsafe {
-                self.units_inlined::<[f32; LANES]>(call, units, pass, queries)
+                self.vectors_inlined::<[f32; LANES]>(call, work, pass, queries)
             },
             // SAFETY: this function's contract; loading checked that the CPU
             // has every feature of the plan's target.
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2 => unsafe { self.units_avx2(call, units, pass, queries) },
+            Vectors::Avx2 => unsafe { self.vectors_avx2(call, work, pass, queries) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx512 => unsafe { self.units_avx512(call, units, pass, queries) },
+            Vectors::Avx512 => unsafe { self.vectors_avx512(call, work, pass, queries) },
         }
     }
 
@@ -423,47 +423,50 @@ impl Machine {
     /// As for [`Machine::compute`], on a CPU with AVX2 and F16C.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,f16c")]
-    unsafe fn units_avx2(
+    unsafe fn vectors_avx2(
         &self,
         call: Call<'_>,
-        units: Range<u32>,
+        work: Work,
         pass: Pass<'_>,
         queries: &mut Queries,
     ) -> Result<(), NonFinite> {
         // SAFETY: this function's contract.
-        unsafe { self.units_inlined::<Avx2>(call, units, pass, queries) }
+        unsafe { self.vectors_inlined::<Avx2>(call, work, pass, queries) }
     }
 
     /// # Safety
     /// As for [`Machine::compute`], on a CPU with AVX-512 F, BW and VL.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
-    unsafe fn units_avx512(
+    unsafe fn vectors_avx512(
         &self,
         call: Call<'_>,
-        units: Range<u32>,
+        work: Work,
         pass: Pass<'_>,
         queries: &mut Queries,
     ) -> Result<(), NonFinite> {
         // SAFETY: this function's contract.
-        unsafe { self.units_inlined::<Avx512>(call, units, pass, queries) }
+        unsafe { self.vectors_inlined::<Avx512>(call, work, pass, queries) }
     }
 
     /// # Safety
     /// As for [`Machine::compute`].
     #[inline(always)]
-    unsafe fn units_inlined<V: Lanes>(
+    unsafe fn vectors_inlined<V: Lanes>(
         &self,
         call: Call<'_>,
-        units: Range<u32>,
+        work: Work,
         pass: Pass<'_>,
         queries: &mut Queries,
     ) -> Result<(), NonFinite> {
-        let spec = self.plan().kernels[call.step.kernel.index()].spec();
-        if let KernelSpec::Attention { .. } = spec {
+        let units = match work {
+            Work::Units { first, end } => first..end,
             // SAFETY: this function's contract.
-            return unsafe { self.attention::<V>(call, units, pass, queries) };
-        }
+            Work::Queries(tile) => unsafe {
+                return self.attention::<V>(call, tile, pass, queries);
+            },
+            Work::Panels(_) => unreachable!("panels belong to matmuls"),
+        };
         let mut result = Ok(());
         for unit in units {
             // SAFETY: this function's contract; units write disjoint ranges.
@@ -473,7 +476,7 @@ impl Machine {
         result
     }
 
-    /// Computes the queries of some units, those of one key-value head together.
+    /// Computes queries, of each key-value head as many as can be together.
     ///
     /// # Safety
     /// As for [`Machine::compute`].
@@ -481,7 +484,7 @@ impl Machine {
     unsafe fn attention<V: Lanes>(
         &self,
         call: Call<'_>,
-        units: Range<u32>,
+        tile: QueryTile,
         pass: Pass<'_>,
         queries: &mut Queries,
     ) -> Result<(), NonFinite> {
@@ -493,41 +496,25 @@ impl Machine {
             ..
         } = spec
         else {
-            unreachable!("the caller's spec is attention")
+            unreachable!("queries belong to attention")
         };
-        let group = heads / kv_heads;
+        let of_head = tile.span.columns * (heads / kv_heads);
         let mut result = Ok(());
-        for (first_column, span) in pass.placed_spans() {
-            let begin = units.start.max(first_column * heads);
-            let end = units.end.min((first_column + span.columns) * heads);
-            for kv_head in 0..kv_heads {
-                // Each column's queries of the head, of those that are asked for.
-                let columns = begin / heads..end.div_ceil(heads);
-                let mut rest = columns
-                    .flat_map(|column| {
-                        let first = column * heads + kv_head * group;
-                        first.max(begin)..end.min(first + group)
-                    })
-                    .map(|unit| (unit / heads, unit % heads));
-                let mut left = rest.clone().count();
-                while left > 0 {
-                    let count = Queries::at_once::<V>(left, head_dim as usize);
-                    left -= count;
-                    queries.begin::<V>(count, head_dim as usize);
-                    let places = rest.clone().take(count);
-                    // SAFETY: this function's contract; units write disjoint ranges.
-                    let done = unsafe {
-                        self.attend::<V>(call, places, kv_head, pass, (first_column, span), queries)
-                    };
-                    result = result.and(done);
-                    rest.nth(count - 1);
-                }
-            }
+        let mut some = tile;
+        while some.first < tile.end {
+            let head_end = (some.first / of_head + 1) * of_head;
+            let left = tile.end.min(head_end) - some.first;
+            let count = Queries::at_once::<V>(left as usize, head_dim as usize);
+            queries.begin::<V>(count, head_dim as usize);
+            some.end = some.first + count as u32;
+            // SAFETY: this function's contract; queries write disjoint ranges.
+            result = result.and(unsafe { self.attend::<V>(call, some, pass, queries) });
+            some.first = some.end;
         }
         result
     }
 
-    /// Computes queries of one key-value head, which are given by column and head.
+    /// Computes queries of one key-value head that were begun.
     ///
     /// # Safety
     /// As for [`Machine::compute`].
@@ -535,16 +522,14 @@ impl Machine {
     unsafe fn attend<V: Lanes>(
         &self,
         call: Call<'_>,
-        places: impl Iterator<Item = (u32, u32)> + Clone,
-        kv_head: u32,
+        tile: QueryTile,
         pass: Pass<'_>,
-        (first_column, span): (u32, Span),
         queries: &mut Queries,
     ) -> Result<(), NonFinite> {
         let spec = self.plan().kernels[call.step.kernel.index()].spec();
         let &KernelSpec::Attention {
             heads,
-            kv_heads: _,
+            kv_heads,
             head_dim,
             ring,
             format,
@@ -558,6 +543,17 @@ impl Machine {
         else {
             unreachable!("the caller's spec is attention")
         };
+        let QueryTile {
+            span, first_column, ..
+        } = tile;
+        let group = heads / kv_heads;
+        let of_head = span.columns * group;
+        let kv_head = tile.first / of_head;
+        // Columns of the span, and heads.
+        let places = (tile.first..tile.end).map(|query| {
+            let query = query % of_head;
+            (query / group, kv_head * group + query % group)
+        });
         let one = spec.operands(1);
         let stride = |i: usize| one.as_slice()[i].bytes as usize;
         let arg = |i: usize| call.operand(i, pass, one.as_slice()[i].bytes);
@@ -567,7 +563,7 @@ impl Machine {
         let rope_arg = norm_arg + norm.is_some() as usize;
         let rings = rope_arg + rope.is_some() as usize;
         for (column, head) in places.clone() {
-            let position = span.position + (column - first_column);
+            let position = span.position + column;
             let query = AttentionHead {
                 position,
                 first: match window {
@@ -577,7 +573,7 @@ impl Machine {
                 scale: scale.get(),
                 softcap: softcap.map(|cap| cap.get()),
             };
-            let (column, head) = (column as usize, head as usize);
+            let (column, head) = ((first_column + column) as usize, head as usize);
             // SAFETY: reads of ranges that no step of the phase writes.
             let (transform, x) = unsafe {
                 let transform = HeadTransform {
@@ -607,9 +603,9 @@ impl Machine {
         queries.attend::<V>(kv)?;
         let out = arg(rings + 2);
         for ((column, head), values) in places.zip(queries.results()) {
-            let at = column as usize * stride(rings + 2);
+            let at = (first_column + column) as usize * stride(rings + 2);
             let (len, first) = (heads * head_dim, head as usize * dim);
-            // SAFETY: each unit writes its own head of its own column.
+            // SAFETY: each query writes its own head of its own column.
             let out = unsafe { output_mut(out, at, output, len, first, dim) };
             output::write::<V>(values, out)?;
         }

@@ -1,16 +1,19 @@
 //! How the work of a step is cut into tiles. Bits do not depend on it.
 
+use std::ops::Range;
+
 use omex_kernels::KernelSpec;
 use omex_plan::{Arg, PageId, Phase, Plan, Step};
 
-use super::pass::Pass;
+use super::pass::{Pass, Span};
 
 /// Tiles per thread of a step: enough to even out a preempted core, few
 /// enough that claiming costs nothing.
 const TILES_PER_THREAD: u32 = 6;
 
-/// Queries of a tile of attention over few columns.
-const QUERIES_PER_TILE: u32 = 6;
+/// Queries of a tile of attention, at least, where threads have one without it: computing
+/// so many takes longer than reading their keys and values.
+const QUERIES_PER_TILE: u32 = 16;
 
 /// Consecutive panels of a matmul that lie in one page, and where: their tensor and
 /// its pieces are not in the cache when a pass comes to them.
@@ -21,6 +24,50 @@ pub(super) struct PanelTile {
     pub(super) panels: u32,
     /// Of the first panel, from the page's start.
     pub(super) offset: u64,
+}
+
+/// Queries of a span: head by head of the key-value heads, column by column of a head,
+/// those of its group. Those of a head share its keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct QueryTile {
+    pub(super) span: Span,
+    /// Of the span.
+    pub(super) first_column: u32,
+    pub(super) first: u32,
+    pub(super) end: u32,
+}
+
+/// How the queries of a span are cut into tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cut {
+    kv_heads: u32,
+    /// Of a key-value head.
+    queries: u32,
+    /// Queries of a tile, at most.
+    size: u32,
+    /// Whether tiles go on from one head to the next.
+    across: bool,
+}
+
+impl Cut {
+    fn tiles(self) -> u32 {
+        match self.across {
+            true => (self.kv_heads * self.queries).div_ceil(self.size),
+            false => self.kv_heads * self.queries.div_ceil(self.size),
+        }
+    }
+
+    /// The queries of a tile. Tiles of the first columns of all heads come first.
+    fn tile(self, tile: u32) -> Range<u32> {
+        let (first, end) = match self.across {
+            true => (tile * self.size, self.kv_heads * self.queries),
+            false => {
+                let head = tile % self.kv_heads * self.queries;
+                (head + tile / self.kv_heads * self.size, head + self.queries)
+            }
+        };
+        first..end.min(first + self.size)
+    }
 }
 
 /// The tiles of all steps of a plan for a number of threads.
@@ -37,6 +84,7 @@ pub(super) struct Tiles {
 pub(super) enum Work {
     Panels(PanelTile),
     Units { first: u32, end: u32 },
+    Queries(QueryTile),
 }
 
 fn panels_per_tile(panels: u32, threads: u32) -> u32 {
@@ -109,15 +157,61 @@ impl Tiles {
         tiles
     }
 
-    /// Units per tile of a step that is not a matmul.
-    fn units_per_tile(&self, spec: &KernelSpec, units: u32) -> u32 {
-        let even = units.div_ceil(self.threads * TILES_PER_THREAD).max(1);
-        if let KernelSpec::Attention { .. } = spec {
-            // Queries of a tile share their keys and values.
-            let rounds = units.div_ceil(self.threads * QUERIES_PER_TILE).max(1);
-            return even.max(units.div_ceil(self.threads * rounds));
+    /// Units per tile of a step of neither matmul nor attention.
+    fn units_per_tile(&self, units: u32) -> u32 {
+        units.div_ceil(self.threads * TILES_PER_THREAD).max(1)
+    }
+
+    /// How `queries` of each of a span's key-value heads are cut, where a pass has
+    /// `all_heads` of them. A tile reads all keys and values of its heads, so few queries of
+    /// a head are together, unless threads would then have much less to do than others.
+    fn cut(&self, all_heads: u32, kv_heads: u32, queries: u32) -> Cut {
+        let threads = self.threads;
+        let even = (threads * TILES_PER_THREAD).div_ceil(all_heads);
+        let tiles_per_head = (threads / all_heads).max(even.min(queries / QUERIES_PER_TILE));
+        let rounds = (all_heads * tiles_per_head.max(1)).div_ceil(threads);
+        let uneven = 4 * rounds * threads > 5 * all_heads * tiles_per_head.max(1);
+        let across = uneven && queries < 2 * QUERIES_PER_TILE;
+        let size = match across {
+            true => (all_heads * queries).div_ceil(threads),
+            false => queries.div_ceil(tiles_per_head.max(1)),
+        };
+        Cut {
+            kv_heads,
+            queries,
+            size: size.max(1),
+            across,
         }
-        even
+    }
+
+    /// Of each span of a pass over attention: its first column, and how it is cut.
+    fn cuts(
+        &self,
+        pass: Pass<'_>,
+        heads: u32,
+        kv_heads: u32,
+    ) -> impl Iterator<Item = (u32, Span, Cut)> {
+        let all_heads = kv_heads * pass.spans.len() as u32;
+        pass.placed_spans().map(move |(first_column, span)| {
+            let queries = span.columns * (heads / kv_heads);
+            (first_column, span, self.cut(all_heads, kv_heads, queries))
+        })
+    }
+
+    fn query_tile(&self, pass: Pass<'_>, heads: u32, kv_heads: u32, mut tile: u32) -> QueryTile {
+        for (first_column, span, cut) in self.cuts(pass, heads, kv_heads) {
+            if tile < cut.tiles() {
+                let Range { start, end } = cut.tile(tile);
+                return QueryTile {
+                    span,
+                    first_column,
+                    first: start,
+                    end,
+                };
+            }
+            tile -= cut.tiles();
+        }
+        unreachable!("a tile outside the pass")
     }
 
     fn count(&self, plan: &Plan, step: usize, pass: Pass<'_>) -> u32 {
@@ -126,9 +220,18 @@ impl Tiles {
             return panels;
         }
         let kernel = plan.steps[step].kernel;
-        let spec = plan.kernels[kernel.index()].spec();
-        let units = pass.units(spec);
-        units.div_ceil(self.units_per_tile(spec, units))
+        match plan.kernels[kernel.index()].spec() {
+            &KernelSpec::Attention {
+                heads, kv_heads, ..
+            } => {
+                let cuts = self.cuts(pass, heads, kv_heads);
+                cuts.map(|(_, _, cut)| cut.tiles()).sum()
+            }
+            spec => {
+                let units = pass.units(spec);
+                units.div_ceil(self.units_per_tile(units))
+            }
+        }
     }
 
     /// Number of tiles of a phase of a pass.
@@ -161,16 +264,98 @@ impl Tiles {
             return (step, Work::Panels(panels));
         }
         let kernel = plan.steps[step].kernel;
-        let spec = plan.kernels[kernel.index()].spec();
-        let units = pass.units(spec);
-        let size = self.units_per_tile(spec, units);
-        if let KernelSpec::Attention { .. } = spec {
-            // The last queries see the most positions: what is left at the end is
-            // the least work.
-            tile = units.div_ceil(size) - 1 - tile;
+        let work = match plan.kernels[kernel.index()].spec() {
+            &KernelSpec::Attention {
+                heads, kv_heads, ..
+            } => {
+                // The last queries of a head see the most positions: what is left at the
+                // end is the least work.
+                let count = self.count(plan, step, pass);
+                Work::Queries(self.query_tile(pass, heads, kv_heads, count - 1 - tile))
+            }
+            spec => {
+                let units = pass.units(spec);
+                let size = self.units_per_tile(units);
+                let first = tile * size;
+                let end = units.min(first + size);
+                Work::Units { first, end }
+            }
+        };
+        (step, work)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tiles(threads: u32) -> Tiles {
+        Tiles {
+            threads,
+            panel_tiles: Vec::new(),
+            first: Vec::new(),
         }
-        let first = tile * size;
-        let end = units.min(first + size);
-        (step, Work::Units { first, end })
+    }
+
+    #[test]
+    fn few_queries_of_a_head_are_together() {
+        for (threads, kv_heads, queries, size, across) in [
+            (1, 3, 3, 3, false),
+            (2, 8, 4, 4, false),
+            (4, 8, 4, 4, false),
+            (2, 5, 3, 3, false),
+            // Heads for some threads alone.
+            (2, 1, 4, 2, false),
+            (4, 1, 4, 1, false),
+            (4, 2, 7, 4, false),
+            (8, 1, 3, 1, false),
+            // One head more for one thread than for others.
+            (2, 3, 3, 5, true),
+            (3, 2, 7, 5, true),
+            (4, 3, 3, 3, true),
+            // Of many, all threads have some to go on with.
+            (2, 3, 60, 20, false),
+            (2, 3, 1536, 384, false),
+            (4, 8, 2048, 683, false),
+        ] {
+            let cut = tiles(threads).cut(kv_heads, kv_heads, queries);
+            let case = format!("{threads} threads, {kv_heads} x {queries}");
+            assert_eq!((cut.size, cut.across), (size, across), "{case}");
+        }
+    }
+
+    #[test]
+    fn every_query_is_in_one_tile() {
+        let span = |sequence, columns| Span {
+            sequence,
+            position: 9,
+            columns,
+        };
+        for spans in [
+            &[span(0, 1)][..],
+            &[span(1, 5), span(0, 1), span(2, 300)],
+            &[span(0, 1), span(1, 1)],
+        ] {
+            let pass = Pass::body(spans);
+            for (threads, heads, kv_heads) in
+                [(1, 9, 3), (2, 9, 3), (2, 4, 1), (3, 14, 2), (8, 8, 8)]
+            {
+                let tiles = tiles(threads);
+                let cuts = tiles.cuts(pass, heads, kv_heads);
+                let count: u32 = cuts.map(|(_, _, cut)| cut.tiles()).sum();
+                let mut seen: Vec<(u32, u32)> = (0..count)
+                    .map(|tile| tiles.query_tile(pass, heads, kv_heads, tile))
+                    .flat_map(|t| {
+                        assert!(t.first < t.end && t.end <= t.span.columns * heads);
+                        (t.first..t.end).map(move |query| (t.first_column, query))
+                    })
+                    .collect();
+                seen.sort_unstable();
+                let all = pass
+                    .placed_spans()
+                    .flat_map(|(first, span)| (0..span.columns * heads).map(move |q| (first, q)));
+                assert!(seen.into_iter().eq(all));
+            }
+        }
     }
 }
