@@ -4,6 +4,16 @@
 //! their flags are read without clap: that is the small runtime.
 #![forbid(unsafe_code)]
 
+/// Writes a line to standard error. One that cannot be written is no reason to fail: what
+/// it tells about is done, or has an exit code.
+macro_rules! tell {
+    ($($line:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($line)*);
+    }};
+}
+pub(crate) use tell;
+
 pub mod args;
 pub mod run;
 pub mod trust;
@@ -35,7 +45,7 @@ Usage: omex run [FLAGS] PLAN
         Some("run") => match args::parse_run(rest) {
             Ok(run) => run::main(run),
             Err(e) => {
-                eprintln!("error: {e}");
+                crate::tell!("error: {e}");
                 ExitCode::from(2)
             }
         },
@@ -49,7 +59,7 @@ Usage: omex run [FLAGS] PLAN
             ExitCode::SUCCESS
         }
         _ => {
-            eprint!("{HELP}");
+            crate::tell!("{}", HELP.trim_end());
             ExitCode::from(2)
         }
     }

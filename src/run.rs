@@ -28,7 +28,7 @@ pub fn main(args: RunArgs) -> ExitCode {
     match require_outputs(&args).and_then(|()| run(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e}");
+            crate::tell!("error: {e}");
             ExitCode::from(e.exit_code())
         }
     }
@@ -172,7 +172,7 @@ impl Sink for Terminal {
 
     fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
         if let Event::Note { what } = event {
-            eprintln!("note: {what}");
+            crate::tell!("note: {what}");
         }
         Ok(())
     }
@@ -181,7 +181,7 @@ impl Sink for Terminal {
 /// Speed and memory, after the result.
 fn summarize(report: &Report) {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    eprintln!(
+    crate::tell!(
         "prompt {} tokens, {:.1} tokens/s; generated {} tokens, {:.1} tokens/s; \
          first after {:.0} ms; {} threads",
         report.prompt_tokens,
@@ -192,12 +192,13 @@ fn summarize(report: &Report) {
         report.threads,
     );
     if report.drafted_tokens > 0 {
-        eprintln!(
+        crate::tell!(
             "speculation: {} of {} drafted tokens accepted",
-            report.accepted_tokens, report.drafted_tokens
+            report.accepted_tokens,
+            report.drafted_tokens
         );
     }
-    eprintln!(
+    crate::tell!(
         "peak memory {:.1} MiB predicted, {:.1} MiB measured; {:.1} MiB read; result {}",
         mib(report.rss_peak_predicted_bytes),
         mib(report.rss_peak_measured_bytes),

@@ -20,7 +20,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     match trust(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e}");
+            crate::tell!("error: {e}");
             ExitCode::from(e.exit_code())
         }
     }

@@ -6,7 +6,7 @@ use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use common::{Scratch, container, fails, ok, report, root, smollm2, u64_of, windows_container};
 
@@ -234,6 +234,26 @@ fn inputs_that_do_not_fit_are_refused_with_numbers() {
     let mut run = scratch.omex();
     run.arg("run").arg(&plan).args(["-p", "x", "-n", "4"]);
     fails(run.stdout(full), 5);
+    // What cannot be told on standard error is no fault of the run.
+    let full = || OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut run = scratch.omex();
+    run.arg("run").arg(&plan).args(["-p", "x", "-n", "4"]);
+    assert_eq!(run.stderr(full()).status().unwrap().code(), Some(0));
+    let mut run = scratch.omex();
+    run.arg("run").arg("missing.bin").stderr(full());
+    assert_eq!(run.status().unwrap().code(), Some(5));
+    // A pipe that nobody reads is not waited for.
+    let pipe = scratch.path("logits");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut run = scratch.omex();
+    run.arg("run").arg(&plan).args(["-p", "x", "-n", "1"]);
+    fails(run.arg("--dump-logits").arg(&pipe), 5);
 }
 
 #[test]

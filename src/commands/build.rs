@@ -208,7 +208,7 @@ pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
     };
 
     if args.bundle && request.task.model.compress.is_some_and(|c| c.value) {
-        eprintln!("note: a plan with its model inside reads no compressed pages");
+        crate::tell!("note: a plan with its model inside reads no compressed pages");
         request.task.model.compress = None;
     }
     if let Some(folder) = destination.parent().filter(|p| !p.as_os_str().is_empty()) {
@@ -322,8 +322,14 @@ impl<'a> Request<'a> {
                 Diagnostic::error(Code::FileRead, message).in_file(path.to_string_lossy(), None)
             })?;
             let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-            let (modified, nanoseconds) = (m.mtime(), m.mtime_nsec());
-            Ok(format!("{path:?} {} {modified}.{nanoseconds}", m.len()))
+            let modified = (m.mtime(), m.mtime_nsec());
+            // Writers may set the one, but not the other.
+            let changed = (m.ctime(), m.ctime_nsec());
+            Ok(format!(
+                "{path:?} {} {} {modified:?} {changed:?}",
+                m.ino(),
+                m.len()
+            ))
         };
         let program = std::env::current_exe().map_err(|e| {
             Diagnostic::error(Code::FileRead, format!("this program cannot be found: {e}"))
@@ -625,9 +631,9 @@ fn report(
         return Ok(());
     }
     if args.timings {
-        eprint!("{}", timings.text());
+        crate::tell!("{}", timings.text().trim_end());
     }
-    eprintln!(
+    crate::tell!(
         "{}: {} for {}, {} of context, peak memory {} ({} with page tables), result {}",
         quoted(&path.to_string_lossy()),
         bytes(size),
@@ -639,7 +645,7 @@ fn report(
     );
     if let Some(signer) = signer {
         let key = signer.public_key();
-        eprintln!("signed; a device runs it after `omex trust add {key}`");
+        crate::tell!("signed; a device runs it after `omex trust add {key}`");
     }
     Ok(())
 }

@@ -84,7 +84,7 @@ pub(crate) fn resolve(
     };
     let model = resolver.resolve_task(task, flag.as_ref())?;
     if flag.is_some() && task.inferences().all(|(_, i)| i.model.is_some()) {
-        eprintln!("note: the container names its model, so -m has no effect");
+        crate::tell!("note: the container names its model, so -m has no effect");
     }
     if let Some(digest) = &model.digest {
         let cannot = |e: std::io::Error| {

@@ -110,7 +110,7 @@ impl Output {
             } else {
                 d.render(&options)
             };
-            eprintln!("{text}");
+            crate::tell!("{text}");
         }
     }
 
@@ -122,7 +122,7 @@ impl Output {
                 ExitCode::from(exit_status(&list).as_u8())
             }
             Failure::Run(e) => {
-                eprintln!("error: {e}");
+                crate::tell!("error: {e}");
                 ExitCode::from(e.exit_code())
             }
             // Whoever closed the pipe has seen enough.
@@ -130,7 +130,7 @@ impl Output {
                 ExitCode::from(128 + 13)
             }
             Failure::Stdout(e) => {
-                eprintln!("error: standard output cannot be written: {e}");
+                crate::tell!("error: standard output cannot be written: {e}");
                 ExitCode::from(5)
             }
         }
@@ -185,7 +185,7 @@ impl Progress {
     /// Removes the line from a terminal.
     pub fn clear(&self) {
         if self.terminal {
-            eprint!("\r\x1b[K");
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
         }
     }
 }

@@ -82,7 +82,7 @@ fn run(args: &PerplexityArgs) -> Result<(), Unopened> {
         .chunks
         .map_or(chunks_max, |n| u64::from(n).min(chunks_max));
     if !args.json {
-        eprintln!("{chunks} chunks of {context} tokens");
+        crate::tell!("{chunks} chunks of {context} tokens");
     }
     let began = Instant::now();
     let mut scores = Scores::default();

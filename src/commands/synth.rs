@@ -137,7 +137,7 @@ pub fn synth(args: &SynthArgs) -> Result<(), Failure> {
     file.map_err(|e| e.into_error())
         .and_then(AtomicFile::finish)
         .map_err(cannot)?;
-    eprintln!(
+    crate::tell!(
         "{}: {} of random weights",
         quoted(&args.output.to_string_lossy()),
         bytes(written)

@@ -173,7 +173,7 @@ impl Vocabulary {
             add_bos: flag("add_bos_token", defaults.add_bos)?,
             add_eos: flag("add_eos_token", false)?,
             add_space_prefix: spm && flag("add_space_prefix", defaults.space_prefix)?,
-            strip_right: name.contains("phi-3") || name.contains("phi3"),
+            strip_right: ["phi-3", "phi 3", "phi3"].iter().any(|n| name.contains(n)),
             strip_left: mask_token(pre.unwrap_or_default(), &name).map(str::to_owned),
             chat_template: gguf.get_str("tokenizer.chat_template")?.map(str::to_owned),
             model,

@@ -243,6 +243,20 @@ pub fn require_writable(path: &Path) -> io::Result<()> {
     AtomicFile::create(path).map(drop)
 }
 
+/// Opens a device or a pipe to write to.
+///
+/// Errors: nobody reads the pipe, which would otherwise be waited for without an end.
+fn open_special(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    let file = OpenOptions::new()
+        .write(true)
+        .custom_flags(flags)
+        .open(path)?;
+    let flags = rustix::fs::fcntl_getfl(&file)?;
+    rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
+    Ok(file)
+}
+
 /// A device or a pipe, which nothing replaces.
 fn is_special(path: &Path) -> io::Result<bool> {
     match std::fs::metadata(path) {
@@ -259,7 +273,7 @@ impl AtomicFile {
     pub fn create(path: &Path) -> io::Result<AtomicFile> {
         if is_special(path)? {
             return Ok(AtomicFile {
-                file: OpenOptions::new().write(true).open(path)?,
+                file: open_special(path)?,
                 path: path.to_owned(),
                 temporary: None,
             });

@@ -1,4 +1,4 @@
-//! Signals: the first SIGINT or SIGTERM asks the run to stop at the next safe
+//! Signals: the first SIGINT, SIGTERM or SIGHUP asks the run to stop at the next safe
 //! point, the second ends the process; SIGBUS says that a mapped file shrank.
 // Handlers are installed through libc and restricted to async-signal-safe calls.
 #![allow(unsafe_code)]
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 /// The signal that asked to stop, or 0.
 static STOP: AtomicI32 = AtomicI32::new(0);
 
-/// The exit code of the signal that asked to stop, once one has: 130 or 143.
+/// The exit code of the signal that asked to stop, once one has: 130, 143 or 129.
 pub fn stop_requested() -> Option<u8> {
     match STOP.load(Ordering::Relaxed) {
         0 => None,
@@ -35,9 +35,10 @@ extern "C" fn on_bus_error(_signal: libc::c_int) {
 
 /// Installs the handlers for the whole process; mains call it once.
 pub fn install() {
-    let handlers: [(libc::c_int, extern "C" fn(libc::c_int)); 3] = [
+    let handlers: [(libc::c_int, extern "C" fn(libc::c_int)); 4] = [
         (libc::SIGINT, on_stop),
         (libc::SIGTERM, on_stop),
+        (libc::SIGHUP, on_stop),
         (libc::SIGBUS, on_bus_error),
     ];
     for (signal, handler) in handlers {
@@ -46,6 +47,12 @@ pub fn install() {
         // read that waits for input must notice the request to stop.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(signal, std::ptr::null(), &raw mut action);
+            // `nohup` asks for that, and for going on.
+            if signal == libc::SIGHUP && action.sa_sigaction == libc::SIG_IGN {
+                continue;
+            }
+            action = std::mem::zeroed();
             action.sa_sigaction = handler as *const () as usize;
             libc::sigaction(signal, &action, std::ptr::null_mut());
         }
