@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use omex_runtime::events::{Event, JsonLines, Sink};
-use omex_runtime::os::file::{require_writable, waiting_folder};
+use omex_runtime::os::file::{is_same, require_writable, waiting_folder};
 use omex_runtime::os::memory::unify_heap;
 use omex_runtime::os::{process, signal};
 use omex_runtime::transcript::Transcript;
@@ -43,6 +43,13 @@ pub(crate) fn require_outputs(args: &RunArgs) -> Result<(), RunError> {
             path: path.clone(),
             error,
         })?;
+        if is_same(path, &args.plan) {
+            return Err(RunError::Input {
+                path: path.clone(),
+                byte: None,
+                what: "this output would replace the plan".to_owned(),
+            });
+        }
     }
     Ok(())
 }

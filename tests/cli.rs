@@ -256,6 +256,61 @@ fn inputs_that_do_not_fit_are_refused_with_numbers() {
     fails(run.arg("--dump-logits").arg(&pipe), 5);
 }
 
+/// Neither a build nor a run replaces what it reads.
+#[test]
+fn outputs_replace_no_sources() {
+    let scratch = Scratch::new("apart");
+    scratch.write("long.txt", "A short text. ".repeat(20));
+    let model = scratch.path("model.gguf");
+    std::fs::copy(smollm2(), &model).unwrap();
+    let container = windows_container(&model);
+    let build = |text: &str, plan: &str| {
+        let file = scratch.write("task.omex.json", text);
+        let mut build = scratch.omexc();
+        build.args(["build", "--any-path"]).arg(file);
+        build.arg("-o").arg(scratch.path(plan));
+        build
+    };
+    let unchanged = |name: &str, before: &[u8]| {
+        assert!(
+            std::fs::read(scratch.path(name)).unwrap() == before,
+            "{name}"
+        );
+    };
+    let bytes = std::fs::read(&model).unwrap();
+    for output in ["model.gguf", "./task.omex.json"] {
+        let text = container.replace("joined.txt", output);
+        let refusal = fails(&mut build(&text, "plan.bin"), 5);
+        assert!(refusal.contains("would replace the"), "{refusal}");
+        unchanged("task.omex.json", text.as_bytes());
+    }
+    for plan in ["model.gguf", "task.omex.json"] {
+        let refusal = fails(&mut build(&container, plan), 5);
+        assert!(refusal.contains("would replace the"), "{refusal}");
+        unchanged("task.omex.json", container.as_bytes());
+    }
+    unchanged("model.gguf", &bytes);
+    ok(&mut build(
+        &container.replace("joined.txt", "./long.txt"),
+        "plan.bin",
+    ));
+    let long = std::fs::read(scratch.path("long.txt")).unwrap();
+    let mut run = scratch.omex();
+    let refusal = fails(run.arg("run").arg(scratch.path("plan.bin")), 3);
+    assert!(refusal.contains("would replace the input"), "{refusal}");
+    unchanged("long.txt", &long);
+    ok(&mut build(&container, "plan.bin"));
+    let plan = std::fs::read(scratch.path("plan.bin")).unwrap();
+    for output in ["plan.bin", "long.txt"] {
+        let mut run = scratch.omex();
+        run.arg("run").arg(scratch.path("plan.bin"));
+        let refusal = fails(run.arg("--dump-logits").arg(scratch.path(output)), 3);
+        assert!(refusal.contains("would replace the"), "{refusal}");
+    }
+    unchanged("plan.bin", &plan);
+    unchanged("long.txt", &long);
+}
+
 #[test]
 fn damaged_plans_and_models_are_refused() {
     let scratch = Scratch::new("damaged");

@@ -25,7 +25,8 @@ use omex_kernels::spec::KvFormat;
 use omex_plan::WeightSource;
 use omex_plan::file::{self, Arch, HEADER_BYTES, Image};
 use omex_plan::prompt::PromptTemplate;
-use omex_runtime::os::file::{AtomicFile, require_writable};
+use omex_plan::task::NodeKind;
+use omex_runtime::os::file::{AtomicFile, is_same, require_writable};
 use omex_runtime::tokenizer::Tokenizer;
 use omex_runtime::{TrustStore, frames_file_name, packed_file_name};
 use serde_json::json;
@@ -220,9 +221,17 @@ pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
         .flatten()
     {
         require_writable(path).map_err(|e| cannot_write("plan", path, e))?;
+        request.require_apart(&args.container, "plan", path)?;
     }
     let timings = Timings::default();
     let built = request.compile(&timings, output)?;
+    for node in &built.compiled.plan.program.nodes {
+        if let NodeKind::Merge { outputs } = &node.kind {
+            for name in outputs {
+                request.require_apart(&args.container, "output", Path::new(name))?;
+            }
+        }
+    }
     let packed_path = built.packed.path.clone();
     let bundle = args.bundle.then_some(packed_path.as_path());
     let header = watched(&timings, Work::Writing, || {
@@ -309,6 +318,20 @@ impl<'a> Request<'a> {
             text,
             task,
         })
+    }
+
+    /// Checks that `path`, the name of a `what`, is not that of a file which it is made of.
+    fn require_apart(&self, container: &Path, what: &str, path: &Path) -> Result<(), Failure> {
+        for (name, source) in [("container", container), ("model", &self.model.path)] {
+            if is_same(path, source) {
+                let message = format!("this {what} would replace the {name}");
+                let place = path.to_string_lossy();
+                return Err(Diagnostic::error(Code::FileWrite, message)
+                    .in_file(place, None)
+                    .into());
+            }
+        }
+        Ok(())
     }
 
     /// Where `omex execute` keeps the plan: its name is the hash of everything

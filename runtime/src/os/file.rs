@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, OFlags};
@@ -241,6 +241,15 @@ pub fn require_writable(path: &Path) -> io::Result<()> {
         return Ok(());
     }
     AtomicFile::create(path).map(drop)
+}
+
+/// Whether two paths name one file that is there.
+pub fn is_same(a: &Path, b: &Path) -> bool {
+    let identity = |path| {
+        let metadata = std::fs::metadata(path).ok();
+        metadata.map(|m| (m.dev(), m.ino(), m.is_file()))
+    };
+    identity(a).is_some_and(|a| a.2 && Some(a) == identity(b))
 }
 
 /// Opens a device or a pipe to write to.

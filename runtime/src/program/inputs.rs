@@ -4,11 +4,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use omex_plan::InputId;
-use omex_plan::task::Program;
+use omex_plan::task::{Input, Program};
 
 use super::pattern::{PARTS_MAX, Pattern};
 use super::walk::Walk;
 use crate::error::RunError;
+use crate::os::file::is_same;
 
 /// A text before it is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,17 +109,40 @@ impl Bindings {
             return Ok(Sources::new(Place::Text(prompt)));
         }
         let input = &program.inputs[input.index()];
-        let bound = self
-            .inputs
-            .iter()
-            .rev()
-            .find(|(name, _)| *name == input.name || name.is_empty());
-        let place = match bound {
+        let place = match self.bound(input) {
             // Whoever runs the task may name any file.
-            Some((_, path)) => find(path, &[], true),
+            Some(path) => find(path, &[], true),
             None => find(Path::new(&input.path), &self.folders, input.anywhere),
         };
         place.map(Sources::new)
+    }
+
+    fn bound(&self, input: &Input) -> Option<&Path> {
+        let mut bindings = self.inputs.iter().rev();
+        let bound = bindings.find(|(name, _)| *name == input.name || name.is_empty());
+        bound.map(|(_, path)| path.as_path())
+    }
+
+    /// Checks that no input is read from the file that `output` would replace.
+    pub(super) fn require_apart(&self, program: &Program, output: &Path) -> Result<(), RunError> {
+        if self.prompt.is_some() {
+            return Ok(());
+        }
+        let replaces = |input: &Input| match self.bound(input) {
+            Some(path) => is_same(path, output),
+            None => {
+                let mut folders = self.folders.iter();
+                folders.any(|folder| is_same(&folder.join(&input.path), output))
+            }
+        };
+        match program.inputs.iter().find(|input| replaces(input)) {
+            None => Ok(()),
+            Some(input) => Err(RunError::Input {
+                path: output.to_owned(),
+                byte: None,
+                what: format!("this output would replace the input '{}'", input.name),
+            }),
+        }
     }
 }
 

@@ -187,6 +187,14 @@ pub(crate) fn run(
             plan.sequences_max
         )));
     }
+    let outputs = plan.program.nodes.iter().flat_map(|node| match &node.kind {
+        NodeKind::Merge { outputs } => outputs.as_slice(),
+        NodeKind::Parse { .. } | NodeKind::Infer { .. } => &[],
+    });
+    let outputs = outputs.map(|name| options.output_folder.join(name));
+    for output in outputs.chain(options.dump_logits.clone()) {
+        options.bindings.require_apart(&plan.program, &output)?;
+    }
     let logits_file = match &options.dump_logits {
         None => None,
         Some(path) => {
