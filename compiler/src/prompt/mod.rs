@@ -134,12 +134,13 @@ struct Frame {
 }
 
 impl Prompt<'_> {
-    /// Whether the system message, if there is one, stands in the prompt.
+    /// Whether the system message, if there is one, has a place in the prompt. A template
+    /// without one leaves it out, or fails with every input.
     fn has_system(&self, framed: &Result<Frame, ImportError>) -> bool {
         let system = self.system.unwrap_or("").trim();
         match framed {
             Ok(frame) => frame.left.contains(system) || frame.right.contains(system),
-            Err(e) => e.code != Code::ChatTemplateInvalid,
+            Err(e) => e.code != Code::ChatTemplateInvalid || self.render(&self.sentinel()).is_ok(),
         }
     }
 
@@ -206,7 +207,13 @@ impl Prompt<'_> {
                 "" => frame.empty.clone(),
                 kept => format!("{}{kept}{}", frame.left, frame.right),
             };
-            if self.render(&probe)? != expected {
+            let rendered = self.render(&probe).map_err(|e| {
+                let input = quoted(&probe);
+                e.help(format!(
+                    "it does so for the input {input}, among others perhaps"
+                ))
+            })?;
+            if rendered != expected {
                 return Err(unsupported(format!(
                     "treats the input {} in a way of its own",
                     quoted(&probe)

@@ -549,6 +549,12 @@ fn a_system_message_without_a_place_goes_in_front_of_the_users() {
     }
     let broken = prefix("{{ raise_exception('always') }}").unwrap_err();
     assert!(broken.message.contains("always"), "{broken}");
+    // One that fails with some inputs alone has a place.
+    let some =
+        "{% if messages[-1].content == 'Say A' %}{{ raise_exception('sometimes') }}{% endif %}";
+    let broken = prefix(&format!("{taken}{some}{turn}")).unwrap_err();
+    assert!(broken.message.contains("sometimes"), "{broken}");
+    assert!(broken.help.unwrap().contains("the input `A`"));
 }
 
 #[test]
