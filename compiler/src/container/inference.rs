@@ -161,7 +161,7 @@ pub(super) fn read_model(
         .ok()?;
     if let Some(path) = reference.value.path() {
         let offset = text.value.len() - path.len();
-        paths::check(context, &text, offset, "--model PATH").ok()?;
+        paths::check(context, &text, offset, "--any-path").ok()?;
     }
     Some(reference)
 }
