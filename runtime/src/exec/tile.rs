@@ -11,7 +11,7 @@ use super::pass::{Pass, Span};
 /// enough that claiming costs nothing.
 const TILES_PER_THREAD: u32 = 6;
 
-/// Queries of a tile of attention, at least, where threads have one without it: computing
+/// Fewest queries of a tile of attention, where there are more tiles than threads: computing
 /// so many takes longer than reading their keys and values.
 const QUERIES_PER_TILE: u32 = 16;
 
