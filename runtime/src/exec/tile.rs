@@ -168,13 +168,14 @@ impl Tiles {
     fn cut(&self, all_heads: u32, kv_heads: u32, queries: u32) -> Cut {
         let threads = self.threads;
         let even = (threads * TILES_PER_THREAD).div_ceil(all_heads);
-        let tiles_per_head = (threads / all_heads).max(even.min(queries / QUERIES_PER_TILE));
-        let rounds = (all_heads * tiles_per_head.max(1)).div_ceil(threads);
-        let uneven = 4 * rounds * threads > 5 * all_heads * tiles_per_head.max(1);
+        let wished = (threads / all_heads).max(even.min(queries / QUERIES_PER_TILE));
+        let tiles_per_head = wished.max(1);
+        let tiles = all_heads * tiles_per_head;
+        let uneven = 4 * tiles.div_ceil(threads) * threads > 5 * tiles;
         let across = uneven && queries < 2 * QUERIES_PER_TILE;
         let size = match across {
             true => (all_heads * queries).div_ceil(threads),
-            false => queries.div_ceil(tiles_per_head.max(1)),
+            false => queries.div_ceil(tiles_per_head),
         };
         Cut {
             kv_heads,
@@ -251,14 +252,14 @@ impl Tiles {
         mut tile: u32,
     ) -> (usize, Work) {
         let mut step = phase.first_step as usize;
-        loop {
+        let count = loop {
             let count = self.count(plan, step, pass);
             if tile < count {
-                break;
+                break count;
             }
             tile -= count;
             step += 1;
-        }
+        };
         if self.first[step + 1] > self.first[step] {
             let panels = self.panel_tiles[(self.first[step] + tile) as usize];
             return (step, Work::Panels(panels));
@@ -270,7 +271,6 @@ impl Tiles {
             } => {
                 // The last queries of a head see the most positions: what is left at the
                 // end is the least work.
-                let count = self.count(plan, step, pass);
                 Work::Queries(self.query_tile(pass, heads, kv_heads, count - 1 - tile))
             }
             spec => {
