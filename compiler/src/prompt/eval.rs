@@ -708,7 +708,10 @@ impl<'t> Machine<'t> {
             }
             "raise_exception" => {
                 let message = args.need("message")?.text(self.budget)?;
-                return Err(failure(&*message));
+                return Err(Failure {
+                    is_raised: true,
+                    ..failure(&*message)
+                });
             }
             "strftime_now" => {
                 let format = args.text("format")?;

@@ -12,7 +12,7 @@ use minijinja::syntax::SyntaxConfig;
 
 use super::date::Date;
 use super::eval::Machine;
-use super::value::{self, Budget, Failure, Value};
+use super::value::{self, Budget, Failure, Value, failure};
 use crate::diagnostic::{Code, clean};
 use crate::import::ImportError;
 use crate::tokenizer::Vocabulary;
@@ -61,6 +61,21 @@ pub struct ChatTemplate<'s> {
     units_left: Cell<u64>,
 }
 
+/// Why a template gives no text.
+#[derive(Clone, Debug)]
+pub struct RenderError {
+    /// The template refuses the conversation, by `raise_exception`.
+    pub is_raised: bool,
+    /// `ChatTemplateInvalid`
+    pub error: ImportError,
+}
+
+impl From<RenderError> for ImportError {
+    fn from(e: RenderError) -> ImportError {
+        e.error
+    }
+}
+
 impl<'s> ChatTemplate<'s> {
     /// # Errors
     /// `ChatTemplateInvalid` for a source that is not Jinja.
@@ -95,14 +110,17 @@ impl<'s> ChatTemplate<'s> {
     /// opened.
     ///
     /// # Errors
-    /// `ChatTemplateInvalid` when the template fails, raises or runs too long.
-    pub fn render(&self, system: Option<&str>, user: &str) -> Result<String, ImportError> {
+    /// The template raises, fails or runs too long.
+    pub fn render(&self, system: Option<&str>, user: &str) -> Result<String, RenderError> {
         let total = self.units_left.get();
         let budget = Budget::new(total.min(RENDERING_UNITS));
         let spent_before = budget.left();
-        let rendered = self.evaluate(system, user, &budget).map_err(failed);
+        let rendered = self.evaluate(system, user, &budget);
         self.units_left.set(total - (spent_before - budget.left()));
-        rendered
+        rendered.map_err(|failure| RenderError {
+            is_raised: failure.is_raised,
+            error: failed(failure),
+        })
     }
 
     fn evaluate(&self, system: Option<&str>, user: &str, budget: &Budget) -> value::Result<String> {
@@ -228,19 +246,20 @@ fn check_size(source: &str) -> Result<(), ImportError> {
         };
         return Err(failed(Failure {
             line: Some(span.start_line.into()),
-            what,
+            ..failure(what)
         }));
     }
     Ok(())
 }
 
 fn unparsed(error: minijinja::Error) -> ImportError {
+    let what = match error.detail() {
+        Some(detail) => detail.to_owned(),
+        None => error.kind().to_string(),
+    };
     failed(Failure {
         line: error.line(),
-        what: match error.detail() {
-            Some(detail) => detail.to_owned(),
-            None => error.kind().to_string(),
-        },
+        ..failure(what)
     })
 }
 

@@ -60,7 +60,8 @@ fn build(source: &str, message: &str) -> Result<PromptTemplate, ImportError> {
 
 fn evaluate(source: &str, date: Option<Date>) -> Result<String, ImportError> {
     let source = Source::new(source)?;
-    ChatTemplate::new(&source, &vocabulary(&CONTROL), date)?.render(Some(" Sys "), "User")
+    let template = ChatTemplate::new(&source, &vocabulary(&CONTROL), date)?;
+    Ok(template.render(Some(" Sys "), "User")?)
 }
 
 #[test]
@@ -550,11 +551,13 @@ fn a_system_message_without_a_place_goes_in_front_of_the_users() {
     let broken = prefix("{{ raise_exception('always') }}").unwrap_err();
     assert!(broken.message.contains("always"), "{broken}");
     // One that fails with some inputs alone has a place.
-    let some =
-        "{% if messages[-1].content == 'Say A' %}{{ raise_exception('sometimes') }}{% endif %}";
+    let some = "{% if messages[-1].content == 'Say A' %}{{ 1 // 0 }}{% endif %}";
     let broken = prefix(&format!("{taken}{some}{turn}")).unwrap_err();
-    assert!(broken.message.contains("sometimes"), "{broken}");
     assert!(broken.help.unwrap().contains("the input `A`"));
+    // What it refuses by itself is put in as any other.
+    let some = some.replace("1 // 0", "raise_exception('sometimes')");
+    let some = prefix(&format!("{taken}{some}{turn}"));
+    assert_eq!(some.as_deref(), Ok("Say "));
 }
 
 #[test]

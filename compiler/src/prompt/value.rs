@@ -12,6 +12,8 @@ use std::rc::Rc;
 pub(super) struct Failure {
     pub(super) line: Option<usize>,
     pub(super) what: String,
+    /// The template itself ended it, by `raise_exception`.
+    pub(super) is_raised: bool,
 }
 
 pub(super) type Result<T> = std::result::Result<T, Failure>;
@@ -20,6 +22,7 @@ pub(super) fn failure(what: impl Into<String>) -> Failure {
     Failure {
         line: None,
         what: what.into(),
+        is_raised: false,
     }
 }
 
