@@ -175,6 +175,32 @@ fn scored_merges_equal_the_naive_ones() {
     }
 }
 
+/// SentencePiece gives one unknown token for a run of characters that it has none for.
+#[test]
+fn unknown_characters_in_a_row_are_one_token() {
+    let mut vocabulary = scored(&mut Random(1), 6, &[]);
+    for kind in &mut vocabulary.kinds {
+        if *kind == TokenKind::Byte {
+            *kind = TokenKind::Unused;
+        }
+    }
+    let table = compile(&vocabulary).unwrap();
+    let tokenizer = Tokenizer::from_bytes(&table).unwrap();
+    let id = |text: &str| vocabulary.tokens.iter().position(|t| t == text).unwrap() as u32;
+    let [a, tree] = ["a", "漢"].map(id);
+    for (text, ids) in [
+        ("xyzw", &[0][..]),
+        ("axyza", &[a, 0, a]),
+        ("x漢yz漢漢q", &[0, tree, 0, tree, tree, 0]),
+    ] {
+        assert_eq!(
+            encode(&tokenizer, text.as_bytes(), SpecialText::Literal),
+            ids,
+            "{text}"
+        );
+    }
+}
+
 #[test]
 fn merges_of_characters_equal_the_naive_ones() {
     for seed in 0..30 {

@@ -407,6 +407,7 @@ impl Tokenizer<'_> {
         let mut lost = 0;
         let mut start = range.start;
         let mut prefix = prefix;
+        let mut unknown_before = false;
         while start < text.len() {
             let end = self.piece_end(text, start, prefix);
             let mut piece = scratch.piece(end - start + usize::from(prefix));
@@ -419,7 +420,7 @@ impl Tokenizer<'_> {
                 piece.push_spelled(self.find_text(spelled).unwrap_or(NONE), spelled);
                 at += len;
             }
-            lost += self.merge_piece(text, start, prefix, piece, sink);
+            lost += self.merge_piece(text, start, prefix, piece, &mut unknown_before, sink);
             prefix = false;
             start = end;
         }
@@ -456,13 +457,15 @@ impl Tokenizer<'_> {
     }
 
     /// Merges the symbols of `piece` and gives the tokens; it is at `start` in `text`, in
-    /// which a space may have three bytes and a prefix has none.
+    /// which a space may have three bytes and a prefix has none. `unknown_before` says, and
+    /// is told, whether the last token is the unknown one.
     fn merge_piece(
         &self,
         text: &[u8],
         start: usize,
         prefix: bool,
         mut piece: Piece<'_>,
+        unknown_before: &mut bool,
         sink: &mut dyn FnMut(u32, Range<usize>),
     ) -> usize {
         let longest = self.tables.field(Field::TokenBytesMax) as usize;
@@ -482,7 +485,6 @@ impl Tokenizer<'_> {
             });
         }
         let mut lost = 0;
-        let mut unknown_before = false;
         let mut from = start;
         for (symbol, end) in symbols.spans(spelled.len()) {
             let start = symbol.start as usize;
@@ -497,7 +499,11 @@ impl Tokenizer<'_> {
                 }
                 sink(symbol.id, from..to);
                 from = to;
-                unknown_before = false;
+                *unknown_before = false;
+                continue;
+            }
+            if prefix && start == 0 {
+                // The prefix itself has no token: it stands for no text.
                 continue;
             }
             let bytes = &spelled[start..end];
@@ -505,9 +511,7 @@ impl Tokenizer<'_> {
             let all = bytes
                 .iter()
                 .all(|&byte| byte_ids.at(usize::from(byte)) != NONE);
-            if prefix && start == 0 {
-                // The prefix itself has no token: it stands for no text.
-            } else if all {
+            if all {
                 for &byte in bytes {
                     // A space that is no token is spelled as its own byte.
                     let len = if byte == b' ' && text[from] != b' ' {
@@ -526,12 +530,12 @@ impl Tokenizer<'_> {
                 };
                 lost += len;
                 // Neighbouring unknown characters are one unknown token.
-                if let Some(id) = self.unknown().filter(|_| !unknown_before) {
+                if let Some(id) = self.unknown().filter(|_| !*unknown_before) {
                     sink(id, from..from + len);
                 }
                 from += len;
             }
-            unknown_before = !all;
+            *unknown_before = !all;
         }
         lost
     }
