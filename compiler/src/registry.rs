@@ -10,7 +10,7 @@
 //!
 //! [models.smollm2]
 //! path = "models/smollm2.Q4_1.gguf"   # relative to this file
-//! sha256 = "..."                      # optional
+//! sha256 = "..."                      # optional, as is a `url` beside a path
 //!
 //! [models.smollm2.q8]                 # what `?q8` stands for
 //! path = "models/smollm2.Q8_0.gguf"
@@ -34,8 +34,10 @@ use crate::diagnostic::{Code, Diagnostic, Source, Span, Spanned};
 
 pub use resolve::{Places, ResolvedModel, Resolver};
 
-/// The name of a registry beside a container and of the user's own.
+/// The name of a registry beside a container.
 pub const REGISTRY_FILE: &str = "omex.registry.toml";
+/// The name of the user's own, in `$OMEX_HOME` or `~/.omex`.
+pub const USER_REGISTRY_FILE: &str = "registry.toml";
 
 /// One registry file.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,10 +62,18 @@ pub struct Entry {
 /// A file that a registry names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelFile {
-    /// Joined to the registry's folder.
-    pub path: PathBuf,
+    pub place: Place,
     pub digest: Option<FileDigest>,
     pub span: Span,
+}
+
+/// Where a model is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Joined to the registry's folder.
+    Path(PathBuf),
+    /// Elsewhere, from where nothing is fetched yet.
+    Url(String),
 }
 
 /// What a file has to hash to.

@@ -7,7 +7,9 @@ use clap::Args;
 use omex_compiler::container::{ModelFacts, Task};
 use omex_compiler::diagnostic::{Code, Diagnostic, Source, quoted};
 use omex_compiler::import::family::ModelConfig;
-use omex_compiler::registry::{Places, REGISTRY_FILE, Registry, ResolvedModel, Resolver};
+use omex_compiler::registry::{
+    Places, REGISTRY_FILE, Registry, ResolvedModel, Resolver, USER_REGISTRY_FILE,
+};
 use omex_grammar::reference::ModelReference;
 use omex_kernels::format::Descriptor;
 
@@ -39,6 +41,7 @@ pub(crate) fn facts(config: &ModelConfig) -> ModelFacts<'_> {
         architecture: &config.architecture,
         name: config.name.as_deref().unwrap_or_default(),
         weight_bits: weight_bits as u8,
+        layers: config.weights.layers.len() as u32,
     }
 }
 
@@ -64,8 +67,12 @@ pub(crate) fn resolve(
     }
     let home = std::env::var_os("OMEX_HOME").map(PathBuf::from);
     let dotted = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".omex"));
-    for folder in [beside, home.or_else(dotted)].into_iter().flatten() {
-        let path = folder.join(REGISTRY_FILE);
+    let own = home.or_else(dotted);
+    let files = [
+        beside.map(|folder| folder.join(REGISTRY_FILE)),
+        own.map(|folder| folder.join(USER_REGISTRY_FILE)),
+    ];
+    for path in files.into_iter().flatten() {
         if path.is_file() {
             registries.push(read_registry(&path)?);
         }

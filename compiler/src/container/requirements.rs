@@ -14,6 +14,7 @@ pub struct ModelFacts<'a> {
     pub name: &'a str,
     /// Bits per weight of the bulk of the tensors, without scales: 4 for Q4_1 and Q4_K.
     pub weight_bits: u8,
+    pub layers: u32,
 }
 
 /// Letters and digits only, in lower case: "Qwen2.5" and "qwen2_5" are one family.
@@ -51,6 +52,15 @@ impl Task {
                         .help("name another model, or remove `model_family`"),
                 );
             }
+        }
+        let beyond = self.model.load_layers.filter(|l| l.value.1 > model.layers);
+        if let Some(beyond) = beyond {
+            let message = format!("the model has {} layers", model.layers);
+            found.push(
+                Diagnostic::error(Code::InvalidValue, message)
+                    .at(&self.source, beyond.span, "some of these are not there")
+                    .help("the range is half-open: [0, 10] are the layers 0 to 9"),
+            );
         }
         let required = self.model.quantization.map(|q| (q.value, Some(q.span)));
         for (wanted, span) in required.into_iter().chain(asked.map(|q| (q, None))) {

@@ -8,7 +8,7 @@ use omex_grammar::quantization::Quantization;
 use omex_grammar::reference::ModelReference;
 use toml::de::DeValue;
 
-use super::{Entry, FileDigest, ModelFile, Registry};
+use super::{Entry, FileDigest, ModelFile, Place, Registry};
 use crate::diagnostic::{Code, Diagnostic, Source, Span, Spanned, did_you_mean, quoted};
 use crate::toml_fields::{Reader, Table, Value, as_string, as_table, parse};
 
@@ -94,7 +94,7 @@ fn read_entry(
         reader.error(message, name.span, "letters, digits, `-`, `_` and `.` only");
     }
     let table = as_table(reader, &name.value, value)?;
-    let file = read_file_fields(reader, &name.value, &table, folder);
+    let file = read_file_fields(reader, &table, folder);
     let mut quantizations = BTreeMap::new();
     for (key, value) in table
         .entries()
@@ -123,19 +123,22 @@ fn read_entry(
             let message = format!("{} is not a field of a model", quoted(&unknown.value));
             reader.error(message, unknown.span, "");
         }
-        match read_file_fields(reader, &key.value, &inner, folder) {
+        match read_file_fields(reader, &inner, folder) {
             Some(file) => {
                 quantizations.insert(quantization, file);
             }
             None if !reader.sink.has_errors() => {
-                reader.error("this model has no `path`", key.span, "")
+                reader.error("this model has no `path` and no `url`", key.span, "")
             }
             None => {}
         }
     }
     if file.is_none() && quantizations.is_empty() && !reader.sink.has_errors() {
         reader.error(
-            format!("the model {} has no `path`", quoted(&name.value)),
+            format!(
+                "the model {} has no `path` and no `url`",
+                quoted(&name.value)
+            ),
             name.span,
             "",
         );
@@ -150,11 +153,11 @@ const FIELDS: [&str; 4] = ["path", "url", "sha256", "blake3"];
 
 fn read_file_fields(
     reader: &mut Reader<'_>,
-    name: &str,
     table: &Table<'_, '_>,
     folder: &Path,
 ) -> Option<ModelFile> {
     let mut path = None;
+    let mut url = None;
     let mut digest = None;
     for (key, value) in table.entries() {
         match key.value.as_str() {
@@ -169,24 +172,24 @@ fn read_file_fields(
                     .map(FileDigest::Blake3)
                     .or(digest)
             }
-            "url" => {
-                let message = format!("fetching the model {} is not supported yet", quoted(name));
-                reader.sink.push(
-                    Diagnostic::error(Code::NotSupported, message)
-                        .at(reader.source, value.span, "")
-                        .help("download the file and name it by `path`"),
-                );
-            }
+            "url" => url = as_string(reader, "url", value),
             _ => {}
         }
     }
-    let path = path?;
+    // A path beside a URL is where the file is already.
+    let Some(path) = path else {
+        return url.map(|url| ModelFile {
+            place: Place::Url(url.value),
+            digest,
+            span: url.span,
+        });
+    };
     if !is_path(&path.value) {
         reader.error("this is no path of a file", path.span, "");
         return None;
     }
     Some(ModelFile {
-        path: folder.join(&path.value),
+        place: Place::Path(folder.join(&path.value)),
         digest,
         span: path.span,
     })

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use omex_grammar::quantization::Quantization;
 use omex_grammar::reference::ModelReference;
 
-use super::{Entry, FileDigest, ModelFile, Registry};
+use super::{Entry, FileDigest, ModelFile, Place, Registry};
 use crate::container::Task;
 use crate::diagnostic::{Code, Diagnostic, Source, Span, did_you_mean, quoted};
 
@@ -202,13 +202,24 @@ impl Resolver<'_> {
             let Some(file) = pick(entry, quantization) else {
                 continue;
             };
-            if (self.exists)(&file.path) {
-                return Ok(found(
-                    file.path.clone(),
-                    file.digest,
-                    quantization,
-                    reference,
-                ));
+            let path = match &file.place {
+                Place::Path(path) => path,
+                Place::Url(url) => {
+                    let what = quoted(&reference.to_string());
+                    let message = format!("fetching the model {what} is not supported yet");
+                    let error = Diagnostic::error(Code::NotSupported, message);
+                    return Err(origin
+                        .mark(error)
+                        .label(&registry.source, file.span, "the registry says where from")
+                        .help(format!(
+                            "download {} and name the file by `path`",
+                            quoted(url)
+                        )));
+                }
+            };
+            if (self.exists)(path) {
+                let digest = file.digest;
+                return Ok(found(path.clone(), digest, quantization, reference));
             }
             let message = format!("the model {} is not there", quoted(&reference.to_string()));
             return Err(origin
@@ -218,7 +229,7 @@ impl Resolver<'_> {
                     file.span,
                     "the registry says that it is here",
                 )
-                .note(format!("tried {}", file.path.display()))
+                .note(format!("tried {}", path.display()))
                 .help("put the file there, or correct the registry"));
         }
         Err(self.unknown(reference, name, quantization, origin))

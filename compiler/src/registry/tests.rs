@@ -25,6 +25,10 @@ path = "/abs/q4.gguf"
 
 [models.gone]
 path = "gone.gguf"
+
+[models.remote]
+url = "https://example.org/remote.gguf"
+sha256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 "#;
 
 fn registry(text: &str) -> Result<Registry, Vec<Diagnostic>> {
@@ -155,10 +159,11 @@ fn models_are_found_in_order() {
 #[test]
 fn missing_models_say_what_to_do() {
     let known = [registry(REGISTRY).expect("a right registry")];
-    let cases: [(&[&str], Option<&str>, &[Registry]); 9] = [
+    let cases: [(&[&str], Option<&str>, &[Registry]); 10] = [
         (&["local://m.gguf"], None, &known),
         (&["m.gguf"], None, &[]),
         (&["zsei://models/gone"], None, &known),
+        (&["zsei://models/remote"], None, &known),
         (&["zsei://models/smal?q8"], None, &known),
         (&["zsei://models/qwen2.5?q5_k"], None, &known),
         (&["zsei://models/slm-code-v1?q8"], None, &[]),
@@ -187,7 +192,7 @@ fn wrong_registries_are_refused() {
         "[models.x]\npath = \"a\\u0000b\"",
         "[models.x]\npaht = \"a\"",
         "[models.x.q9]\npath = \"a\"",
-        "[models.x.q8]\nurl = \"https://example.org/m\"",
+        "[models.x.q8]\nurl = 5",
         "[models.x.q8]\nfile = \"m\"",
         "[models.\"a b\"]\npath = \"a\"",
         &format!("[models.x]\npath = \"a\"\nsha256 = \"{digest}\""),
