@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::path::{Component, Path, PathBuf};
 
 use petgraph::graph::{Graph, NodeIndex};
 use petgraph::visit::Dfs;
@@ -106,12 +107,18 @@ pub(super) fn link(
     })
 }
 
+/// A name as the path that it may be: `./a` is `a`.
+fn place(name: &str) -> PathBuf {
+    let parts = Path::new(name).components();
+    parts.filter(|part| *part != Component::CurDir).collect()
+}
+
 /// The node that outputs each name.
-fn producers<'n>(context: &mut Context<'_>, nodes: &'n [RawNode]) -> HashMap<&'n str, u32> {
-    let mut producers: HashMap<&str, u32> = HashMap::new();
+fn producers(context: &mut Context<'_>, nodes: &[RawNode]) -> HashMap<PathBuf, u32> {
+    let mut producers = HashMap::new();
     for (node, n) in nodes.iter().zip(0..) {
         let Some(output) = &node.output else { continue };
-        if let Some(first) = producers.insert(&output.value, n) {
+        if let Some(first) = producers.insert(place(&output.value), n) {
             let first = nodes[first as usize]
                 .output
                 .as_ref()
@@ -163,7 +170,7 @@ fn node_sources(
     context: &mut Context<'_>,
     node: &RawNode,
     nodes: &[RawNode],
-    producers: &HashMap<&str, u32>,
+    producers: &HashMap<PathBuf, u32>,
     named: &[u32],
 ) -> Vec<Source> {
     let Some(inputs) = &node.inputs else {
@@ -177,7 +184,7 @@ fn node_sources(
     let mut sources = Vec::with_capacity(inputs.len());
     for (input, n) in inputs.iter().zip(0..) {
         let name = &input.path.value;
-        match producers.get(name.as_str()) {
+        match producers.get(&place(name)) {
             Some(&producer) => sources.push(Source::Node(producer)),
             None if node.node_type.value.reads_files() || named.is_empty() => {
                 sources.push(Source::File(n))
