@@ -135,13 +135,23 @@ struct Frame {
 }
 
 impl Prompt<'_> {
-    /// Whether the system message, if there is one, has a place in the prompt. A template
-    /// without one leaves it out, or fails with every input.
+    /// Whether the system message has a place in the prompt, where a template may change
+    /// it. One without a place gives the same text with another, or fails with every input.
     fn has_system(&self, framed: &Result<Frame, ImportError>) -> bool {
-        let system = self.system.unwrap_or("").trim();
+        let sentinel = self.sentinel();
         match framed {
-            Ok(frame) => frame.left.contains(system) || frame.right.contains(system),
-            Err(e) => e.code != Code::ChatTemplateInvalid || self.render(&self.sentinel()).is_ok(),
+            Ok(_) => {
+                let other = format!("{} other", self.system.unwrap_or(""));
+                let other = Prompt {
+                    system: Some(&other),
+                    ..*self
+                };
+                match (self.render(&sentinel), other.render(&sentinel)) {
+                    (Ok(own), Ok(other)) => own != other,
+                    _ => true,
+                }
+            }
+            Err(e) => e.code != Code::ChatTemplateInvalid || self.render(&sentinel).is_ok(),
         }
     }
 

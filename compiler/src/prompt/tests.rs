@@ -541,6 +541,8 @@ fn a_system_message_without_a_place_goes_in_front_of_the_users() {
     let refused = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}";
     // Where the last special token is the user's, the system's text is in tokens.
     assert_eq!(prefix(&format!("{taken}{turn}")).as_deref(), Ok("Say "));
+    let changed = taken.replace("content }}", "content | upper }}");
+    assert_eq!(prefix(&format!("{changed}{turn}")).as_deref(), Ok("Say "));
     for without in [format!("{refused}{turn}"), turn.to_owned()] {
         assert_eq!(
             prefix(&without).as_deref(),
