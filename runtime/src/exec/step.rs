@@ -269,7 +269,9 @@ impl Machine {
         pool.run(&|team| {
             let (mut number, mut rest) = (first, phases);
             let mut ahead = Ahead::default();
-            let queries = RefCell::new(Queries::default());
+            // Not in the cell itself, where moving them would take stack twice.
+            let mut queries = Queries::default();
+            let queries = RefCell::new(&mut queries);
             while let [phase, behind @ ..] = rest {
                 let run = plan.phases_of_barrier(rest, pass.columns);
                 let (small, next) = behind.split_at(run - 1);
@@ -286,7 +288,7 @@ impl Machine {
                     // by one between two phases; a barrier lies between phases that
                     // threads share, and `&mut self` excludes other passes.
                     let result = unsafe {
-                        machine.compute(machine.call(index), work, pass, &mut queries.borrow_mut())
+                        machine.compute(machine.call(index), work, pass, *queries.borrow_mut())
                     };
                     if result.is_err() {
                         failed.fetch_min(index as u32, Ordering::Relaxed);
