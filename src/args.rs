@@ -169,6 +169,8 @@ pub struct RunArgs {
     pub events: bool,
     pub trace: Option<PathBuf>,
     pub dump_logits: Option<PathBuf>,
+    /// The container came from there: no flag, and no input.
+    pub standard_input_is_taken: bool,
 }
 
 /// A wrong command line: exit 2.

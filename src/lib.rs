@@ -21,11 +21,32 @@ pub mod trust;
 #[cfg(feature = "compiler")]
 pub mod commands;
 
+use std::process::ExitCode;
+
+use omex_runtime::os::{process, signal};
+
+/// Stack of the first thread, which reads the command line, loads the plan and computes
+/// with the others. Twice what was measured.
+const STACK_BYTES: u64 = 384 << 10;
+
+/// Runs a program, if the stack is large enough that it cannot overflow.
+pub fn start(program: impl FnOnce() -> ExitCode) -> ExitCode {
+    signal::ignore_file_size_limit();
+    match process::stack_limit_bytes() {
+        Some(bytes) if bytes < STACK_BYTES => {
+            tell!(
+                "error: the stack is limited to {bytes} bytes, {STACK_BYTES} are needed: raise \
+                 it with `ulimit -s`"
+            );
+            ExitCode::from(4)
+        }
+        Some(_) | None => program(),
+    }
+}
+
 /// The commands of the runtime without a compiler.
 #[cfg(not(feature = "compiler"))]
-pub fn small() -> std::process::ExitCode {
-    use std::process::ExitCode;
-
+pub fn small() -> ExitCode {
     const HELP: &str = "\
 Run OMEX plans
 
@@ -43,7 +64,10 @@ Usage: omex run [FLAGS] PLAN
             ExitCode::SUCCESS
         }
         Some("run") => match args::parse_run(rest) {
-            Ok(run) => run::main(run),
+            Ok(run) => run::main(run, |e| {
+                crate::tell!("error: {e}");
+                ExitCode::from(e.exit_code())
+            }),
             Err(e) => {
                 crate::tell!("error: {e}");
                 ExitCode::from(2)

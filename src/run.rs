@@ -1,14 +1,13 @@
 //! `omex run`: loads a plan and streams its result.
 
-use std::ffi::OsStr;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use omex_runtime::events::{Event, JsonLines, Sink};
 use omex_runtime::os::file::{is_same, require_writable, waiting_folder};
 use omex_runtime::os::memory::unify_heap;
-use omex_runtime::os::{process, signal};
+use omex_runtime::os::signal;
 use omex_runtime::transcript::Transcript;
 use omex_runtime::{
     Bindings, LoadOptions, Places, Report, RunError, RunOptions, SamplingChanges, Session,
@@ -17,20 +16,22 @@ use omex_runtime::{
 
 use crate::args::RunArgs;
 
-/// Stack of the first thread, which loads the plan and computes with the others.
-/// Twice what was measured.
-const STACK_BYTES: u64 = 384 << 10;
+/// What errors of the runtime call it.
+const STDOUT: &str = "standard output";
 
-/// Runs a plan and returns the process's exit code.
-pub fn main(args: RunArgs) -> ExitCode {
+/// Runs a plan and returns the process's exit code; `fail` tells an error.
+pub fn main(args: RunArgs, fail: impl FnOnce(RunError) -> ExitCode) -> ExitCode {
     unify_heap();
     signal::install();
     match require_outputs(&args).and_then(|()| run(args)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            crate::tell!("error: {e}");
-            ExitCode::from(e.exit_code())
+        // Whoever closed the pipe has seen enough.
+        Err(RunError::Io { error, path, .. })
+            if error.kind() == io::ErrorKind::BrokenPipe && path == Path::new(STDOUT) =>
+        {
+            ExitCode::from(128 + 13)
         }
+        Err(e) => fail(e),
     }
 }
 
@@ -55,12 +56,6 @@ pub(crate) fn require_outputs(args: &RunArgs) -> Result<(), RunError> {
 }
 
 fn run(mut args: RunArgs) -> Result<(), RunError> {
-    if let Some(bytes) = process::stack_limit_bytes().filter(|&bytes| bytes < STACK_BYTES) {
-        return Err(RunError::Memory(format!(
-            "the stack is limited to {bytes} bytes, a run needs {STACK_BYTES}: raise it with \
-             `ulimit -s`"
-        )));
-    }
     let places = Places::from_environment();
     let mut model_folders = std::mem::take(&mut args.model_dirs);
     model_folders.extend(places.iter().map(|p| p.cache.clone()));
@@ -107,13 +102,14 @@ fn run_session(session: &mut Session, args: &RunArgs, bindings: Bindings) -> Res
     if args.json {
         let folder = waiting_folder();
         let transcript = Transcript::new(&folder);
-        let mut transcript = transcript.map_err(|error| RunError::Io {
+        let transcript = transcript.map_err(|error| RunError::Io {
             doing: "keep the result until its end",
             path: folder,
             error,
         })?;
-        let report = session.run(&options, &mut transcript)?;
-        return stdout_written(report.write_json(transcript, &mut io::stdout().lock()));
+        let mut noted = Noted(transcript);
+        let report = session.run(&options, &mut noted)?;
+        return stdout_written(report.write_json(noted.0, &mut io::stdout().lock()));
     }
     if args.events {
         let mut lines = JsonLines::new(io::stdout().lock());
@@ -121,9 +117,9 @@ fn run_session(session: &mut Session, args: &RunArgs, bindings: Bindings) -> Res
         summarize(&report);
         return Ok(());
     }
-    let mut terminal = Terminal::default();
-    let report = session.run(&options, &mut terminal)?;
-    terminal.end_line()?;
+    let mut noted = Noted(Terminal::default());
+    let report = session.run(&options, &mut noted)?;
+    noted.0.end_line()?;
     summarize(&report);
     Ok(())
 }
@@ -137,6 +133,7 @@ fn bindings(args: &mut RunArgs) -> Bindings {
     Bindings {
         inputs: inputs.map(|(n, p)| (n.clone(), p.into())).collect(),
         prompt: args.prompt.take(),
+        standard_input_is_taken: args.standard_input_is_taken,
         folders: [PathBuf::new()].into_iter().chain(beside).collect(),
     }
 }
@@ -144,12 +141,31 @@ fn bindings(args: &mut RunArgs) -> Bindings {
 fn stdout_written(result: io::Result<()>) -> Result<(), RunError> {
     result.map_err(|error| RunError::Io {
         doing: "write the result",
-        path: PathBuf::from(OsStr::new("standard output")),
+        path: PathBuf::from(STDOUT),
         error,
     })
 }
 
-/// Text on standard output as it comes, notes on standard error.
+/// Tells notes on standard error, and passes all else on.
+struct Noted<S>(S);
+
+impl<S: Sink> Sink for Noted<S> {
+    fn text(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.text(bytes)
+    }
+
+    fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
+        match event {
+            Event::Note { what } => {
+                crate::tell!("note: {what}");
+                Ok(())
+            }
+            _ => self.0.event(event),
+        }
+    }
+}
+
+/// Text on standard output as it comes.
 #[derive(Debug, Default)]
 struct Terminal {
     /// The last byte written was no line's end.
@@ -175,13 +191,6 @@ impl Sink for Terminal {
         let mut stdout = io::stdout().lock();
         stdout.write_all(bytes)?;
         stdout.flush()
-    }
-
-    fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
-        if let Event::Note { what } = event {
-            crate::tell!("note: {what}");
-        }
-        Ok(())
     }
 }
 

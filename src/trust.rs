@@ -40,7 +40,9 @@ fn trust(arguments: &[OsString]) -> Result<(), RunError> {
             print(HELP);
             Ok(())
         }
-        _ => Err(RunError::Usage(format!("what to do is missing\n\n{HELP}"))),
+        _ => Err(RunError::Usage(
+            "what to do is missing: `omex trust list` or `omex trust add KEY`".to_owned(),
+        )),
     }
 }
 

@@ -290,8 +290,12 @@ fn outputs_replace_no_sources() {
         unchanged("task.omex.json", container.as_bytes());
     }
     unchanged("model.gguf", &bytes);
+    let circle = container.replace("joined.txt", "./long.txt");
+    fails(&mut build(&circle, "plan.bin"), 3);
+    // A name that the compiler cannot see through.
+    scratch.write("folder/other.txt", "");
     ok(&mut build(
-        &container.replace("joined.txt", "./long.txt"),
+        &container.replace("joined.txt", "folder/../long.txt"),
         "plan.bin",
     ));
     let long = std::fs::read(scratch.path("long.txt")).unwrap();
@@ -322,7 +326,7 @@ fn damaged_plans_and_models_are_refused() {
         let mut run = scratch.omex();
         run.arg("run").arg(damaged).args(["-p", "x", "-n", "1"]);
         let refusal = fails(&mut run, 6);
-        assert!(refusal.contains("error: "), "{what}: {refusal}");
+        assert!(refusal.contains("error[OMX"), "{what}: {refusal}");
     };
     refuse("empty", &[]);
     refuse("text", b"no plan at all");
@@ -338,7 +342,11 @@ fn damaged_plans_and_models_are_refused() {
     let mut longer = bytes.clone();
     longer.extend([0; 16]);
     refuse("longer", &longer);
-    fails(scratch.omex().args(["run", "missing.bin", "-p", "x"]), 5);
+    let mut missing = scratch.omex();
+    missing.args(["run", "missing.bin", "-p", "x", "--message-format", "json"]);
+    let refusal: serde_json::Value = serde_json::from_str(&fails(&mut missing, 5)).unwrap();
+    assert_eq!(refusal["code"], "OMX0203", "{refusal}");
+    assert_eq!(u64_of(&refusal, "exit_status"), 5);
 }
 
 #[test]
@@ -578,6 +586,257 @@ fn windows_of_any_number_run_in_one_plan() {
         );
         peak = measured;
     }
+}
+
+#[test]
+fn a_missing_input_is_found_before_another_is_answered() {
+    let scratch = Scratch::new("later-input");
+    let task = windows_container(&smollm2());
+    let task = task.replace(r#"["long.txt"]"#, r#"["long.txt", "later"]"#);
+    let file = scratch.write("windows.omex.json", task);
+    scratch.write("long.txt", "The river runs slowly to the sea.");
+    let plan = scratch.path("plan.bin");
+    let mut build = scratch.omexc();
+    build.args(["build", "--any-path"]).arg(&file);
+    ok(build.arg("-o").arg(&plan));
+    let run = |flags: &[&str]| {
+        let mut run = scratch.omex();
+        run.arg("run").arg(&plan).args(flags);
+        run
+    };
+    let output = run(&["--events", "jsonl"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    // What is passed over is told beside every kind of result.
+    scratch.write("later/text.txt", "Rain falls.");
+    scratch.write("later/none.bin", b"\0");
+    for flags in [&["--json"][..], &[]] {
+        let output = ok(&mut run(flags));
+        let notes = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            notes.contains("note: later/none.bin is empty or not"),
+            "{notes}"
+        );
+    }
+}
+
+/// What a program may use of a system that gives little.
+#[test]
+fn an_output_named_dash_is_standard_output() {
+    let scratch = Scratch::new("dash");
+    let task = windows_container(&smollm2()).replace("joined.txt", "-");
+    let file = scratch.write("windows.omex.json", task);
+    scratch.write("long.txt", "The river runs slowly to the sea.");
+    let plan = scratch.path("plan.bin");
+    let mut build = scratch.omexc();
+    build.args(["build", "--any-path"]).arg(&file);
+    ok(build.arg("-o").arg(&plan));
+    let output = ok(scratch.omex().arg("run").arg(&plan));
+    assert!(output.stdout.len() > 1, "{output:?}");
+    assert!(!scratch.path("-").exists());
+}
+
+#[test]
+fn memory_that_is_refused_ends_with_4() {
+    let scratch = Scratch::new("refused");
+    let file = scratch.write("task.omex.json", container(&smollm2(), SMALL));
+    let plan = scratch.build(&smollm2(), "plan.bin", SMALL, &[]);
+    let limited = |limit: &str, program: &str| {
+        let mut limited = scratch.command("sh");
+        let script = format!("ulimit {limit} && exec \"$0\" \"$@\"");
+        limited.args(["-c", &script, program]);
+        limited
+    };
+    let omexc = env!("CARGO_BIN_EXE_omexc");
+    for (limit, why) in [("-d 4000", "refuses"), ("-s 64", "the stack is limited")] {
+        let mut build = limited(limit, omexc);
+        build.args(["build", "--any-path"]).arg(&file);
+        let refusal = fails(build.args(["-o", "other.bin"]), 4);
+        assert!(refusal.contains(why), "{refusal}");
+    }
+    let omex = env!("CARGO_BIN_EXE_omex");
+    for (limit, why) in [("-d 4000", "refuses"), ("-s 64", "the stack is limited")] {
+        let mut run = limited(limit, omex);
+        let refusal = fails(run.arg("run").arg(&plan).args(["-p", "x", "-n", "1"]), 4);
+        assert!(refusal.contains(why), "{refusal}");
+    }
+    // Address space for the program, and not for the model.
+    let mut run = limited("-v 100000", omex);
+    let refusal = fails(run.arg("run").arg(&plan).args(["-p", "x", "-n", "1"]), 4);
+    assert!(refusal.contains("cannot map the packed model"), "{refusal}");
+}
+
+/// Limits and pipes that end a process, or keep it waiting, where nobody looks.
+#[test]
+fn what_cannot_be_written_is_an_error_and_no_end_without_a_word() {
+    let scratch = Scratch::new("limits");
+    let model = smollm2();
+    let file = scratch.write("task.omex.json", container(&model, SMALL));
+    let plan = scratch.build(&model, "plan.bin", SMALL, &[]);
+    let sh = |script: &str, program: &str| {
+        let mut sh = scratch.command("bash");
+        sh.args(["-c", script, program]);
+        sh
+    };
+    let omex = env!("CARGO_BIN_EXE_omex");
+    let mut small = sh(r#"ulimit -f 100 && exec "$0" "$@""#, omex);
+    small
+        .arg("run")
+        .arg(&plan)
+        .args(["-p", "x", "-n", "9", "--dump-logits", "l.f32"]);
+    let refusal = fails(&mut small, 5);
+    assert!(refusal.contains("File too large"), "{refusal}");
+    // Whoever closes the pipe has seen enough.
+    let script = r#"set -o pipefail; "$0" "$@" | head -c 1 > /dev/null"#;
+    let mut closed = sh(script, omex);
+    closed
+        .arg("run")
+        .arg(&plan)
+        .args(["-p", "Count to 100.", "-n", "200"]);
+    assert_eq!(fails(&mut closed, 141), "");
+    // The container came from standard input, so no text can.
+    let script = r#"sed 's/input.txt/-/' task.omex.json | "$0" execute --any-path -n 1"#;
+    let refusal = fails(&mut sh(script, omex), 2);
+    assert!(
+        refusal.contains("which the container came from"),
+        "{refusal}"
+    );
+    // A lock that would be waited for.
+    std::fs::create_dir_all(scratch.path("piped")).unwrap();
+    ok(scratch.command("mkfifo").arg("piped/.lock"));
+    let mut build = scratch.omexc();
+    build.args(["build", "--any-path", "--cache-dir", "piped"]);
+    fails(build.arg(&file).args(["-o", "other.bin"]), 5);
+    // A copy by name, which a wrong build would replace.
+    let copy = scratch.path("copy.gguf");
+    std::fs::hard_link(&model, &copy).unwrap();
+    let mut synth = scratch.omexc();
+    synth.args(["synth", "--vocabulary-from"]).arg(&copy);
+    let refusal = fails(synth.arg("-o").arg(&copy), 2);
+    assert!(refusal.contains("would replace"), "{refusal}");
+}
+
+#[test]
+fn registries_are_found_by_their_names() {
+    let scratch = Scratch::new("registries");
+    let model = smollm2();
+    let named = container(Path::new("zsei://models/tiny"), SMALL);
+    let named = named.replace("local://zsei", "zsei");
+    let file = scratch.write("task.omex.json", named);
+    let build = || {
+        let mut build = scratch.omexc();
+        build.args(["build", "--any-path"]).arg(&file);
+        build.arg("-o").arg(scratch.path("plan.bin"));
+        build
+    };
+    fails(&mut build(), 5);
+    let text = format!("[models.tiny]\npath = {:?}\n", model);
+    scratch.write("home/registry.toml", &text);
+    ok(&mut build());
+    scratch.write("omex.registry.toml", b"\xff");
+    let refusal = fails(&mut build(), 3);
+    assert!(refusal.contains("the registry is not UTF-8"), "{refusal}");
+    std::fs::remove_file(scratch.path("omex.registry.toml")).unwrap();
+    std::fs::create_dir(scratch.path("omex.registry.toml")).unwrap();
+    fails(&mut build(), 5);
+}
+
+#[test]
+fn a_memory_report_takes_runs_of_its_plan_alone() {
+    let scratch = Scratch::new("measured");
+    let plan = scratch.build(&smollm2(), "plan.bin", SMALL, &[]);
+    let other = scratch.build(&smollm2(), "other.bin", "", &[]);
+    let mut run = scratch.omex();
+    run.arg("run")
+        .arg(&plan)
+        .args(["-p", "x", "-n", "1", "--json"]);
+    let run = scratch.write("run.json", ok(&mut run).stdout);
+    let report = |plan: &Path| {
+        let mut report = scratch.omex();
+        report.args(["debug", "memory", "report"]).arg(plan);
+        report.arg("--measured").arg(&run);
+        report
+    };
+    let text = stdout(ok(&mut report(&plan)));
+    assert!(text.contains("measured: rss peak"), "{text}");
+    let refusal = fails(&mut report(&other), 2);
+    assert!(refusal.contains("another plan"), "{refusal}");
+}
+
+#[test]
+fn debug_with_a_file_is_a_memory_report() {
+    let scratch = Scratch::new("debug");
+    let file = scratch.write("task.omex.json", container(&smollm2(), SMALL));
+    let report = |words: &[&str]| {
+        let mut report = scratch.omex();
+        report.args(words).args(["--any-path", "--profile", "pi4"]);
+        stdout(ok(report.arg(&file)))
+    };
+    let short = report(&["debug"]);
+    assert!(short.contains("target pi4"), "{short}");
+    assert_eq!(short, report(&["debug", "memory", "report"]));
+    fails(scratch.omex().arg("debug"), 2);
+}
+
+#[test]
+fn validate_says_what_cannot_be_built() {
+    let scratch = Scratch::new("validate");
+    let text = container(Path::new("model.gguf"), SMALL);
+    let limited = text.replacen(
+        '{',
+        r#"{"completion_policy": {"max_runtime_minutes": 1},"#,
+        1,
+    );
+    for (text, verdict) in [
+        (&text, "valid (task"),
+        (&limited, "valid, but cannot be built"),
+    ] {
+        let file = scratch.write("task.omex.json", text);
+        let output = ok(scratch.omex().arg("validate").arg(file));
+        let said = stdout(output);
+        assert!(said.contains(verdict), "{said}");
+    }
+    // A build may name another target than the container.
+    let device = text.replacen('{', r#"{"context": {"device_profile": "pi6"},"#, 1);
+    let file = scratch.write("task.omex.json", device);
+    let output = ok(scratch.omex().arg("validate").arg(&file));
+    let warning = String::from_utf8(output.stderr).unwrap();
+    assert!(warning.contains("there is no target `pi6`"), "{warning}");
+}
+
+#[test]
+fn containers_are_held_against_devices_and_models() {
+    let scratch = Scratch::new("held");
+    let model = smollm2();
+    let build = |text: String, flags: &[&str]| {
+        let file = scratch.write("task.omex.json", text);
+        let mut build = scratch.omexc();
+        build.args(["build", "--any-path"]).arg(file).args(flags);
+        build.arg("-o").arg(scratch.path("plan.bin"));
+        build
+    };
+    let device = container(&model, SMALL);
+    let device = device.replacen('{', r#"{"context": {"device_profile": "pi6"},"#, 1);
+    let refusal = fails(&mut build(device.clone(), &[]), 3);
+    assert!(refusal.contains("task.omex.json:1:"), "{refusal}");
+    assert!(refusal.contains("there is no target `pi6`"), "{refusal}");
+    ok(&mut build(device, &["--target", "pi4"]));
+    let layers = |end: u32| {
+        format!(
+            r#"{{"omex_version": "0.3.0", "task_id": "t", "task_type": "summarization",
+"model_requirements": {{"max_sequence_tokens": 256}}, "task_flow": [
+{{"id": "load", "type": "model_load", "model_path": "{}", "load_layers": [0, {end}],
+  "output": "model"}},
+{{"id": "tok", "type": "tokenize", "input": "doc.txt", "output": "tokens"}},
+{{"id": "fwd", "type": "forward_pass", "model": "model", "input": "tokens", "output": "logits"}},
+{{"id": "gen", "type": "greedy_sample", "logits": "logits", "max_tokens": 4, "output": "ids"}},
+{{"id": "dec", "type": "decode", "input": "ids", "output": "text"}}]}}"#,
+            model.display()
+        )
+    };
+    ok(&mut build(layers(30), &[]));
+    let refusal = fails(&mut build(layers(31), &[]), 3);
+    assert!(refusal.contains("the model has 30 layers"), "{refusal}");
 }
 
 #[test]

@@ -298,7 +298,7 @@ fn paging_is_text() {
             read_bytes_max: 1 << 20,
             depth: 2,
         },
-        ..limit(10 << 20)
+        ..limit(11 << 20)
     };
     let compiled = compiled(&shape, &options);
     insta::assert_snapshot!(paging_text(&compiled.plan));

@@ -388,11 +388,12 @@ fn traces_are_valid() {
 #[test]
 fn budgets() {
     use omex_plan::file::{Arch, encode};
-    use omex_runtime::memory::{GENERATOR_BYTES, RUNTIME_BYTES, START_BYTES};
+    use omex_runtime::memory::{ENCODER_TABLES_BYTES, GENERATOR_BYTES, RUNTIME_BYTES, START_BYTES};
 
     let mut lines = vec![
         format!("runtime, fixed: {RUNTIME_BYTES}"),
         format!("code generator, fixed: {GENERATOR_BYTES}"),
+        format!("its tables, fixed: {ENCODER_TABLES_BYTES}"),
         format!("start: {START_BYTES}"),
     ];
     for (name, shape) in [("smol", SMOL), ("mixed", MIXED)] {

@@ -89,10 +89,15 @@ impl RunError {
     }
 
     pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunError {
-        move |error| RunError::Io {
-            doing,
-            path: path.to_owned(),
-            error,
+        move |error| match error.kind() {
+            io::ErrorKind::OutOfMemory => {
+                RunError::Memory(format!("{}: cannot {doing}: {error}", shown(path)))
+            }
+            _ => RunError::Io {
+                doing,
+                path: path.to_owned(),
+                error,
+            },
         }
     }
 

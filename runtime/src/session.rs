@@ -157,7 +157,10 @@ impl Session {
             decode_tps: per_second(outcome.generated_tokens, outcome.decode_seconds),
             seconds: outcome.prefill_seconds + outcome.decode_seconds,
             ttft_ms: outcome.first_token_seconds * 1e3,
-            rss_peak_predicted_bytes: crate::memory::rss_peak_bytes(engine.plan()),
+            rss_peak_predicted_bytes: crate::memory::rss_peak_bytes(
+                engine.plan(),
+                engine.code_source(),
+            ),
             rss_peak_measured_bytes: process::rss_peak_bytes(),
             rss_file_bytes: process::rss_file_bytes(),
             bytes_read: process::bytes_read(),

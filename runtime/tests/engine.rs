@@ -3,6 +3,9 @@
 
 mod common;
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+
 use common::naive::Naive;
 use common::{EPS, Folder, Options, Random, Style, Tiny, feature_sets, threads};
 use omex_kernels::spec::{self, Activation, KvFormat, NormKind};
@@ -170,6 +173,22 @@ fn values_that_are_not_finite_name_their_step() {
         messages.into_iter().collect::<Vec<_>>(),
         ["`norm` met a value that is NaN or infinite in a pass from position 2 on"]
     );
+}
+
+#[test]
+fn mapped_weights_that_are_overwritten_end_the_run() {
+    let tiny = Tiny::new(Options::default());
+    let folder = Folder::new("mapped-changed");
+    let plan = tiny.write(&folder.0);
+    let name = omex_runtime::packed_file_name(&tiny.plan.weights.packed_digest);
+    let mut session = Session::load(&plan, &threads(2)).unwrap();
+    let engine = session.engine();
+    engine.forward(&[5], 0).unwrap();
+    let packed = OpenOptions::new().write(true).open(folder.0.join(name));
+    packed.unwrap().write_all_at(&[1; 100], 20_000).unwrap();
+    let error = engine.forward(&[6], 1).unwrap_err();
+    assert_eq!(error.exit_code(), 6);
+    assert!(error.to_string().contains("changed"), "{error}");
 }
 
 #[test]

@@ -2,13 +2,18 @@
 
 use std::process::ExitCode;
 
+use omex_runtime::os::heap::Heap;
+
+#[global_allocator]
+static HEAP: Heap = Heap;
+
 #[cfg(feature = "compiler")]
 fn main() -> ExitCode {
-    omex::commands::omex()
+    omex::start(omex::commands::omex)
 }
 
 /// The small runtime.
 #[cfg(not(feature = "compiler"))]
 fn main() -> ExitCode {
-    omex::small()
+    omex::start(omex::small)
 }

@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+use omex_runtime::os::heap::Heap;
+
+#[global_allocator]
+static HEAP: Heap = Heap;
+
 fn main() -> ExitCode {
-    omex::commands::omexc()
+    omex::start(omex::commands::omexc)
 }

@@ -6,9 +6,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use omex_codegen::{Isa, Unsupported};
+use omex_codegen::Unsupported;
 use omex_compiler::container::{self, RamLimit, RamOrigin, Task, ValidateOptions};
-use omex_compiler::diagnostic::{Code, Diagnostic, quoted};
+use omex_compiler::diagnostic::{Code, Diagnostic, Severity, quoted};
 use omex_compiler::emit::PackedModel;
 use omex_compiler::import::MappedFile;
 use omex_compiler::import::family::ModelConfig;
@@ -196,6 +196,15 @@ pub(crate) fn prepare(
 }
 
 pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
+    if args.cached {
+        // Whoever waits for the plan may end before; elsewhere the build goes on.
+        let term = Some(rustix::process::Signal::TERM);
+        let _ = rustix::process::set_parent_process_death_signal(term);
+    }
+    if args.output == Path::new("-") && !args.cached {
+        let message = "a plan is a file, with others beside it: name it with -o";
+        return Err(Diagnostic::error(Code::Usage, message).into());
+    }
     let mut request = Request::new(&args.container, &args.compile, output)?;
     let signer = signer(args)?;
     let destination = if args.cached {
@@ -245,8 +254,7 @@ pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
         signer.sign(&destination)?;
     }
     for stage in &args.emit {
-        let isa = request.target.isa.as_ref();
-        let text = emit::text(*stage, &built.compiled, isa);
+        let text = emit::text(*stage, &built.compiled, &request.target.isa);
         std::io::stdout().write_all(text.as_bytes())?;
     }
     if args.cached {
@@ -309,6 +317,11 @@ impl<'a> Request<'a> {
             any_path: args.any_path,
         };
         let Prepared { text, task } = prepare(container, &options, output)?;
+        if args.target.is_none()
+            && let Some(unknown) = task.unknown_device(Severity::Error)
+        {
+            return Err(unknown.into());
+        }
         let profile = task.device_profile.as_ref().map(|p| p.value.as_str());
         Ok(Request {
             target: targets::resolve(args.target.as_deref().or(profile))?,
@@ -440,14 +453,12 @@ impl<'a> Request<'a> {
             stem.to_string_lossy().into_owned()
         });
 
-        let code_of = |spec: &omex_kernels::KernelSpec| {
-            let isa: &Isa = target.isa.as_ref()?;
-            match omex_codegen::compile(spec, isa) {
+        let code_of =
+            |spec: &omex_kernels::KernelSpec| match omex_codegen::compile(spec, &target.isa) {
                 Ok(blob) => Some(blob.code),
                 Err(Unsupported::Operation | Unsupported::NeedsFeature(_)) => None,
                 Err(Unsupported::Invalid(why)) => panic!("select made an invalid kernel: {why}"),
-            }
-        };
+            };
         let mut limits = target.limits.clone();
         limits.extend(args.ram.map(|bytes| RamLimit {
             bytes,

@@ -2,12 +2,14 @@
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use omex_compiler::diagnostic::{Code, Diagnostic};
 
-use super::output::Failure;
+use super::output::{Failure, Output};
 
 /// What the child compiles.
 pub(super) enum Container<'a> {
@@ -16,10 +18,11 @@ pub(super) enum Container<'a> {
 }
 
 /// The path of the plan in the cache, or the exit code of a child that has said why there
-/// is none. `flags` are those of `omexc build`.
+/// is none. `flags` are those of `omexc build`; it speaks as `output` does.
 pub(super) fn build(
     container: Container<'_>,
     flags: &[OsString],
+    output: &Output,
 ) -> Result<Result<PathBuf, ExitCode>, Failure> {
     let cannot = |e: std::io::Error| -> Failure {
         let message = format!("the compiler cannot be started: {e}");
@@ -28,6 +31,7 @@ pub(super) fn build(
     let program = std::env::current_exe().map_err(cannot)?;
     let mut command = Command::new(program);
     command.args(["build", "--cached"]).args(flags);
+    command.args(output.flags());
     command.stdout(Stdio::piped());
     let text = match container {
         Container::File(file) => {
@@ -45,11 +49,14 @@ pub(super) fn build(
         let _ = stdin.write_all(text);
     }
     let result = child.wait_with_output().map_err(cannot)?;
+    if let Some(signal) = result.status.signal() {
+        let message = format!("the compiler was ended by signal {signal}");
+        return Err(Diagnostic::error(Code::BuildEnded, message).into());
+    }
     if !result.status.success() {
         let code = result.status.code().and_then(|c| u8::try_from(c).ok());
         return Ok(Err(ExitCode::from(code.unwrap_or(1))));
     }
-    use std::os::unix::ffi::OsStringExt;
     let mut path = result.stdout;
     path.truncate(path.trim_ascii_end().len());
     Ok(Ok(PathBuf::from(OsString::from_vec(path))))

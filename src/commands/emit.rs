@@ -27,7 +27,7 @@ pub(crate) enum Stage {
 }
 
 /// The text of one stage.
-pub(crate) fn text(stage: Stage, compiled: &Compiled, isa: Option<&Isa>) -> String {
+pub(crate) fn text(stage: Stage, compiled: &Compiled, isa: &Isa) -> String {
     match stage {
         Stage::Graph => {
             let mut text = String::new();
@@ -51,9 +51,9 @@ pub(crate) fn text(stage: Stage, compiled: &Compiled, isa: Option<&Isa>) -> Stri
 }
 
 /// What the code generator's cost model chose, a line for each generated kernel.
-fn shapes(compiled: &Compiled, isa: Option<&Isa>) -> String {
+fn shapes(compiled: &Compiled, isa: &Isa) -> String {
     let with_code = compiled.plan.kernels.iter().filter(|k| k.code.is_some());
-    let lines = with_code.zip(isa.into_iter().cycle()).map(|(kernel, isa)| {
+    let lines = with_code.map(|kernel| {
         let shape = omex_codegen::shape(kernel.spec(), isa)
             .unwrap_or_else(|e| panic!("a kernel with code has no shape: {e}"));
         format!("; {}: {shape}\n", spec_text(kernel.spec()))
@@ -63,12 +63,12 @@ fn shapes(compiled: &Compiled, isa: Option<&Isa>) -> String {
 
 fn kernels(
     compiled: &Compiled,
-    isa: Option<&Isa>,
+    isa: &Isa,
     print: fn(&KernelSpec, &Isa) -> Result<String, Unsupported>,
 ) -> String {
     let mut text = String::new();
     for kernel in &compiled.plan.kernels {
-        if let (Some(isa), Some(_)) = (isa, kernel.code) {
+        if kernel.code.is_some() {
             let code = print(kernel.spec(), isa)
                 .unwrap_or_else(|e| panic!("a kernel with code has no text: {e}"));
             // Writing to a string cannot fail.

@@ -9,7 +9,7 @@ use omex_compiler::diagnostic::{Code, Diagnostic};
 use omex_runtime::{LoadOptions, RunError, Session, TrustStore};
 
 use super::child::{self, Container};
-use super::output::Failure;
+use super::output::{Failure, Output};
 
 /// What a plan has to have room for, and how it is built.
 #[derive(Debug, Default, clap::Args)]
@@ -77,6 +77,7 @@ impl PlanArgs {
         model: &Path,
         context: u32,
         threads: u32,
+        output: &Output,
     ) -> Result<PlanPath, Unopened> {
         let mut folders: Vec<PathBuf> = self.model_dir.iter().cloned().collect();
         folders.extend(super::places().ok().map(|places| places.cache));
@@ -104,8 +105,8 @@ impl PlanArgs {
             }
         }
         let text = container();
-        let path =
-            child::build(Container::Text(text.as_bytes()), &flags)?.map_err(Unopened::Exit)?;
+        let built = child::build(Container::Text(text.as_bytes()), &flags, output)?;
+        let path = built.map_err(Unopened::Exit)?;
         // Packed models lie in the cache, beside the folder of plans.
         folders.extend(
             path.parent()

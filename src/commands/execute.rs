@@ -51,14 +51,15 @@ pub struct ExecuteArgs {
 pub fn execute(args: &ExecuteArgs, mut run: RunArgs, output: &Output) -> ExitCode {
     let plan = crate::run::require_outputs(&run)
         .map_err(Failure::from)
-        .and_then(|()| build(args));
+        .and_then(|()| build(args, output));
     match plan {
         Ok(Ok(plan)) => {
             // Packed models lie in the cache, beside the folder of plans.
             let cache = plan.parent().and_then(|plans| plans.parent());
             run.model_dirs.extend(cache.map(PathBuf::from));
             run.plan = plan;
-            crate::run::main(run)
+            run.standard_input_is_taken = !matches!(&args.file, Some(file) if file != "-");
+            crate::run::main(run, |e| output.fail(e.into()))
         }
         Ok(Err(code)) => code,
         Err(failure) => output.fail(failure),
@@ -66,7 +67,7 @@ pub fn execute(args: &ExecuteArgs, mut run: RunArgs, output: &Output) -> ExitCod
 }
 
 /// The path of the plan, or the exit code of a child that has said why.
-fn build(args: &ExecuteArgs) -> Result<Result<PathBuf, ExitCode>, Failure> {
+fn build(args: &ExecuteArgs, output: &Output) -> Result<Result<PathBuf, ExitCode>, Failure> {
     let mut words = Vec::new();
     let flags = [
         ("--target", &args.target),
@@ -87,7 +88,7 @@ fn build(args: &ExecuteArgs) -> Result<Result<PathBuf, ExitCode>, Failure> {
         }
     }
     match args.file.as_ref().filter(|f| f.as_os_str() != "-") {
-        Some(file) => child::build(Container::File(file), &words),
+        Some(file) => child::build(Container::File(file), &words, output),
         None if std::io::stdin().is_terminal() => {
             let message = "no container: standard input is a terminal";
             Err(Diagnostic::error(Code::Usage, message)
@@ -96,7 +97,7 @@ fn build(args: &ExecuteArgs) -> Result<Result<PathBuf, ExitCode>, Failure> {
         }
         None => {
             let text = container::read(std::path::Path::new("-"))?;
-            child::build(Container::Text(&text.bytes), &words)
+            child::build(Container::Text(&text.bytes), &words, output)
         }
     }
 }

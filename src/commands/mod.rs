@@ -75,7 +75,7 @@ enum OmexCommand {
     Inspect(inspect::InspectArgs),
     /// Turn text into token ids and back
     Tokenize(tokenize::TokenizeArgs),
-    /// Reports on plans
+    /// Reports on plans and containers: `omex debug FILE` is one on memory
     #[command(subcommand)]
     Debug(DebugCommand),
     /// Measure speed, with the rows of llama-bench
@@ -140,8 +140,10 @@ pub fn omex() -> ExitCode {
             let inner = inner(&mut matches);
             let plan = inner.get_one::<OsString>("plan").cloned();
             let args = run_args(&inner, plan.unwrap_or_default());
+            let output = output::OutputArgs::from_arg_matches(&inner);
+            let output = output.unwrap_or_else(|e| e.exit()).output();
             drop((inner, matches));
-            return crate::run::main(args);
+            return crate::run::main(args, |e| output.fail(e.into()));
         }
         Some("execute") => {
             let inner = inner(&mut matches);
@@ -179,12 +181,19 @@ pub fn omex() -> ExitCode {
     finish(&output, result)
 }
 
-/// The command line; `omex bench` has llama-bench's flags of two letters.
+/// The command line. `omex bench` has llama-bench's flags of two letters, and `omex debug`
+/// with a file is a report on its memory.
 fn arguments() -> impl Iterator<Item = OsString> {
-    let is_bench = std::env::args_os()
-        .nth(1)
-        .is_some_and(|word| word == "bench");
-    std::env::args_os().map(move |word| match word.to_str() {
+    const OF_DEBUG: [&str; 4] = ["memory", "help", "-h", "--help"];
+
+    let words = || std::env::args_os();
+    let is_bench = words().nth(1).is_some_and(|word| word == "bench");
+    let is_report = words().nth(1).is_some_and(|word| word == "debug")
+        && (words().nth(2)).is_some_and(|word| OF_DEBUG.iter().all(|known| word != *known));
+    let report = ["memory", "report"].map(OsString::from).into_iter();
+    let report = report.take(if is_report { 2 } else { 0 });
+    let words = words().take(2).chain(report).chain(words().skip(2));
+    words.map(move |word| match word.to_str() {
         Some("-pg") if is_bench => "--pg".into(),
         Some("-ub") if is_bench => "--ub".into(),
         _ => word,

@@ -12,6 +12,7 @@ use omex_compiler::registry::{
 };
 use omex_grammar::reference::ModelReference;
 use omex_kernels::format::Descriptor;
+use omex_runtime::os::file::read_small;
 
 use super::container::ContainerText;
 use super::output::Failure;
@@ -73,7 +74,8 @@ pub(crate) fn resolve(
         own.map(|folder| folder.join(USER_REGISTRY_FILE)),
     ];
     for path in files.into_iter().flatten() {
-        if path.is_file() {
+        // Whatever has that name is meant to be a registry.
+        if path.symlink_metadata().is_ok() {
             registries.push(read_registry(&path)?);
         }
     }
@@ -106,11 +108,19 @@ pub(crate) fn resolve(
     Ok(model)
 }
 
+/// Far above what anybody writes.
+const REGISTRY_BYTES_MAX: u64 = 16 << 20;
+
 fn read_registry(path: &Path) -> Result<Registry, Failure> {
     let name = path.to_string_lossy().into_owned();
-    let text = std::fs::read_to_string(path).map_err(|e| {
+    let bytes = read_small(path, REGISTRY_BYTES_MAX).map_err(|e| {
         let message = format!("the registry cannot be read: {e}");
         Diagnostic::error(Code::FileRead, message).in_file(&name, None)
+    })?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to() as u64;
+        Diagnostic::error(Code::RegistryInvalid, "the registry is not UTF-8")
+            .in_file(&name, Some(at))
     })?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let source = Arc::new(Source::new(&name, text));

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use omex_compiler::diagnostic::{Code, Diagnostic, RenderOptions, exit_status, render_json};
+use omex_runtime::RunError;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Color {
@@ -44,7 +45,7 @@ pub enum Failure {
     /// At least one is an error.
     Diagnostics(Vec<Diagnostic>),
     /// A failure of the runtime, with its exit code.
-    Run(omex_runtime::RunError),
+    Run(RunError),
     /// Standard output cannot be written.
     Stdout(std::io::Error),
 }
@@ -67,8 +68,8 @@ impl From<omex_compiler::import::ImportError> for Failure {
     }
 }
 
-impl From<omex_runtime::RunError> for Failure {
-    fn from(e: omex_runtime::RunError) -> Failure {
+impl From<RunError> for Failure {
+    fn from(e: RunError) -> Failure {
         Failure::Run(e)
     }
 }
@@ -98,6 +99,13 @@ impl OutputArgs {
 }
 
 impl Output {
+    /// The flags with which another command speaks in the same way.
+    pub fn flags(&self) -> [&'static str; 4] {
+        let color = if self.color { "always" } else { "never" };
+        let format = if self.json { "json" } else { "human" };
+        ["--color", color, "--message-format", format]
+    }
+
     /// Prints diagnostics on standard error.
     pub fn diagnostics(&self, diagnostics: &[Diagnostic]) {
         let options = RenderOptions {
@@ -122,7 +130,10 @@ impl Output {
                 ExitCode::from(exit_status(&list).as_u8())
             }
             Failure::Run(e) => {
-                crate::tell!("error: {e}");
+                match diagnostic_of(&e) {
+                    Some(diagnostic) => self.diagnostics(&[diagnostic]),
+                    None => crate::tell!("error: {e}"),
+                }
                 ExitCode::from(e.exit_code())
             }
             // Whoever closed the pipe has seen enough.
@@ -135,6 +146,30 @@ impl Output {
             }
         }
     }
+}
+
+/// What a failure of the runtime is among the codes; a signal has none.
+fn diagnostic_of(e: &RunError) -> Option<Diagnostic> {
+    let code = match e {
+        RunError::Usage(_) => Code::Usage,
+        RunError::Input { .. } => Code::InputUnusable,
+        RunError::Context { .. } => Code::PromptTooLong,
+        RunError::Memory(_) => Code::OutOfMemory,
+        RunError::Io { error, .. } => match error.kind() {
+            std::io::ErrorKind::StorageFull => Code::NoSpace,
+            _ => Code::FileAccess,
+        },
+        RunError::PackedModelMissing { .. } => Code::ModelMissing,
+        RunError::Integrity { .. } => Code::PlanInvalid,
+        RunError::Machine { .. } => Code::FeatureMissing,
+        RunError::Untrusted { .. } => Code::Untrusted,
+        RunError::NonFinite { .. } => Code::NotFinite,
+        RunError::Stopped { .. } => return None,
+    };
+    let text = e.to_string();
+    let mut lines = text.lines();
+    let message = Diagnostic::error(code, lines.next().unwrap_or_default());
+    Some(lines.fold(message, |d, line| d.note(line.trim())))
 }
 
 /// A file that cannot be written: `what` it would have been.
@@ -209,5 +244,66 @@ pub fn bytes(n: u64) -> String {
         format!("{n} B")
     } else {
         format!("{value:.1} {}", units[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    #[test]
+    fn failures_of_the_runtime_keep_their_exit_codes() {
+        let path = || PathBuf::from("plan.bin");
+        let what = || "it is so".to_owned();
+        let byte = None;
+        let errors = [
+            RunError::Usage(what()),
+            RunError::Input {
+                path: path(),
+                byte,
+                what: what(),
+            },
+            RunError::Context {
+                prompt_tokens: 1,
+                tokens_max: 2,
+                context: 2,
+            },
+            RunError::Memory(what()),
+            RunError::Io {
+                doing: "read the plan",
+                path: path(),
+                error: std::io::ErrorKind::NotFound.into(),
+            },
+            RunError::Io {
+                doing: "write the output",
+                path: path(),
+                error: std::io::ErrorKind::StorageFull.into(),
+            },
+            RunError::PackedModelMissing {
+                name: what(),
+                tried: vec![path()],
+            },
+            RunError::Integrity {
+                path: path(),
+                byte,
+                what: what(),
+            },
+            RunError::Machine {
+                path: path(),
+                what: what(),
+            },
+            RunError::Untrusted { path: path() },
+            RunError::NonFinite {
+                step: what(),
+                layer: Some(1),
+                position: 0,
+            },
+        ];
+        for e in errors {
+            let diagnostic = diagnostic_of(&e).expect("it has a code");
+            assert_eq!(diagnostic.exit_status().as_u8(), e.exit_code(), "{e}");
+            assert!(e.to_string().starts_with(diagnostic.message()), "{e}");
+        }
     }
 }

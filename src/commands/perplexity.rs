@@ -42,14 +42,14 @@ pub struct PerplexityArgs {
 }
 
 pub fn perplexity(args: &PerplexityArgs, output: &Output) -> ExitCode {
-    match run(args) {
+    match run(args, output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Unopened::Exit(code)) => code,
         Err(Unopened::Failure(failure)) => output.fail(failure),
     }
 }
 
-fn run(args: &PerplexityArgs) -> Result<(), Unopened> {
+fn run(args: &PerplexityArgs, output: &Output) -> Result<(), Unopened> {
     let mut text = std::fs::read(&args.file).map_err(|e| {
         let message = format!("the text cannot be read: {e}");
         Diagnostic::error(Code::FileRead, message).in_file(args.file.to_string_lossy(), None)
@@ -60,7 +60,9 @@ fn run(args: &PerplexityArgs) -> Result<(), Unopened> {
     }
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     let threads = args.threads.unwrap_or(cores);
-    let plan = args.plan.plan(&args.model, args.ctx_size, threads)?;
+    let plan = args
+        .plan
+        .plan(&args.model, args.ctx_size, threads, output)?;
     let mut session = plan.load(args.threads)?;
     let context = args.ctx_size;
     let available = session.plan().model.context;

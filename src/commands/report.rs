@@ -9,6 +9,7 @@ use omex_compiler::import::MappedFile;
 use omex_compiler::report::{Measured, MemoryReport};
 use omex_plan::Plan;
 use omex_plan::file::PLAN_MAGIC;
+use omex_plan::memory::MemoryKind;
 use omex_runtime::os::file::{read_small, require_writable, write_atomic};
 
 use super::build::{self, CompileArgs};
@@ -60,6 +61,7 @@ pub fn report(args: &ReportArgs, output: &Output) -> Result<(), Failure> {
     let mut print = |plan: &Plan| -> Result<(), Failure> {
         let mut report = MemoryReport::new(plan);
         if let Some(measured) = &measured {
+            require_run_of(plan, measured)?;
             report = report.with_measured(measured.clone());
         }
         for (path, draw) in drawings.clone() {
@@ -98,6 +100,23 @@ fn measured(path: &Path) -> Result<Measured, Failure> {
         measured
             .map_err(|e| refuse(Code::Usage, format!("no output of `omex run --json`: {e}")))?,
     )
+}
+
+/// A run's report does not name its plan, but predicts the same peak: all of it, or what
+/// a runtime needs that makes no code, or has no code generator.
+fn require_run_of(plan: &Plan, measured: &Measured) -> Result<(), Failure> {
+    let peak = plan.memory.rss_peak_bytes();
+    let tables = plan.memory.bytes_of(MemoryKind::EncoderTables);
+    let generator = tables + plan.memory.bytes_of(MemoryKind::Generator);
+    let stated = measured.rss_peak_predicted_bytes;
+    if [0, tables, generator].contains(&peak.saturating_sub(stated)) && stated <= peak {
+        return Ok(());
+    }
+    let what = format!(
+        "this is a run of another plan: its peak was predicted to be {stated} bytes, this \
+         plan's is {peak}"
+    );
+    Err(Diagnostic::error(Code::Usage, what).into())
 }
 
 /// True for a plan; a container may come from standard input.

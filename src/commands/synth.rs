@@ -8,7 +8,7 @@ use omex_compiler::diagnostic::{Code, Diagnostic, quoted};
 use omex_compiler::import::MappedFile;
 use omex_compiler::import::gguf::Gguf;
 use omex_compiler::import::synth::{self, Family, Mix, PRESETS, Shape, VOCABULARY_LEN_MIN};
-use omex_runtime::os::file::AtomicFile;
+use omex_runtime::os::file::{AtomicFile, is_same};
 
 use super::output::{Failure, Progress, bytes, cannot_write};
 
@@ -102,6 +102,11 @@ pub fn synth(args: &SynthArgs) -> Result<(), Failure> {
         Some(path) => Some(MappedFile::open(path)?),
         None => None,
     };
+    if let Some(path) = &args.vocabulary_from
+        && is_same(path, &args.output)
+    {
+        return Err(usage("the model would replace the vocabulary's".to_owned()));
+    }
     let vocabulary = match &vocabulary_file {
         Some(file) => Some(Gguf::parse(file).map_err(|e| e.in_file(file.path()))?),
         None => None,

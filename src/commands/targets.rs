@@ -27,8 +27,8 @@ pub struct TargetsArgs {
 pub struct Resolved {
     pub plan: Target,
     pub arch: file::Arch,
-    /// What code may use; `None` where no code is generated.
-    pub isa: Option<Isa>,
+    /// What code may use, and what it is shaped for.
+    pub isa: Isa,
     pub device: Device,
     pub storage_bytes_per_s: u64,
     pub memory_bytes_per_s: u64,
@@ -60,27 +60,18 @@ pub fn resolve(name: Option<&str>) -> Result<Resolved, Failure> {
         Some(path) if path.ends_with(".toml") => from_file(Path::new(path))?,
         Some(name) => target::find_or_explain(name)?,
     };
-    let arch = match profile.arch {
-        target::Arch::X86_64 => file::Arch::X86_64,
-        target::Arch::Aarch64 => file::Arch::Aarch64,
-        target::Arch::Wasm32 => {
-            let message = "plans for wasm32 are not built yet";
-            return Err(Diagnostic::error(Code::NotSupported, message)
-                .help("`omexc targets` lists the others")
-                .into());
-        }
+    let (Some(isa), Some(plan)) = (profile.isa(), profile.plan_target()) else {
+        let message = format!("plans for {} are not built yet", profile.arch.name());
+        return Err(Diagnostic::error(Code::NotSupported, message)
+            .help("`omexc targets` lists the others")
+            .into());
     };
-    let isa = profile.isa();
-    // Exactly what code may use: the runtime checks for nothing else.
-    let features = isa.iter().flat_map(|isa| isa.features.iter());
-    let mut features: Vec<String> = features.map(|f| f.name().to_owned()).collect();
-    features.sort();
+    let arch = match isa.arch {
+        omex_codegen::Arch::X86_64 => file::Arch::X86_64,
+        omex_codegen::Arch::Aarch64 => file::Arch::Aarch64,
+    };
     Ok(Resolved {
-        plan: Target {
-            name: profile.name.clone(),
-            arch: arch.name().to_owned(),
-            features,
-        },
+        plan,
         arch,
         isa,
         device: Device {

@@ -36,17 +36,20 @@ pub fn validate(args: &ValidateArgs, output: &Output) -> Result<(), Failure> {
         return Err(findings.into());
     };
     output.diagnostics(&findings);
-    let missing = task.require_supported();
+    let mut missing = task.require_supported();
+    // A build may name another target.
+    missing.extend(task.unknown_device(Severity::Warning));
     output.diagnostics(&missing);
     let warnings = findings.iter().chain(&missing);
     let warnings = warnings.filter(|d| d.severity() != Severity::Note).count();
+    let is_buildable = missing.iter().all(|d| !d.is_error());
     let mut stdout = std::io::stdout().lock();
     if args.json {
         let nodes: Vec<_> = task.nodes.iter().map(|n| n.id.value.as_str()).collect();
         let object = serde_json::json!({
             "schema_version": 1,
             "valid": true,
-            "buildable": missing.iter().all(|d| !d.is_error()),
+            "buildable": is_buildable,
             "task_id": task.id.value,
             "nodes": nodes,
             "warnings": warnings,
@@ -55,8 +58,13 @@ pub fn validate(args: &ValidateArgs, output: &Output) -> Result<(), Failure> {
     } else {
         writeln!(
             stdout,
-            "{}: valid (task {}, {} nodes, {warnings} warnings)",
+            "{}: valid{} (task {}, {} nodes, {warnings} warnings)",
             text.name,
+            if is_buildable {
+                ""
+            } else {
+                ", but cannot be built yet"
+            },
             task.id.value,
             task.nodes.len(),
         )?;

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{Scratch, report, u64_of};
+use crate::common::{Scratch, ok, report, u64_of};
 
 /// A memory cgroup below this process's own, removed when dropped.
 pub(crate) struct Cgroup {
@@ -140,6 +140,9 @@ impl Drop for Cgroup {
 /// A core charges up to 64 pages ahead, so that one run alone may have needed
 /// less than the next.
 pub(crate) fn cold_charge_peak(name: &str, scratch: &Scratch, run: &Command) -> Option<u64> {
+    // Where the program's file is not cached, the system reads ahead of its pages: more
+    // than a run uses, that gives way where a group is full.
+    ok(&mut Cgroup::new(name)?.run(run));
     let mut highest = 0;
     for partly in [false, true, false] {
         let group = Cgroup::new(name)?;

@@ -1,7 +1,8 @@
 //! What a valid container may ask for and this version does not build: refused by name.
 
 use super::task::{Task, Unsupported};
-use crate::diagnostic::{Code, Diagnostic, Sink};
+use crate::diagnostic::{Code, Diagnostic, Severity, Sink, quoted};
+use crate::target;
 
 impl Task {
     /// Everything that the task asks for and the compiler cannot give. Errors are what would
@@ -41,6 +42,23 @@ impl Task {
             }));
         }
         sink.into_vec()
+    }
+
+    /// The finding that no profile has the name of `device_profile`, which is an error where
+    /// nothing else names a target.
+    pub fn unknown_device(&self, severity: Severity) -> Option<Diagnostic> {
+        let name = self.device_profile.as_ref()?;
+        let text = name.value.as_str();
+        if text == target::HOST || text.ends_with(".toml") || target::find(text).is_some() {
+            return None;
+        }
+        let message = format!("there is no target {}", quoted(text));
+        let finding = match severity {
+            Severity::Error => Diagnostic::error(Code::InvalidValue, message),
+            Severity::Warning | Severity::Note => Diagnostic::warning(Code::InvalidValue, message),
+        };
+        let finding = finding.at(&self.source, name.span, "");
+        Some(finding.help(target::near_or_list(text)))
     }
 
     fn refusal(&self, found: &Unsupported) -> Diagnostic {

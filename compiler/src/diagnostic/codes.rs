@@ -2,7 +2,7 @@
 //!
 //! Numbers are never reused. A new code is one entry in the table below, in the range of its area:
 //! 1.. JSON, 20.. container, 60.. references, 80.. targets, 100.. models, 150.. tokenizers and prompts,
-//! 180.. memory, 200.. files, 220.. plans, 240.. policy, 260.. command line.
+//! 180.. memory, 200.. files, 220.. plans, 240.. policy, 260.. command line, 280.. runs.
 
 use std::fmt;
 
@@ -196,12 +196,17 @@ codes! {
     SlowPlan = 182, MemoryBudget, "every token will be slow",
         "What does not fit the RAM budget is read from storage for every token. More RAM, a smaller model or faster storage would help; the plan is built as asked.";
 
+    OutOfMemory = 183, MemoryBudget, "there is not enough memory",
+        "The process may not have as much memory as it needs: a memory cgroup, `ulimit -v`, `-d` or `-s` limit it, or the machine's memory is in use. Model files are mapped as a whole, which takes address space but no memory.";
+
     FileRead = 200, Io, "a file cannot be read",
         "The operating system refused to open or read the file. Only regular files are read.";
     FileWrite = 201, Io, "a file cannot be written",
         "The operating system refused to write. Results are written to a temporary file first and renamed, so nothing half written is left under the final name.";
     NoSpace = 202, Io, "the disk has not enough free space",
         "The packed model is written once and shared by all plans on that model. The free space is checked before it is written.";
+    FileAccess = 203, Io, "the system refused a file",
+        "The message says what was to be done with the file and what the operating system answered.";
 
     PlanInvalid = 220, Integrity, "the plan is damaged",
         "Every section of a plan carries a digest, and one does not match. Build the plan again.";
@@ -217,6 +222,13 @@ codes! {
 
     Usage = 260, Usage, "the command line is wrong",
         "See --help.";
+
+    InputUnusable = 280, InvalidInput, "an input cannot be processed",
+        "Inputs are UTF-8 texts: files, folders of them, patterns, or standard input. Outputs are none of them.";
+    NotFinite = 281, TaskFailed, "the model computes values that are no numbers",
+        "A weight, an activation or a score became infinite or NaN. The model is damaged or was quantized badly: nothing that follows from such a value would mean anything.";
+    BuildEnded = 282, TaskFailed, "the compiler was ended",
+        "A command that needs a plan builds it in a process of its own, which somebody or the system ended. Linux does so with signal 9 where memory runs out.";
 }
 
 impl Code {

@@ -221,15 +221,14 @@ impl Builder<'_> {
         ))
     }
 
-    /// Files that receive what a node leaves behind.
+    /// Files that receive what a node leaves behind; without one it goes to standard output.
     fn files(&self, node: &container::Node) -> Vec<String> {
         let outputs = self
             .task
             .outputs
             .iter()
             .filter(|o| o.artefact == node.output);
-        outputs
-            .filter_map(|o| o.file.as_ref().map(|f| f.value.clone()))
-            .collect()
+        let files = outputs.filter_map(|o| o.file.as_ref().map(|f| f.value.clone()));
+        files.filter(|file| file != "-").collect()
     }
 }

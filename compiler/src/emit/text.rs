@@ -47,7 +47,7 @@ words! {
         Activations = "activations", KvCache = "kv_cache", ResidentPages = "resident_pages",
         PageSlots = "page_slots", MappedPages = "mapped_pages", Tokenizer = "tokenizer",
         Code = "code", Session = "session", PlanMetadata = "plan_metadata", Stacks = "stacks",
-        Runtime = "runtime", Generator = "generator", Kernel = "kernel"
+        Runtime = "runtime", Generator = "generator", EncoderTables = "encoder_tables", Kernel = "kernel"
     }
 }
 
@@ -188,7 +188,9 @@ macro_rules! records {
 }
 
 records! {
-    put_target take_target Target { name, arch, features }
+    put_target take_target Target {
+        name, arch, features, l2_bytes, memory_bytes_per_s, memory_latency_ns, prefetch_pages
+    }
     put_model take_model Model { name, architecture, vocabulary, layers, context, end_tokens }
     put_page take_page Page { file_offset, bytes, digest }
     put_tensor take_tensor Tensor { name, format, layout, rows, k, pieces }
@@ -328,6 +330,10 @@ pub fn parse_plan(text: &str) -> Result<Plan, TextError> {
             name: String::new(),
             arch: String::new(),
             features: Vec::new(),
+            l2_bytes: 0,
+            memory_bytes_per_s: 0,
+            memory_latency_ns: 0,
+            prefetch_pages: 0,
         },
         model: Model {
             name: String::new(),

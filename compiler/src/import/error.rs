@@ -35,6 +35,7 @@ impl ImportError {
     pub fn io(code: Code, what: &str, path: &Path, error: &std::io::Error) -> Self {
         let code = match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Code::NoSpace,
+            std::io::ErrorKind::OutOfMemory => Code::OutOfMemory,
             _ => code,
         };
         Self::new(code, format!("cannot {what}: {error}")).in_file(path)

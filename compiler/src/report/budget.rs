@@ -220,6 +220,7 @@ fn outside(plan: &Plan, limit_bytes: u64) -> String {
         | MemoryKind::Stacks
         | MemoryKind::Runtime
         | MemoryKind::Generator
+        | MemoryKind::EncoderTables
         | MemoryKind::Kernel => false,
     };
     let mut items: Vec<_> = (plan.memory.items.iter())

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::paging::Cost;
 
-use super::{MemoryReport, SCHEMA_VERSION, kind_name, moment_name};
+use super::{Measured, MemoryReport, SCHEMA_VERSION, kind_name, moment_name};
 
 pub(super) fn json(report: &MemoryReport<'_>) -> Value {
     let plan = report.plan;
@@ -71,7 +71,7 @@ pub(super) fn json(report: &MemoryReport<'_>) -> Value {
             "peak_bytes": arena.peak_bytes,
             "alive_at_peak": alive,
         },
-        "measured": report.measured.as_ref().map(|m| m.json(plan.memory.rss_peak_bytes())),
+        "measured": report.measured.as_ref().map(Measured::json),
         "barriers_per_token": report.barriers_per_token(),
         "steps_per_token": plan.steps.len(),
     })

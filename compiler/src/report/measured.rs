@@ -8,6 +8,8 @@ use super::mib;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
     pub rss_peak_bytes: u64,
+    /// As its plan predicted it for that run.
+    pub rss_peak_predicted_bytes: u64,
     pub bytes_read: Option<u64>,
     pub decode_tps: Option<f64>,
 }
@@ -18,16 +20,20 @@ impl Measured {
     /// Text that is no report of a run.
     pub fn parse(text: &str) -> Result<Measured, String> {
         let report: Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
-        let rss = report["rss_peak_measured_bytes"].as_u64();
+        let bytes = |field: &str| {
+            let bytes = report[field].as_u64();
+            bytes.ok_or_else(|| format!("{field} is missing"))
+        };
         Ok(Measured {
-            rss_peak_bytes: rss.ok_or("rss_peak_measured_bytes is missing")?,
+            rss_peak_bytes: bytes("rss_peak_measured_bytes")?,
+            rss_peak_predicted_bytes: bytes("rss_peak_predicted_bytes")?,
             bytes_read: report["bytes_read"].as_u64(),
             decode_tps: report["decode_tps"].as_f64(),
         })
     }
 
-    pub(super) fn text(&self, predicted_bytes: u64) -> String {
-        let seen = self.rss_peak_bytes;
+    pub(super) fn text(&self) -> String {
+        let (seen, predicted_bytes) = (self.rss_peak_bytes, self.rss_peak_predicted_bytes);
         let verdict = if seen <= predicted_bytes {
             format!("{} below", mib(predicted_bytes - seen))
         } else {
@@ -47,11 +53,11 @@ impl Measured {
         text + "\n"
     }
 
-    pub(super) fn json(&self, predicted_bytes: u64) -> Value {
+    pub(super) fn json(&self) -> Value {
         json!({
             "rss_peak_bytes": self.rss_peak_bytes,
-            "rss_peak_predicted_bytes": predicted_bytes,
-            "within_prediction": self.rss_peak_bytes <= predicted_bytes,
+            "rss_peak_predicted_bytes": self.rss_peak_predicted_bytes,
+            "within_prediction": self.rss_peak_bytes <= self.rss_peak_predicted_bytes,
             "bytes_read": self.bytes_read,
             "decode_tps": self.decode_tps,
         })

@@ -35,7 +35,7 @@ pub(super) fn text(report: &MemoryReport<'_>) -> String {
     );
     totals(&mut out, report);
     if let Some(measured) = &report.measured {
-        out += &measured.text(plan.memory.rss_peak_bytes());
+        out += &measured.text();
     }
     paging(&mut out, report);
     arena(&mut out, report);

@@ -63,22 +63,22 @@ pub fn find(name: &str) -> Option<Profile> {
 ///
 /// There is no such profile.
 pub fn find_or_explain(name: &str) -> Result<Profile, Diagnostic> {
+    find(name).ok_or_else(|| {
+        let message = format!("there is no target {}", quoted(name));
+        Diagnostic::error(Code::TargetUnknown, message).help(near_or_list(name))
+    })
+}
+
+/// What to do about a name that no profile has.
+pub(crate) fn near_or_list(name: &str) -> String {
     let profiles = built_in();
-    if let Some(profile) = profiles.iter().find(|profile| profile.answers_to(name)) {
-        return Ok(profile.clone());
-    }
     let names = profiles.iter().flat_map(|profile| {
         std::iter::once(profile.name.as_str()).chain(profile.aliases.iter().map(String::as_str))
     });
-    let near = did_you_mean(name, names.chain([HOST]));
-    Err(Diagnostic::error(
-        Code::TargetUnknown,
-        format!("there is no target {}", quoted(name)),
-    )
-    .help(match near {
+    match did_you_mean(name, names.chain([HOST])) {
         Some(near) => format!("did you mean `{near}`?"),
         None => "`omexc targets` lists them; a file of your own is --target device.toml".to_owned(),
-    }))
+    }
 }
 
 #[cfg(test)]

@@ -175,4 +175,21 @@ impl Profile {
             ..omex_codegen::Isa::new(arch, features)
         })
     }
+
+    /// What plans state of this target; None where there is no code generator for it.
+    pub fn plan_target(&self) -> Option<omex_plan::Target> {
+        let isa = self.isa()?;
+        // Exactly what code may use: the runtime checks for nothing else.
+        let mut features: Vec<String> = isa.features.iter().map(|f| f.name().to_owned()).collect();
+        features.sort();
+        Some(omex_plan::Target {
+            name: self.name.clone(),
+            arch: isa.arch.name().to_owned(),
+            features,
+            l2_bytes: isa.l2_bytes,
+            memory_bytes_per_s: isa.memory_bytes_per_s,
+            memory_latency_ns: isa.memory_latency_ns,
+            prefetch_pages: isa.prefetch_pages,
+        })
+    }
 }

@@ -20,7 +20,7 @@ const PAGE_SIZES: [u64; 3] = [4 << 10, 16 << 10, 64 << 10];
 /// GB/s of 10^9 bytes.
 const MEMORY_GB_PER_S: RangeInclusive<f64> = 0.01..=100_000.0;
 const MEMORY_LATENCY_NS: RangeInclusive<u64> = 1..=1_000_000;
-const PREFETCH_PAGES: RangeInclusive<u64> = 0..=64;
+const PREFETCH_PAGES: RangeInclusive<u64> = 0..=omex_plan::PREFETCH_PAGES_MAX as u64;
 /// MB/s of 10^6 bytes.
 const ZSTD_MB_PER_S: RangeInclusive<f64> = 0.01..=1_000_000.0;
 /// 10^9 per second.

@@ -303,14 +303,9 @@ pub(crate) fn flow(extra: &str) -> String {
 /// A device as plans name it, by its built-in profile.
 pub(crate) fn target(name: &str) -> Target {
     let profile = omex_compiler::target::find_or_explain(name).unwrap();
-    let isa = profile.isa().expect("a target that code is made for");
-    let mut features: Vec<String> = isa.features.iter().map(|f| f.name().to_owned()).collect();
-    features.sort();
-    Target {
-        name: profile.name.clone(),
-        arch: isa.arch.name().to_owned(),
-        features,
-    }
+    profile
+        .plan_target()
+        .expect("a target that code is made for")
 }
 
 pub(crate) fn task(text: &str) -> Task {
@@ -357,6 +352,10 @@ pub(crate) fn laptop() -> Target {
         name: "laptop".to_owned(),
         arch: "x86_64".to_owned(),
         features: vec!["avx2".to_owned()],
+        l2_bytes: 1 << 20,
+        memory_bytes_per_s: 20_000_000_000,
+        memory_latency_ns: 100,
+        prefetch_pages: 0,
     }
 }
 

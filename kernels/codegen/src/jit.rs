@@ -18,8 +18,6 @@ pub type Entry = unsafe extern "C" fn(*const MatmulArgs);
 /// Why no code was made.
 #[derive(Debug)]
 pub enum Error {
-    /// There is no back end for this CPU's architecture.
-    Architecture,
     Unsupported(Unsupported),
     /// Executable memory could not be had, or another fault below cranelift-jit.
     Module(Box<ModuleError>),
@@ -28,7 +26,6 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Architecture => f.write_str("no code is generated for this CPU's architecture"),
             Error::Unsupported(e) => e.fmt(f),
             Error::Module(e) => e.fmt(f),
         }
@@ -81,13 +78,11 @@ impl Drop for JitCode {
     }
 }
 
-/// Generates the code of all specs for this CPU.
+/// Generates the code of all specs for `isa`, which this CPU must have.
 ///
-/// Errors: the architecture or a spec has no generated code, or there is no
-/// executable memory.
-pub fn compile_all(specs: &[KernelSpec]) -> Result<JitCode, Error> {
-    let isa = Isa::host().ok_or(Error::Architecture)?;
-    let blobs = crate::compile_all(specs, &isa)?;
+/// Errors: a spec has no generated code, or there is no executable memory.
+pub fn compile_all(specs: &[KernelSpec], isa: &Isa) -> Result<JitCode, Error> {
+    let blobs = crate::compile_all(specs, isa)?;
     let builder = JITBuilder::with_isa(isa.cranelift(), default_libcall_names());
     // From here on the owner frees what the module allocates, on errors too.
     let mut code = JitCode {
@@ -132,7 +127,7 @@ mod tests {
             bias: false,
             residual: false,
         });
-        let code = compile_all(&specs).unwrap();
+        let code = compile_all(&specs, &Isa::host().unwrap()).unwrap();
         for (entry, panels) in code.entries().iter().zip(1u64..) {
             let weights: Vec<f32> = (0..16 * 16 * panels).map(|i| (i % 16) as f32).collect();
             let activations = [1.0f32; 16];
@@ -159,7 +154,8 @@ mod tests {
 
     #[test]
     fn refused_specs_are_named() {
-        let error = compile_all(&[KernelSpec::Quantize { len: 32 }]).unwrap_err();
+        let host = Isa::host().unwrap();
+        let error = compile_all(&[KernelSpec::Quantize { len: 32 }], &host).unwrap_err();
         assert!(
             matches!(error, Error::Unsupported(Unsupported::Operation)),
             "{error}"

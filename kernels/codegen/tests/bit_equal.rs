@@ -560,7 +560,7 @@ fn jit_of_all_formats() {
         })
         .collect();
     let specs: Vec<KernelSpec> = cases.iter().map(Case::spec).collect();
-    let code = omex_codegen::jit::compile_all(&specs).unwrap();
+    let code = omex_codegen::jit::compile_all(&specs, &Isa::host().unwrap()).unwrap();
     for (case, entry) in cases.iter().zip(code.entries()) {
         let i = case.inputs();
         let expected = case.expected(&i);

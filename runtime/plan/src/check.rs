@@ -15,7 +15,9 @@ use omex_kernels::spec::{Access, KV_GROUP, Operand, OperandClass, kv_groups};
 use crate::ids::{BufferId, TensorId};
 use crate::packed::{PAGE_ALIGN, PackedLayout, Tensor};
 use crate::paging::DIRECT_ALIGN;
-use crate::plan::{Arg, Buffer, BufferKind, Plan, SEQUENCES_MAX, Step, WeightSource};
+use crate::plan::{
+    Arg, Buffer, BufferKind, PREFETCH_PAGES_MAX, Plan, SEQUENCES_MAX, Step, WeightSource,
+};
 use crate::session::SessionBytes;
 use crate::task::{NodeKind, Sampling};
 
@@ -92,6 +94,11 @@ fn check_limits(plan: &Plan) -> Result<(), CheckError> {
     range("the vocabulary", plan.model.vocabulary, extent)?;
     let positions = omex_kernels::spec::CONTEXT_MAX;
     range("the context", plan.model.context, positions)?;
+    let ahead = plan.target.prefetch_pages;
+    ensure!(
+        ahead <= PREFETCH_PAGES_MAX,
+        "code asks for memory {ahead} pages ahead"
+    );
     ensure!(
         plan.arena_bytes <= ARENA_BYTES_MAX,
         "the arena has {} bytes",

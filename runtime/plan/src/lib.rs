@@ -26,4 +26,4 @@ pub use ids::*;
 pub use plan::*;
 
 /// Version of the plan format: the header, the metadata types and the spec words.
-pub const PLAN_VERSION: u32 = 5;
+pub const PLAN_VERSION: u32 = 6;

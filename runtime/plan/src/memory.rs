@@ -23,12 +23,15 @@ pub enum MemoryKind {
     Runtime,
     /// What the code generator adds to a runtime that has one, in use or not.
     Generator,
+    /// What the encoder of its instructions keeps once code was made, which it is for
+    /// plans that are not trusted.
+    EncoderTables,
     /// What the system keeps for the process: page tables, thread stacks.
     Kernel,
 }
 
 impl MemoryKind {
-    pub const ALL: [MemoryKind; 13] = [
+    pub const ALL: [MemoryKind; 14] = [
         MemoryKind::Activations,
         MemoryKind::KvCache,
         MemoryKind::ResidentPages,
@@ -41,6 +44,7 @@ impl MemoryKind {
         MemoryKind::Stacks,
         MemoryKind::Runtime,
         MemoryKind::Generator,
+        MemoryKind::EncoderTables,
         MemoryKind::Kernel,
     ];
 
@@ -58,6 +62,7 @@ impl MemoryKind {
             MemoryKind::Stacks => "stacks",
             MemoryKind::Runtime => "runtime",
             MemoryKind::Generator => "code generator",
+            MemoryKind::EncoderTables => "encoder tables",
             MemoryKind::Kernel => "kernel",
         }
     }
@@ -83,7 +88,7 @@ pub struct MemoryContract {
 
 impl MemoryContract {
     /// Predicted peak of the resident set (VmHWM), in bytes, of whichever
-    /// runtime needs more.
+    /// runtime needs more, whether the plan is trusted or not.
     pub fn rss_peak_bytes(&self) -> u64 {
         self.sum(MemoryKind::in_rss)
     }

@@ -107,7 +107,20 @@ pub struct Target {
     /// CPU features that the code uses, by their `/proc/cpuinfo`-independent
     /// Rust names (`avx512vnni`, `dotprod`), sorted.
     pub features: Vec<String>,
+    /// What else the code is shaped for, so that it can be made again as it is:
+    /// the second-level cache as one core sees it,
+    pub l2_bytes: u32,
+    /// memory reads of all cores together,
+    pub memory_bytes_per_s: u64,
+    /// the time from asking memory for a cache line to having it,
+    pub memory_latency_ns: u32,
+    /// and how many pages of 4 KiB ahead of its use the start of each is asked
+    /// for, at most [`PREFETCH_PAGES_MAX`].
+    pub prefetch_pages: u32,
 }
+
+/// The farthest that a profile asks for memory ahead of its use, in pages of 4 KiB.
+pub const PREFETCH_PAGES_MAX: u32 = 64;
 
 /// What reports say of the model, and the limits that the runtime enforces.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

@@ -152,6 +152,10 @@ fn tiny() -> Plan {
             name: "host".into(),
             arch: "x86_64".into(),
             features: vec![],
+            l2_bytes: 1 << 20,
+            memory_bytes_per_s: 20_000_000_000,
+            memory_latency_ns: 100,
+            prefetch_pages: 0,
         },
         model: Model {
             name: "tiny".into(),

@@ -9,6 +9,7 @@ use super::machine::Machine;
 use super::pass::{Pass, Span, columns};
 use super::tile::Tiles;
 use crate::error::RunError;
+use crate::memory::CodeSource;
 use crate::pager::timeline::Timeline;
 use crate::pool::Pool;
 
@@ -48,6 +49,11 @@ impl Engine {
 
     pub fn plan(&self) -> &Plan {
         self.machine.plan()
+    }
+
+    /// Where the code of the plan's kernels is from.
+    pub fn code_source(&self) -> CodeSource {
+        self.machine.code_source()
     }
 
     /// The plan, to be kept while the engine works.

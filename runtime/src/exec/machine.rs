@@ -1,5 +1,6 @@
 //! A checked plan with memory: its arena, its pages and its code.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use omex_plan::packed::Page;
@@ -7,6 +8,7 @@ use omex_plan::{CheckedPlan, KernelId, PageId, Plan};
 
 use super::operand::Operands;
 use crate::error::RunError;
+use crate::memory::CodeSource;
 use crate::os::memory::{Code, FileMapping, Region};
 use crate::pager::timeline::Timeline;
 use crate::pager::{Gathered, Pager};
@@ -17,15 +19,16 @@ pub struct PageTable {
     starts: Vec<*const u8>,
     /// Brings the pages that come and go, where some do.
     pager: Option<Pager>,
-    /// Keeps mapped pages alive; pages that were read lie in the arena.
-    _mapping: Option<FileMapping>,
+    /// Where pages are mapped, and from which file; pages that were read lie in
+    /// the arena.
+    mapping: Option<(FileMapping, PathBuf)>,
 }
 
 impl PageTable {
-    /// Pages of a mapped packed model; `mapping` holds the whole file.
+    /// Pages of a packed model that is mapped as a whole, from the file at `path`.
     ///
     /// Panics when a page is outside the mapping.
-    pub fn mapped(pages: &[Page], mapping: FileMapping) -> PageTable {
+    pub fn mapped(pages: &[Page], mapping: FileMapping, path: PathBuf) -> PageTable {
         let start = |page: &Page| {
             let bytes = &mapping[page.file_offset as usize..][..page.bytes as usize];
             bytes.as_ptr()
@@ -33,7 +36,7 @@ impl PageTable {
         PageTable {
             starts: pages.iter().map(start).collect(),
             pager: None,
-            _mapping: Some(mapping),
+            mapping: Some((mapping, path)),
         }
     }
 
@@ -42,7 +45,7 @@ impl PageTable {
         PageTable {
             starts,
             pager: None,
-            _mapping: None,
+            mapping: None,
         }
     }
 
@@ -52,7 +55,7 @@ impl PageTable {
         PageTable {
             starts,
             pager: Some(pager),
-            _mapping: None,
+            mapping: None,
         }
     }
 
@@ -103,9 +106,20 @@ impl PageTable {
         self.pager.as_ref()?.gather(page, offset, bytes)
     }
 
-    /// Why pages cannot be brought any more.
+    /// Why pages cannot be brought any more, or are not those that were verified.
     pub(super) fn fault(&self) -> Option<RunError> {
-        self.pager.as_ref()?.fault()
+        if let Some(pager) = &self.pager {
+            return pager.fault();
+        }
+        let (mapping, path) = self.mapping.as_ref()?;
+        match mapping.is_unchanged() {
+            Ok(true) => None,
+            Ok(false) => {
+                let what = "the packed model was changed while it was used";
+                Some(RunError::integrity(path, None, what))
+            }
+            Err(e) => Some(RunError::io("examine the packed model", path)(e)),
+        }
     }
 
     pub(super) fn start(&self, page: PageId) -> *const u8 {
@@ -163,7 +177,7 @@ pub struct Machine {
     pub(super) operands: Operands,
     /// Entry point of each kernel that has code.
     entries: Vec<Option<*const u8>>,
-    _code: Option<KeptCode>,
+    code: Option<KeptCode>,
 }
 
 impl Machine {
@@ -192,7 +206,7 @@ impl Machine {
             session_taken: false,
             pages,
             entries,
-            _code: code,
+            code,
         };
         machine.operands = Operands::of(&machine);
         machine
@@ -200,6 +214,14 @@ impl Machine {
 
     pub fn plan(&self) -> &Plan {
         self.plan.plan()
+    }
+
+    pub(super) fn code_source(&self) -> CodeSource {
+        match &self.code {
+            #[cfg(feature = "jit")]
+            Some(KeptCode::Made(_)) => CodeSource::Generator,
+            Some(KeptCode::Mapped(_)) | None => CodeSource::Plan,
+        }
     }
 
     pub(super) fn entry(&self, kernel: KernelId) -> Option<*const u8> {

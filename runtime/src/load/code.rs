@@ -60,10 +60,15 @@ pub(super) fn load(
 fn generate(file: &PlanFile<'_>, plan: &Plan) -> Option<Result<LoadedCode, RunError>> {
     let with_code = plan.kernels.iter().filter(|kernel| kernel.code.is_some());
     let specs: Vec<omex_kernels::KernelSpec> = with_code.map(|kernel| *kernel.spec()).collect();
-    let made = omex_codegen::jit::compile_all(&specs).map_err(|e| RunError::Machine {
+    let refuse = |why: &dyn std::fmt::Display| RunError::Machine {
         path: file.path.to_owned(),
-        what: format!("its code is not trusted and cannot be made again: {e}"),
-    });
+        what: format!("its code is not trusted and cannot be made again: {why}"),
+    };
+    let made = isa(&plan.target)
+        .ok_or_else(|| refuse(&"there is no code generator for its architecture"))
+        .and_then(|isa| {
+            omex_codegen::jit::compile_all(&specs, &isa).map_err(|error| refuse(&error))
+        });
     Some(made.map(|code| {
         let mut made = code.entries().iter().map(|&entry| entry as *const u8);
         let entry = |kernel: &omex_plan::Kernel| kernel.code.and_then(|_| made.next());
@@ -79,4 +84,39 @@ fn generate(file: &PlanFile<'_>, plan: &Plan) -> Option<Result<LoadedCode, RunEr
 #[cfg(not(feature = "jit"))]
 fn generate(_file: &PlanFile<'_>, _plan: &Plan) -> Option<Result<LoadedCode, RunError>> {
     None
+}
+
+/// What the plan's code was made for: code that is made again is the same, and
+/// needs the memory that the plan states for it.
+#[cfg(feature = "jit")]
+fn isa(target: &omex_plan::Target) -> Option<omex_codegen::Isa> {
+    use omex_codegen::{Arch, Feature, Isa};
+
+    let mut archs = [Arch::X86_64, Arch::Aarch64].into_iter();
+    let arch = archs.find(|arch| arch.name() == target.arch)?;
+    let features = target.features.iter();
+    Some(Isa {
+        l2_bytes: target.l2_bytes,
+        memory_bytes_per_s: target.memory_bytes_per_s,
+        memory_latency_ns: target.memory_latency_ns,
+        prefetch_pages: target.prefetch_pages,
+        ..Isa::new(arch, features.filter_map(|name| Feature::from_name(name)))
+    })
+}
+
+#[cfg(all(test, feature = "jit"))]
+mod tests {
+    /// The same target gives the same code.
+    #[test]
+    fn plans_state_all_that_their_code_is_made_for() {
+        let mut with_code = 0;
+        for profile in omex_compiler::target::built_in() {
+            let Some(target) = profile.plan_target() else {
+                continue;
+            };
+            assert_eq!(super::isa(&target), profile.isa(), "{}", profile.name);
+            with_code += 1;
+        }
+        assert!(with_code > 1);
+    }
 }

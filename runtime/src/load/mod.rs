@@ -18,7 +18,7 @@ use omex_plan::{CheckedPlan, Plan, WeightSource};
 
 use crate::error::RunError;
 use crate::exec::{Engine, Machine, SessionMemory};
-use crate::memory::{allowance_bytes, charge_peak_bytes, rss_peak_bytes};
+use crate::memory::{CodeSource, allowance_bytes, charge_peak_bytes, rss_peak_bytes};
 use crate::os::file::{forget, is_cached, open_regular};
 use crate::os::memory::{Frozen, Region, Return};
 use crate::os::{memory, process};
@@ -282,7 +282,7 @@ fn require_memory(plan: &Plan) -> Result<(), RunError> {
     if let Some(limit) = process::memory_limit_bytes().filter(|&limit| limit < charge) {
         return refuse(charge, format!("its memory cgroup allows {limit}"));
     }
-    let more = rss_peak_bytes(plan).saturating_sub(process::rss_bytes());
+    let more = rss_peak_bytes(plan, CodeSource::WORST).saturating_sub(process::rss_bytes());
     match process::memory_available_bytes() {
         Some(available) if available < more => {
             refuse(more, format!("only {available} are available"))

@@ -237,7 +237,8 @@ impl PackedModel {
         match &plan.weights.source {
             WeightSource::Mapped => {
                 let bytes = plan.weights.packed_file_bytes as usize;
-                let mapping = FileMapping::new(&self.file, self.offset, bytes)
+                let mapping = (self.file.try_clone())
+                    .and_then(|file| FileMapping::new(file, self.offset, bytes))
                     .map_err(RunError::io("map the packed model", &self.path))?;
                 let range = |page: &Page| {
                     page.file_offset as usize..(page.file_offset + page.bytes) as usize
@@ -249,7 +250,7 @@ impl PackedModel {
                     Ok(blake3::hash(&mapping[range(page)]).as_bytes() == &page.digest)
                 };
                 self.for_each_page(pages, pool, beside, populate, sound)?;
-                Ok(PageTable::mapped(pages, mapping))
+                Ok(PageTable::mapped(pages, mapping, self.path))
             }
             WeightSource::Read { slots } => {
                 let slots: Vec<_> = slots.iter().copied().map(Some).collect();

@@ -139,12 +139,16 @@ impl TrustStore {
     /// Inserts a line into a sorted list, unless it is there. Readers see the
     /// old or the new list; the lock keeps two writers from losing a line.
     fn add(&self, name: &str, line: &str) -> Result<(), RunError> {
+        let path = self.folder.join(name);
+        // Nothing has to be written to a list that has it, and perhaps nothing can be.
+        if self.read(&path)?.lines().any(|known| known == line) {
+            return Ok(());
+        }
         std::fs::create_dir_all(&self.folder)
             .map_err(RunError::io("create the trust folder", &self.folder))?;
         let lock_path = self.folder.join("lock");
         let _lock = LockFile::acquire(&lock_path)
             .map_err(RunError::io("lock the trust folder", &lock_path))?;
-        let path = self.folder.join(name);
         let text = self.read(&path)?;
         let mut lines: Vec<&str> = text.lines().collect();
         if let Err(at) = lines.binary_search(&line) {

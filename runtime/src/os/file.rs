@@ -1,14 +1,16 @@
 //! Opening, reading and writing files.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut, Write};
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{Advice, OFlags};
-use rustix::io::ReadWriteFlags;
+use rustix::fs::{Advice, AtFlags, CWD, OFlags};
+use rustix::io::{Errno, ReadWriteFlags};
 
 pub use omex_plan::paging::DIRECT_ALIGN;
 
@@ -86,6 +88,18 @@ pub struct Stamp {
     modified_ns: i64,
 }
 
+impl Stamp {
+    /// The file's length and time of change.
+    pub fn of(file: &File) -> io::Result<Stamp> {
+        let metadata = file.metadata()?;
+        Ok(Stamp {
+            bytes: metadata.len(),
+            modified_s: metadata.mtime(),
+            modified_ns: metadata.mtime_nsec(),
+        })
+    }
+}
+
 /// A file that is read past the page cache where the filesystem allows it.
 #[derive(Debug)]
 pub struct UncachedFile {
@@ -102,8 +116,7 @@ impl UncachedFile {
     pub fn new(file: File) -> io::Result<UncachedFile> {
         // Opening through /proc reaches the very file that was checked, even
         // when its name means another one by now.
-        use std::os::fd::AsRawFd;
-        let same = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let same = descriptor_path(&file);
         let direct = OpenOptions::new()
             .read(true)
             .custom_flags(OFlags::DIRECT.bits() as i32)
@@ -130,15 +143,9 @@ impl UncachedFile {
         }
     }
 
-    /// The file's length and time of change.
+    /// See [`Stamp::of`].
     pub fn stamp(&self) -> io::Result<Stamp> {
-        use std::os::unix::fs::MetadataExt;
-        let metadata = self.file.metadata()?;
-        Ok(Stamp {
-            bytes: metadata.len(),
-            modified_s: metadata.mtime(),
-            modified_ns: metadata.mtime_nsec(),
-        })
+        Stamp::of(&self.file)
     }
 
     /// The file of direct reads, and how long the one is that reads `wanted`
@@ -228,8 +235,18 @@ pub fn is_cached(file: &File, part: &Range<u64>) -> bool {
 pub struct AtomicFile {
     file: File,
     path: PathBuf,
-    /// The name until then; absent when the file has its own.
-    temporary: Option<PathBuf>,
+    name: Name,
+}
+
+/// What an [`AtomicFile`] is called until it is complete.
+#[derive(Debug)]
+enum Name {
+    /// Nothing is left of it, however the process ends.
+    Unnamed,
+    /// Where the filesystem has no files without a name.
+    Temporary(PathBuf),
+    /// As it will be: nothing is left to be done.
+    Final,
 }
 
 /// Whether a file can become `path`, so that nobody works for one that cannot.
@@ -271,7 +288,9 @@ fn is_special(path: &Path) -> io::Result<bool> {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
         Ok(metadata) => Ok(!metadata.is_file()),
-        Err(_) => Ok(false),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        // A name that is too long, a loop of links: nothing could get that name.
+        Err(e) => Err(e),
     }
 }
 
@@ -280,53 +299,121 @@ impl AtomicFile {
     ///
     /// Errors: the folder is missing or takes no files, or `path` is a folder.
     pub fn create(path: &Path) -> io::Result<AtomicFile> {
+        let called = |file, name| AtomicFile {
+            file,
+            path: path.to_owned(),
+            name,
+        };
         if is_special(path)? {
-            return Ok(AtomicFile {
-                file: open_special(path)?,
-                path: path.to_owned(),
-                temporary: None,
-            });
+            return Ok(called(open_special(path)?, Name::Final));
         }
-        let name = path
-            .file_name()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file name"))?;
-        let mut attempt = 0u32;
-        loop {
-            let mut hidden = std::ffi::OsString::from(".");
-            hidden.push(name);
-            hidden.push(format!(".{}.{attempt}.tmp", std::process::id()));
-            let temporary = path.with_file_name(hidden);
-            match OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .open(&temporary)
-            {
-                Ok(file) => {
-                    return Ok(AtomicFile {
-                        file,
-                        path: path.to_owned(),
-                        temporary: Some(temporary),
-                    });
-                }
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && attempt < 100 => attempt += 1,
-                Err(e) => return Err(e),
-            }
+        if path.file_name().is_none() {
+            let what = "not a file name";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
+        if let Some(file) = unnamed_to_be_linked(folder_of(path)) {
+            return Ok(called(file, Name::Unnamed));
+        }
+        AtomicFile::create_named(path)
+    }
+
+    /// Starts writing a file of `folder` whose name is not known yet: see
+    /// [`AtomicFile::finish_as`].
+    ///
+    /// Errors: the folder takes no files.
+    pub fn unfinished(folder: &Path) -> io::Result<AtomicFile> {
+        AtomicFile::create(&folder.join(".unfinished"))
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// As [`AtomicFile::finish`], under another name of the same folder.
+    pub fn finish_as(mut self, path: &Path) -> io::Result<()> {
+        self.path = path.to_owned();
+        self.finish()
+    }
+
+    fn create_named(path: &Path) -> io::Result<AtomicFile> {
+        let mut create = OpenOptions::new();
+        create.write(true).create_new(true);
+        let (file, temporary) = with_temporary_name(path, |name| create.open(name))?;
+        Ok(AtomicFile {
+            file,
+            path: path.to_owned(),
+            name: Name::Temporary(temporary),
+        })
     }
 
     /// Makes the contents durable and gives the file its name.
     pub fn finish(mut self) -> io::Result<()> {
-        let Some(temporary) = &self.temporary else {
+        if matches!(self.name, Name::Final) {
             return Ok(());
-        };
+        }
         self.file.sync_all()?;
-        std::fs::rename(temporary, &self.path)?;
-        self.temporary = None;
-        let folder = match self.path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        File::open(folder)?.sync_all()
+        if matches!(self.name, Name::Unnamed) {
+            // A link replaces nothing, a name does.
+            let from = descriptor_path(&self.file);
+            let link = |name: &Path| {
+                let flags = AtFlags::SYMLINK_FOLLOW;
+                Ok(rustix::fs::linkat(CWD, &from, CWD, name, flags)?)
+            };
+            let ((), temporary) = with_temporary_name(&self.path, link)?;
+            self.name = Name::Temporary(temporary);
+        }
+        if let Name::Temporary(temporary) = &self.name {
+            std::fs::rename(temporary, &self.path)?;
+        }
+        self.name = Name::Final;
+        File::open(folder_of(&self.path))?.sync_all()
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Where the system shows an open file, whatever it is called.
+fn descriptor_path(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+/// A file without a name in `folder`, that can get one; `None` where the system has
+/// none, or could not name it.
+fn unnamed_to_be_linked(folder: &Path) -> Option<File> {
+    let mut open = OpenOptions::new();
+    open.write(true).custom_flags(OFlags::TMPFILE.bits() as i32);
+    let file = open.open(folder).ok()?;
+    descriptor_path(&file).exists().then_some(file)
+}
+
+/// Whether a file of this name is an [`AtomicFile`] that was not finished, on a
+/// filesystem where that has a name.
+pub fn is_temporary(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name.starts_with(".omex-") && name.ends_with(".tmp")
+}
+
+/// Calls `make` with names in the folder of `path` until one is not taken.
+fn with_temporary_name<T>(
+    path: &Path,
+    make: impl Fn(&Path) -> io::Result<T>,
+) -> io::Result<(T, PathBuf)> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Of any length that `path` has, this is a file name.
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let temporary = path.with_file_name(format!(".omex-{}-{number}.tmp", std::process::id()));
+        match make(&temporary) {
+            Ok(made) => return Ok((made, temporary)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
     }
 }
 
@@ -342,7 +429,7 @@ impl Write for AtomicFile {
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        if let Some(temporary) = &self.temporary {
+        if let Name::Temporary(temporary) = &self.name {
             let _ = std::fs::remove_file(temporary);
         }
     }
@@ -360,14 +447,21 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
 pub struct LockFile(#[expect(dead_code, reason = "closing it releases the lock")] File);
 
 impl LockFile {
+    /// Errors: the file cannot be made, or is a pipe that nobody reads.
     pub fn acquire(path: &Path) -> io::Result<LockFile> {
         let file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
+            .custom_flags(OFlags::NONBLOCK.bits() as i32)
             .open(path)?;
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
-        Ok(LockFile(file))
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive) {
+            // A filesystem without locks.
+            Ok(()) | Err(Errno::NOTSUP | Errno::NOSYS | Errno::NOLCK | Errno::INVAL) => {
+                Ok(LockFile(file))
+            }
+            Err(e) => Err(e.into()),
+        }
     }
 }
 
@@ -420,12 +514,27 @@ mod tests {
         assert!(!path.exists());
         drop(file);
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
-        write_atomic(&path, b"whole").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"whole");
-        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+        let write = |mut file: AtomicFile, bytes: &[u8]| {
+            file.write_all(bytes).unwrap();
+            file.finish().unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), bytes);
+            assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+        };
+        write(AtomicFile::create_named(&path).unwrap(), b"first");
+        drop(AtomicFile::create_named(&path).unwrap());
+        write(AtomicFile::create(&path).unwrap(), b"whole");
+        let longest = folder.join("x".repeat(255));
+        write_atomic(&longest, b"named").unwrap();
+        std::fs::remove_file(longest).unwrap();
         assert!(open_regular(&folder).is_err());
         assert!(open_regular(Path::new("/dev/zero")).is_err());
-        for wrong in [folder.clone(), folder.join("missing/x"), path.join("x")] {
+        let long = folder.join("x".repeat(256));
+        for wrong in [
+            folder.clone(),
+            folder.join("missing/x"),
+            path.join("x"),
+            long,
+        ] {
             assert!(require_writable(&wrong).is_err(), "{wrong:?}");
             assert!(AtomicFile::create(&wrong).is_err(), "{wrong:?}");
         }

@@ -8,6 +8,8 @@ use std::ops::{Deref, Range};
 
 use memmap2::{Mmap, MmapMut, MmapOptions};
 
+use super::file::Stamp;
+
 /// Zeroed private memory, resident from the start, at a fixed address.
 ///
 /// The bytes are reached through [`Region::base`] by whoever proved that
@@ -126,6 +128,9 @@ impl Deref for Frozen {
 #[derive(Debug)]
 pub struct FileMapping {
     map: Mmap,
+    file: File,
+    /// Of the file before it was mapped.
+    stamp: Stamp,
 }
 
 impl FileMapping {
@@ -133,17 +138,23 @@ impl FileMapping {
     ///
     /// A file that another process shortens while it is mapped raises SIGBUS
     /// on access, which [`super::signal::install`] turns into an exit with a
-    /// message; one that it overwrites changes under the mapping. Packed
-    /// models are written under a temporary name and never changed.
-    pub fn new(file: &File, offset: u64, bytes: usize) -> io::Result<FileMapping> {
+    /// message; one that it overwrites changes under the mapping, which
+    /// [`FileMapping::is_unchanged`] tells.
+    pub fn new(file: File, offset: u64, bytes: usize) -> io::Result<FileMapping> {
+        let stamp = Stamp::of(&file)?;
         // SAFETY: the mapping is private and read-only; the caveat about other
         // processes changing the file is the documented one above.
-        let map = unsafe { MmapOptions::new().offset(offset).len(bytes).map(file)? };
+        let map = unsafe { MmapOptions::new().offset(offset).len(bytes).map(&file)? };
         // Where the filesystem has large folios, what is read from now on comes in
         // huge pages. Two CPUs read weights half as fast again from them.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        Ok(FileMapping { map })
+        Ok(FileMapping { map, file, stamp })
+    }
+
+    /// Whether nobody wrote to the file since it was mapped.
+    pub fn is_unchanged(&self) -> io::Result<bool> {
+        Ok(Stamp::of(&self.file)? == self.stamp)
     }
 
     /// Makes these bytes resident at once, where the system can; others become

@@ -9,6 +9,7 @@ compile_error!("OMEX runs on Linux; macOS and Windows are not supported yet");
 pub mod file;
 pub mod float;
 pub mod futex;
+pub mod heap;
 pub mod memory;
 pub mod process;
 pub mod signal;

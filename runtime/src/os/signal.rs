@@ -33,6 +33,15 @@ extern "C" fn on_bus_error(_signal: libc::c_int) {
     }
 }
 
+/// Makes a limit on the size of files an error of the write that exceeds it, instead
+/// of a signal that ends the process; mains call it once.
+pub fn ignore_file_size_limit() {
+    // SAFETY: ignoring a signal installs no handler.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
 /// Installs the handlers for the whole process; mains call it once.
 pub fn install() {
     let handlers: [(libc::c_int, extern "C" fn(libc::c_int)); 4] = [

@@ -76,6 +76,10 @@ fn plan() -> (Plan, PagePlan) {
             name: String::new(),
             arch: String::new(),
             features: Vec::new(),
+            l2_bytes: 0,
+            memory_bytes_per_s: 0,
+            memory_latency_ns: 0,
+            prefetch_pages: 0,
         },
         model: Model {
             name: String::new(),

@@ -65,6 +65,8 @@ pub struct Bindings {
     pub inputs: Vec<(String, PathBuf)>,
     /// The text of the only input.
     pub prompt: Option<String>,
+    /// Standard input was read for something else: no input can come from there.
+    pub standard_input_is_taken: bool,
     /// Where relative paths of the container are looked for, in this order.
     pub folders: Vec<PathBuf>,
 }
@@ -114,7 +116,14 @@ impl Bindings {
             Some(path) => find(path, &[], true),
             None => find(Path::new(&input.path), &self.folders, input.anywhere),
         };
-        place.map(Sources::new)
+        match place? {
+            Place::StandardInput if self.standard_input_is_taken => Err(RunError::Usage(format!(
+                "the input '{}' is standard input, which the container came from: bind another \
+                 with -p or -i",
+                input.name
+            ))),
+            place => Ok(Sources::new(place)),
+        }
     }
 
     fn bound(&self, input: &Input) -> Option<&Path> {
@@ -231,7 +240,7 @@ fn find<'a>(path: &Path, folders: &[PathBuf], anywhere: bool) -> Result<Place<'a
         }
     }
     Err(RunError::io("open the input", path)(
-        io::ErrorKind::NotFound.into(),
+        io::Error::from_raw_os_error(libc::ENOENT),
     ))
 }
 

@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use omex_plan::session::{WHOLE, text_bytes};
 use omex_plan::task::{NodeKind, Sampling, Window};
-use omex_plan::{NodeId, Plan, WeightSource};
+use omex_plan::{InputId, NodeId, Plan, WeightSource};
 
 use crate::error::RunError;
 use crate::events::{Event, Finish, Sink};
@@ -194,6 +194,12 @@ pub(crate) fn run(
     let outputs = outputs.map(|name| options.output_folder.join(name));
     for output in outputs.chain(options.dump_logits.clone()) {
         options.bindings.require_apart(&plan.program, &output)?;
+    }
+    // A run of hours must not find at its end that an input is missing.
+    for input in 0..plan.program.inputs.len() {
+        options
+            .bindings
+            .sources(&plan.program, InputId::from(input))?;
     }
     let logits_file = match &options.dump_logits {
         None => None,

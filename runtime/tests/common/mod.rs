@@ -741,6 +741,10 @@ impl Draft {
                 name: "test".to_owned(),
                 arch: std::env::consts::ARCH.to_owned(),
                 features: vec![],
+                l2_bytes: 1 << 20,
+                memory_bytes_per_s: 20_000_000_000,
+                memory_latency_ns: 100,
+                prefetch_pages: 0,
             },
             model: Model {
                 name: "tiny".to_owned(),

@@ -100,14 +100,14 @@ struct Row<'a> {
 }
 
 pub fn bench(args: &BenchArgs, output: &Output) -> ExitCode {
-    match run(args) {
+    match run(args, output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Unopened::Exit(code)) => code,
         Err(Unopened::Failure(failure)) => output.fail(failure),
     }
 }
 
-fn run(args: &BenchArgs) -> Result<(), Unopened> {
+fn run(args: &BenchArgs, speaker: &Output) -> Result<(), Unopened> {
     let flat =
         |lists: &[Numbers]| -> Vec<u32> { lists.iter().flat_map(|list| list.0.clone()).collect() };
     let mut tests = Vec::new();
@@ -135,7 +135,7 @@ fn run(args: &BenchArgs) -> Result<(), Unopened> {
     let most = threads.iter().copied().max().unwrap_or(1);
     let mut printer = output::Printer::new(args.output, args.reads);
     for model in &args.model {
-        let plan = args.plan.plan(model, context, most)?;
+        let plan = args.plan.plan(model, context, most, speaker)?;
         if args.kernels {
             for &threads in &threads {
                 let mut session = plan.load(Some(threads))?;

@@ -2,13 +2,14 @@
 //! full disk or a second builder never leaves a mixed file under a final name.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use omex_plan::packed::{
     Digest, PACKED_HEADER_BYTES, PACKED_MAGIC, PACKED_VERSION, PackedIndex, packed_header,
 };
-use rustix::fs::FlockOperation;
+use omex_runtime::os::file::{AtomicFile, is_temporary};
+use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::Part;
@@ -21,9 +22,6 @@ use crate::import::ImportError;
 /// Largest index that is read: far above any real model's.
 const INDEX_BYTES_MAX: u64 = 256 << 20;
 
-/// Prefix of files that are being written.
-const TEMPORARY_PREFIX: &str = ".packing-";
-
 /// The name of a packed model in a cache: its digest.
 pub fn file_name(digest: &Digest) -> String {
     format!("{}.omex", blake3::Hash::from(*digest).to_hex())
@@ -31,8 +29,7 @@ pub fn file_name(digest: &Digest) -> String {
 
 /// Finds the packed model of `source` in `cache_dir`, or packs it there.
 ///
-/// Writing goes through a temporary file, fsync, rename and fsync of the
-/// directory. Builders on one cache take turns by a lock that dies with its
+/// The file gets its name when it is complete and synced. Builders on one cache take turns by a lock that dies with its
 /// holder; where the filesystem has no locks, both write the same bytes and the
 /// last rename wins.
 ///
@@ -66,14 +63,14 @@ pub fn pack_into_cache(
     }
     check_free_space(cache_dir, layout.file_bytes)?;
 
-    let temporary = Temporary::create(cache_dir)?;
+    let write_error = |what: &str, e| ImportError::io(Code::FileWrite, what, cache_dir, &e);
+    let unfinished = AtomicFile::unfinished(cache_dir).map_err(|e| write_error("create", e))?;
     let output = Output {
-        file: &temporary.file,
-        path: &temporary.path,
+        file: unfinished.file(),
+        folder: cache_dir,
     };
-    let write_error = |what: &str, e| ImportError::io(Code::FileWrite, what, &temporary.path, &e);
-    temporary
-        .file
+    unfinished
+        .file()
         .set_len(layout.file_bytes)
         .map_err(|e| write_error("extend", e))?;
     let digests = write_pages(source, order, &layout, &output, threads, progress)
@@ -90,18 +87,18 @@ pub fn pack_into_cache(
     let mut head = packed_header(&index, layout.file_bytes).to_vec();
     head.extend_from_slice(&index);
     output.write_up_to_next(&mut head, 0)?;
-    temporary
-        .file
+    unfinished
+        .file()
         .sync_all()
         .map_err(|e| write_error("fsync", e))?;
     // Written pages lie in small folios of the page cache. Runtimes that map the file
     // read it again, in huge pages; others read past the cache.
-    let _ = rustix::fs::fadvise(&temporary.file, 0, None, rustix::fs::Advice::DontNeed);
+    let _ = rustix::fs::fadvise(unfinished.file(), 0, None, rustix::fs::Advice::DontNeed);
     let digest = *blake3::hash(&index).as_bytes();
-    let path = temporary.rename(&cache_dir.join(file_name(&digest)))?;
-    File::open(cache_dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|e| ImportError::io(Code::FileWrite, "fsync", cache_dir, &e))?;
+    let path = cache_dir.join(file_name(&digest));
+    unfinished
+        .finish_as(&path)
+        .map_err(|e| ImportError::io(Code::FileWrite, "give its name to", &path, &e))?;
     Ok(PackedModel {
         path,
         digest,
@@ -253,7 +250,7 @@ fn remove_abandoned(cache_dir: &Path) {
     };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        if name.to_string_lossy().starts_with(TEMPORARY_PREFIX) {
+        if is_temporary(&name) {
             // Failing to remove it costs disk space only.
             let _ = fs::remove_file(entry.path());
         }
@@ -279,6 +276,8 @@ impl Lock {
             .write(true)
             .create(true)
             .truncate(false)
+            // A pipe that nobody reads would be waited for without an end.
+            .custom_flags(OFlags::NONBLOCK.bits() as i32)
             .open(&path)
             .map_err(|e| error("create", e))?;
         let mut operation = FlockOperation::NonBlockingLockExclusive;
@@ -298,48 +297,6 @@ impl Lock {
             _file: file,
             is_exclusive,
         })
-    }
-}
-
-/// A file that disappears unless it is renamed.
-pub(super) struct Temporary {
-    pub(super) file: File,
-    pub(super) path: PathBuf,
-    keep: bool,
-}
-
-impl Temporary {
-    pub(super) fn create(dir: &Path) -> Result<Temporary, ImportError> {
-        let path = dir.join(format!("{TEMPORARY_PREFIX}{}", std::process::id()));
-        // What is left of an earlier process of the same id.
-        let _ = fs::remove_file(&path);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(|e| ImportError::io(Code::FileWrite, "create", &path, &e))?;
-        Ok(Temporary {
-            file,
-            path,
-            keep: false,
-        })
-    }
-
-    pub(super) fn rename(mut self, to: &Path) -> Result<PathBuf, ImportError> {
-        fs::rename(&self.path, to)
-            .map_err(|e| ImportError::io(Code::FileWrite, "rename into place", to, &e))?;
-        self.keep = true;
-        Ok(to.to_path_buf())
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if !self.keep {
-            // The error that led here is the one to report.
-            let _ = fs::remove_file(&self.path);
-        }
     }
 }
 

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use omex_plan::frames::{FRAME_ALIGN, FRAMES_HEADER_BYTES, Frame, frames_header, frames_start};
 use omex_plan::packed::Page;
 use omex_runtime::frames_file_name;
+use omex_runtime::os::file::AtomicFile;
 
-use super::cache::{Lock, Temporary, check_free_space};
+use super::cache::{Lock, check_free_space};
 use super::{PackedModel, Progress};
 use crate::diagnostic::Code;
 use crate::import::ImportError;
@@ -54,8 +55,8 @@ pub fn compress_into_cache(
     check_free_space(cache_dir, packed.file_bytes)?;
     let source = File::open(&packed.path)
         .map_err(|e| ImportError::io(Code::FileRead, "open", &packed.path, &e))?;
-    let temporary = Temporary::create(cache_dir)?;
-    let write_error = |e| ImportError::io(Code::FileWrite, "write", &temporary.path, &e);
+    let write_error = |e| ImportError::io(Code::FileWrite, "write", cache_dir, &e);
+    let unfinished = AtomicFile::unfinished(cache_dir).map_err(write_error)?;
 
     let pages = &packed.index.pages;
     let total_bytes = pages.iter().map(|page| page.bytes).sum();
@@ -79,8 +80,8 @@ pub fn compress_into_cache(
             let frame = if stored <= page.bytes - page.bytes / SAVED_SHARE_MIN {
                 let file_offset = end;
                 end += stored;
-                temporary
-                    .file
+                unfinished
+                    .file()
                     .write_all_at(&content, file_offset)
                     .map_err(write_error)?;
                 Frame { file_offset, bytes }
@@ -95,16 +96,13 @@ pub fn compress_into_cache(
             total_bytes,
         });
     }
-    temporary
-        .file
-        .set_len(end)
-        .and_then(|()| temporary.file.write_all_at(&start(packed, &frames, end), 0))
-        .and_then(|()| temporary.file.sync_all())
+    let file = unfinished.file();
+    file.set_len(end)
+        .and_then(|()| file.write_all_at(&start(packed, &frames, end), 0))
         .map_err(write_error)?;
-    let path = temporary.rename(&path)?;
-    File::open(cache_dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|e| ImportError::io(Code::FileWrite, "fsync", cache_dir, &e))?;
+    unfinished
+        .finish_as(&path)
+        .map_err(|e| ImportError::io(Code::FileWrite, "give its name to", &path, &e))?;
     Ok(FramesFile {
         path,
         file_bytes: end,

@@ -348,7 +348,7 @@ fn builders_on_one_cache_take_turns() {
     let model = folder.write_model(&shape(), "q4_1");
     fs::create_dir_all(folder.cache()).unwrap();
     fs::write(
-        folder.cache().join(".packing-1"),
+        folder.cache().join(".omex-1-0.tmp"),
         "left by a killed builder",
     )
     .unwrap();

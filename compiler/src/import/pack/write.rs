@@ -21,7 +21,7 @@ use crate::import::gguf;
 /// Where the pages go, and how a failure to write there is told.
 pub(super) struct Output<'a> {
     pub(super) file: &'a File,
-    pub(super) path: &'a std::path::Path,
+    pub(super) folder: &'a std::path::Path,
 }
 
 impl Output<'_> {
@@ -36,7 +36,7 @@ impl Output<'_> {
         bytes.resize(bytes.len().next_multiple_of(PAGE_ALIGN as usize), 0);
         self.file
             .write_all_at(bytes, offset)
-            .map_err(|e| ImportError::io(Code::FileWrite, "write", self.path, &e))
+            .map_err(|e| ImportError::io(Code::FileWrite, "write", self.folder, &e))
     }
 }
 
