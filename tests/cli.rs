@@ -5,7 +5,7 @@ mod common;
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use common::{Scratch, container, fails, ok, report, root, smollm2, u64_of, windows_container};
@@ -554,18 +554,20 @@ fn cached_plans_differ_where_their_plans_do() {
     assert_eq!(build(&["--parallel", "1"]), plans[0]);
 }
 
+/// The plan of this container.
+fn built(scratch: &Scratch, task: &str) -> PathBuf {
+    let file = scratch.write("built.omex.json", task);
+    let plan = scratch.path("built.bin");
+    let mut build = scratch.omexc();
+    build.args(["build", "--any-path"]).arg(&file);
+    ok(build.arg("-o").arg(&plan));
+    plan
+}
+
 #[test]
 fn windows_of_any_number_run_in_one_plan() {
     let scratch = Scratch::new("windows");
-    let task = windows_container(&smollm2());
-    let file = scratch.write("windows.omex.json", task);
-    let plan = scratch.path("windows.bin");
-    let mut build = scratch.omexc();
-    ok(build
-        .args(["build", "--any-path"])
-        .arg(&file)
-        .arg("-o")
-        .arg(&plan));
+    let plan = built(&scratch, &windows_container(&smollm2()));
     let mut peak = 0;
     for sentences in [3, 60] {
         scratch.write(
@@ -593,12 +595,8 @@ fn a_missing_input_is_found_before_another_is_answered() {
     let scratch = Scratch::new("later-input");
     let task = windows_container(&smollm2());
     let task = task.replace(r#"["long.txt"]"#, r#"["long.txt", "later"]"#);
-    let file = scratch.write("windows.omex.json", task);
     scratch.write("long.txt", "The river runs slowly to the sea.");
-    let plan = scratch.path("plan.bin");
-    let mut build = scratch.omexc();
-    build.args(["build", "--any-path"]).arg(&file);
-    ok(build.arg("-o").arg(&plan));
+    let plan = built(&scratch, &task);
     let run = |flags: &[&str]| {
         let mut run = scratch.omex();
         run.arg("run").arg(&plan).args(flags);
@@ -625,12 +623,8 @@ fn a_missing_input_is_found_before_another_is_answered() {
 fn an_output_named_dash_is_standard_output() {
     let scratch = Scratch::new("dash");
     let task = windows_container(&smollm2()).replace("joined.txt", "-");
-    let file = scratch.write("windows.omex.json", task);
     scratch.write("long.txt", "The river runs slowly to the sea.");
-    let plan = scratch.path("plan.bin");
-    let mut build = scratch.omexc();
-    build.args(["build", "--any-path"]).arg(&file);
-    ok(build.arg("-o").arg(&plan));
+    let plan = built(&scratch, &task);
     let output = ok(scratch.omex().arg("run").arg(&plan));
     assert!(output.stdout.len() > 1, "{output:?}");
     assert!(!scratch.path("-").exists());

@@ -19,6 +19,8 @@ pub enum RunError {
     /// A prompt that leaves no room for what is to be generated.
     Context {
         prompt_tokens: u64,
+        /// The prompt has more tokens, which were not counted.
+        and_more: bool,
         tokens_max: u64,
         context: u64,
     },
@@ -124,13 +126,15 @@ impl Display for RunError {
             }
             RunError::Context {
                 prompt_tokens,
+                and_more,
                 tokens_max,
                 context,
             } => write!(
                 f,
-                "the prompt has {prompt_tokens} tokens and up to {tokens_max} are to be generated, \
+                "the prompt has {}{prompt_tokens} tokens and up to {tokens_max} are to be generated, \
                  but the plan's context holds {context}; shorten the prompt, generate less (-n), \
-                 or rebuild with a larger context"
+                 or rebuild with a larger context",
+                if *and_more { "more than " } else { "" }
             ),
             RunError::Io { doing, path, error } => {
                 write!(f, "{}: cannot {doing}: {error}", shown(path))

@@ -266,6 +266,7 @@ mod tests {
             },
             RunError::Context {
                 prompt_tokens: 1,
+                and_more: false,
                 tokens_max: 2,
                 context: 2,
             },

@@ -364,6 +364,7 @@ impl Run<'_> {
         if tokens_max >= plan.model.context {
             return Err(RunError::Context {
                 prompt_tokens: 1,
+                and_more: false,
                 tokens_max: tokens_max.into(),
                 context: plan.model.context.into(),
             });
@@ -417,8 +418,12 @@ impl Run<'_> {
             let must_be_whole = text.is_whole_wanted();
             if must_be_whole && !cut.is_last {
                 cut.tokens = cut.tokens.max(self.plan.model.context);
-                let needed = cut.tokens as u64 + 1;
-                return Err(self.too_long(needed, generated_max));
+                return Err(RunError::Context {
+                    prompt_tokens: cut.tokens.into(),
+                    and_more: true,
+                    tokens_max: generated_max.into(),
+                    context: self.plan.model.context.into(),
+                });
             }
             let window = &text.bytes()[..cut.bytes];
             match self.render(inference.node, window, generated_max) {
@@ -470,6 +475,7 @@ impl Run<'_> {
     fn too_long(&self, prompt_tokens: u64, tokens_max: u32) -> RunError {
         RunError::Context {
             prompt_tokens,
+            and_more: false,
             tokens_max: tokens_max.into(),
             context: self.plan.model.context.into(),
         }

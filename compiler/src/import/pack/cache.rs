@@ -29,9 +29,9 @@ pub fn file_name(digest: &Digest) -> String {
 
 /// Finds the packed model of `source` in `cache_dir`, or packs it there.
 ///
-/// The file gets its name when it is complete and synced. Builders on one cache take turns by a lock that dies with its
-/// holder; where the filesystem has no locks, both write the same bytes and the
-/// last rename wins.
+/// The file gets its name when it is complete and synced. Builders on one cache
+/// take turns by a lock that dies with its holder; where the filesystem has no
+/// locks, both write the same bytes and the last rename wins.
 ///
 /// # Errors
 ///
