@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSliceMut, Write};
+use std::io::{self, IoSliceMut, Seek, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -360,14 +360,28 @@ impl AtomicFile {
                 let flags = AtFlags::SYMLINK_FOLLOW;
                 Ok(rustix::fs::linkat(CWD, &from, CWD, name, flags)?)
             };
-            let ((), temporary) = with_temporary_name(&self.path, link)?;
-            self.name = Name::Temporary(temporary);
+            self.name = match with_temporary_name(&self.path, link) {
+                Ok(((), temporary)) => Name::Temporary(temporary),
+                // What was computed is not lost to a filesystem that has no links.
+                Err(_) => self.copied()?,
+            };
         }
         if let Name::Temporary(temporary) = &self.name {
             std::fs::rename(temporary, &self.path)?;
         }
         self.name = Name::Final;
         File::open(folder_of(&self.path))?.sync_all()
+    }
+
+    /// A durable copy of the file with a temporary name.
+    fn copied(&self) -> io::Result<Name> {
+        let mut copy = AtomicFile::create_named(&self.path)?;
+        let mut from = &self.file;
+        from.rewind()?;
+        io::copy(&mut from, &mut copy.file)?;
+        copy.file.sync_all()?;
+        // The copy does not remove itself.
+        Ok(std::mem::replace(&mut copy.name, Name::Final))
     }
 }
 
@@ -387,7 +401,8 @@ fn descriptor_path(file: &File) -> PathBuf {
 /// none, or could not name it.
 fn unnamed_to_be_linked(folder: &Path) -> Option<File> {
     let mut open = OpenOptions::new();
-    open.write(true).custom_flags(OFlags::TMPFILE.bits() as i32);
+    open.read(true).write(true);
+    open.custom_flags(OFlags::TMPFILE.bits() as i32);
     let file = open.open(folder).ok()?;
     descriptor_path(&file).exists().then_some(file)
 }
@@ -523,6 +538,15 @@ mod tests {
         write(AtomicFile::create_named(&path).unwrap(), b"first");
         drop(AtomicFile::create_named(&path).unwrap());
         write(AtomicFile::create(&path).unwrap(), b"whole");
+        let mut copied = AtomicFile::create(&path).unwrap();
+        if matches!(copied.name, Name::Unnamed) {
+            copied.write_all(b"copied").unwrap();
+            copied.name = copied.copied().unwrap();
+            copied.finish().unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), b"copied");
+            write_atomic(&path, b"whole").unwrap();
+        }
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
         let longest = folder.join("x".repeat(255));
         write_atomic(&longest, b"named").unwrap();
         std::fs::remove_file(longest).unwrap();
