@@ -140,16 +140,14 @@ impl Prompt<'_> {
     fn has_system(&self, framed: &Result<Frame, ImportError>) -> bool {
         let sentinel = self.sentinel();
         match framed {
-            Ok(_) => {
+            Ok(frame) => {
                 let other = format!("{} other", self.system.unwrap_or(""));
                 let other = Prompt {
                     system: Some(&other),
                     ..*self
                 };
-                match (self.render(&sentinel), other.render(&sentinel)) {
-                    (Ok(own), Ok(other)) => own != other,
-                    _ => true,
-                }
+                let own = format!("{}{sentinel}{}", frame.left, frame.right);
+                other.render(&sentinel).map_or(true, |other| other != own)
             }
             Err(e) => e.code != Code::ChatTemplateInvalid || self.render(&sentinel).is_ok(),
         }

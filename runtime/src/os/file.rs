@@ -400,11 +400,18 @@ fn descriptor_path(file: &File) -> PathBuf {
 /// A file without a name in `folder`, that can get one; `None` where the system has
 /// none, or could not name it.
 fn unnamed_to_be_linked(folder: &Path) -> Option<File> {
+    let file = nameless(folder).ok()?;
+    descriptor_path(&file).exists().then_some(file)
+}
+
+/// A file of `folder` without a name.
+///
+/// Errors: the filesystem has none, besides the system's.
+fn nameless(folder: &Path) -> io::Result<File> {
     let mut open = OpenOptions::new();
     open.read(true).write(true);
     open.custom_flags(OFlags::TMPFILE.bits() as i32);
-    let file = open.open(folder).ok()?;
-    descriptor_path(&file).exists().then_some(file)
+    open.open(folder)
 }
 
 /// Whether a file of this name is an [`AtomicFile`] that was not finished, on a
@@ -493,26 +500,15 @@ pub fn waiting_folder() -> PathBuf {
 
 /// An unnamed file in `folder`, for data that memory is not budgeted for.
 pub fn unnamed(folder: &Path) -> io::Result<File> {
-    let anonymous = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(OFlags::TMPFILE.bits() as i32)
-        .open(folder);
-    match anonymous {
-        Ok(file) => Ok(file),
-        // Not every filesystem has O_TMPFILE; a name that is removed at once
-        // amounts to the same.
-        Err(_) => {
-            let path = folder.join(format!(".omex-{}.tmp", std::process::id()));
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(&path)?;
-            std::fs::remove_file(&path)?;
-            Ok(file)
-        }
+    if let Ok(file) = nameless(folder) {
+        return Ok(file);
     }
+    // A name that is removed at once amounts to the same.
+    let mut create = OpenOptions::new();
+    create.read(true).write(true).create_new(true);
+    let (file, name) = with_temporary_name(&folder.join("unnamed"), |name| create.open(name))?;
+    std::fs::remove_file(name)?;
+    Ok(file)
 }
 
 #[cfg(test)]

@@ -2,13 +2,13 @@
 //! full disk or a second builder never leaves a mixed file under a final name.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use omex_plan::packed::{
     Digest, PACKED_HEADER_BYTES, PACKED_MAGIC, PACKED_VERSION, PackedIndex, packed_header,
 };
-use omex_runtime::os::file::{AtomicFile, is_temporary};
+use omex_runtime::os::file::{AtomicFile, Stamp, is_temporary};
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 
@@ -215,11 +215,9 @@ fn hash_source(
 }
 
 /// What changes when somebody writes to the source.
-fn stamp(source: &Source<'_>) -> Result<(u64, i64, i64), ImportError> {
+fn stamp(source: &Source<'_>) -> Result<Stamp, ImportError> {
     let path = source.file.path();
-    let metadata = source.file.file().metadata();
-    let m = metadata.map_err(|e| ImportError::io(Code::FileRead, "stat", path, &e))?;
-    Ok((m.len(), m.mtime(), m.mtime_nsec()))
+    Stamp::of(source.file.file()).map_err(|e| ImportError::io(Code::FileRead, "stat", path, &e))
 }
 
 pub(super) fn check_free_space(cache_dir: &Path, needed_bytes: u64) -> Result<(), ImportError> {
