@@ -107,7 +107,7 @@ impl Session {
     }
 
     pub fn tokenizer(&self) -> Tokenizer<'_> {
-        Tokenizer::from_bytes(&self.tables).expect("the tables were checked at load")
+        Tokenizer::from_checked(&self.tables)
     }
 
     /// Writes when pages were read, waited for and computed with, as a trace in
@@ -137,7 +137,7 @@ impl Session {
             tables,
             memory,
         } = self;
-        let tokenizer = Tokenizer::from_bytes(tables).expect("the tables were checked at load");
+        let tokenizer = Tokenizer::from_checked(tables);
         let plan = engine.shared_plan();
         let barriers = engine.barriers();
         let outcome = program::run(plan.plan(), engine, &tokenizer, memory, options, sink)?;

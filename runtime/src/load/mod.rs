@@ -212,7 +212,10 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
 
     require_memory(plan)?;
 
-    let tokenizer = read_tokenizer(&file)?;
+    // Threads map memory when they start, which waits for whoever makes some resident:
+    // they start beside what one thread does alone.
+    let mut pool = Pool::new(threads)
+        .map_err(|e| RunError::Memory(format!("cannot start {threads} threads: {e}")))?;
     let code = code::load(&file, plan, options)?;
     let beside = file.path.parent().unwrap_or(Path::new(""));
     let mut folders = vec![beside];
@@ -228,9 +231,13 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
         // Whatever is refused here is only cached for longer.
         let _ = forget(&file.file);
     }
-    let mut pool = Pool::new(threads)
-        .map_err(|e| RunError::Memory(format!("cannot start {threads} threads: {e}")))?;
-    let mut arena = allocate_arena(plan, &mut pool)?;
+    let tokenizer = Mutex::new(None);
+    let mut arena = allocate_arena(plan, &mut pool, &|| {
+        *tokenizer.lock().expect("no other holds it") = Some(read_tokenizer(&file));
+    })?;
+    let tokenizer = tokenizer.into_inner().expect("no read panicked");
+    let tokenizer = tokenizer.expect("it was read beside the arena")?;
+    let tokenizer = (tokenizer.freeze()).map_err(RunError::io("protect the tokenizer", path))?;
     // The other long work, on one thread while the others go on with weights.
     let sound = Mutex::new(Ok(()));
     let beside = || {
@@ -305,8 +312,12 @@ fn how_to_return(plan: &Plan) -> Return {
     }
 }
 
-/// The arena, made resident on all threads.
-fn allocate_arena(plan: &Plan, pool: &mut Pool) -> Result<Region, RunError> {
+/// The arena, made resident on all threads, one of which does the work `beside` it.
+fn allocate_arena(
+    plan: &Plan,
+    pool: &mut Pool,
+    beside: &(dyn Fn() + Sync),
+) -> Result<Region, RunError> {
     let needed = plan.arena_bytes;
     let refuse = |why: &dyn std::fmt::Display| {
         RunError::Memory(format!(
@@ -321,7 +332,11 @@ fn allocate_arena(plan: &Plan, pool: &mut Pool) -> Result<Region, RunError> {
     let refused = Mutex::new(None);
     pool.run(&|team| {
         let parts = (before + bytes).div_ceil(POPULATE_BYTES);
-        team.phase(parts as u32, |part| {
+        team.phase(1 + parts as u32, |tile| {
+            let Some(part) = tile.checked_sub(1) else {
+                beside();
+                return true;
+            };
             let start = part as usize * POPULATE_BYTES;
             let end = (start + POPULATE_BYTES - before).min(bytes);
             if let Err(e) = arena.populate(start.saturating_sub(before)..end) {
@@ -337,13 +352,12 @@ fn allocate_arena(plan: &Plan, pool: &mut Pool) -> Result<Region, RunError> {
 }
 
 /// The tokenizer's tables, to be checked.
-fn read_tokenizer(file: &PlanFile<'_>) -> Result<Frozen, RunError> {
+fn read_tokenizer(file: &PlanFile<'_>) -> Result<Region, RunError> {
     let section = file.header.section(SectionKind::Tokenizer);
     let mut region = Region::zeroed(section.bytes as usize)
         .map_err(|e| RunError::Memory(format!("no memory for the tokenizer: {e}")))?;
     file.read(SectionKind::Tokenizer, region.bytes_mut())?;
-    let protected = region.freeze();
-    protected.map_err(RunError::io("protect the tokenizer", file.path))
+    Ok(region)
 }
 
 /// Verifies the tokenizer's tables and checks that they are tables.

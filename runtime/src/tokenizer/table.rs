@@ -248,7 +248,7 @@ impl Stage<'_> {
 /// More stages than any known pre-tokenizer has.
 pub const STAGES_MAX: usize = 8;
 
-/// The checked sections of a table.
+/// The sections of a table.
 #[derive(Clone)]
 pub(super) struct Tables<'a> {
     pub(super) fields: [u32; FIELDS],
@@ -278,16 +278,21 @@ impl<'a> Tables<'a> {
             [self.token_offsets.at(id) as usize..self.token_offsets.at(id + 1) as usize]
     }
 
-    /// Checks the whole table: afterwards every id, offset, state and class is in range
-    /// and every index has an empty slot, where its probing ends.
+    /// Finds the sections and checks all that they hold: afterwards every id, offset,
+    /// state and class is in range and every index has an empty slot, where its probing
+    /// ends.
     pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
-        let header = |reason| Error::Invalid {
-            section: "header",
-            reason,
-        };
+        let tables = Self::find(bytes)?;
+        tables.check()?;
+        Ok(tables)
+    }
+
+    /// Finds the sections, whose contents may still be anything.
+    pub(super) fn find(bytes: &'a [u8]) -> Result<Self, Error> {
         let word = |at: usize| -> Result<u32, Error> {
-            let word = bytes.get(at..at + 4).ok_or(header("truncated"))?;
-            Ok(u32::from_le_bytes(word.try_into().expect("four bytes")))
+            header(bytes.len() >= at + 4, "truncated")?;
+            let word = bytes[at..at + 4].try_into().expect("four bytes");
+            Ok(u32::from_le_bytes(word))
         };
         if bytes.get(..4) != Some(&MAGIC) {
             return Err(Error::NotATokenizer);
@@ -318,43 +323,39 @@ impl<'a> Tables<'a> {
                 .get(start..end)
                 .ok_or(invalid("past the end of the table"))?;
         }
-        if end != bytes.len() {
-            return Err(header("bytes after the last section"));
-        }
-        Self::check(fields, sections)
-    }
-
-    fn check(fields: [u32; FIELDS], sections: [&'a [u8]; SECTIONS]) -> Result<Self, Error> {
-        let invalid = |section: Section, reason| Error::Invalid {
-            section: NAMES[section as usize],
-            reason,
-        };
-        let ensure = |holds: bool, section: Section, reason| {
-            if holds {
-                Ok(())
-            } else {
-                Err(invalid(section, reason))
-            }
-        };
+        header(end == bytes.len(), "bytes after the last section")?;
         let u32s = |section: Section| {
             let (words, rest) = sections[section as usize].as_chunks::<4>();
             ensure(rest.is_empty(), section, "not whole words").map(|()| U32s(words))
         };
-        let header = |holds: bool, reason| {
-            let section = "header";
-            holds
-                .then_some(())
-                .ok_or(Error::Invalid { section, reason })
-        };
-        let field = |field: Field| fields[field as usize];
+        let (class_blocks, rest) = sections[Section::ClassBlocks as usize].as_chunks::<2>();
+        ensure(rest.is_empty(), Section::ClassBlocks, "not whole entries")?;
+        Ok(Self {
+            fields,
+            token_offsets: u32s(Section::TokenOffsets)?,
+            token_bytes: sections[Section::TokenBytes as usize],
+            token_flags: sections[Section::TokenFlags as usize],
+            byte_ids: u32s(Section::ByteIds)?,
+            merges: u32s(Section::Merges)?,
+            merge_index: u32s(Section::MergeIndex)?,
+            ranks: u32s(Section::Ranks)?,
+            text_index: u32s(Section::TextIndex)?,
+            added: u32s(Section::Added)?,
+            class_blocks,
+            class_leaves: sections[Section::ClassLeaves as usize],
+            stages: stages(&fields, sections[Section::Stages as usize])?,
+            joints: sections[Section::Joints as usize],
+        })
+    }
 
-        let vocabulary = field(Field::Vocabulary);
-        let model = Model::from_code(field(Field::Model));
+    fn check(&self) -> Result<(), Error> {
+        let vocabulary = self.field(Field::Vocabulary);
+        let model = Model::from_code(self.field(Field::Model));
         header(model.is_some(), "unknown model")?;
         let scores = model == Some(Model::Scores);
         let characters = model != Some(Model::ByteLevel);
         header(
-            field(Field::Options) & !option::ALL == 0,
+            self.field(Field::Options) & !option::ALL == 0,
             "unknown option bits",
         )?;
         header(
@@ -368,7 +369,7 @@ impl<'a> Tables<'a> {
             Field::Unknown,
             Field::Padding,
         ] {
-            let id = field(id);
+            let id = self.field(id);
             header(
                 id == NONE || id < vocabulary,
                 "special token out of the vocabulary",
@@ -376,32 +377,29 @@ impl<'a> Tables<'a> {
         }
         let count = vocabulary as usize;
 
-        let token_offsets = u32s(Section::TokenOffsets)?;
-        let token_bytes = sections[Section::TokenBytes as usize];
+        let offsets = self.token_offsets;
         ensure(
-            token_offsets.len() == count + 1
-                && token_offsets.at(0) == 0
-                && token_offsets.at(count) as usize == token_bytes.len(),
+            offsets.len() == count + 1
+                && offsets.at(0) == 0
+                && offsets.at(count) as usize == self.token_bytes.len(),
             Section::TokenOffsets,
             "do not cover the token bytes",
         )?;
         let mut longest = 0;
         let mut last = 0;
-        for offset in token_offsets.iter() {
+        for offset in offsets.iter() {
             ensure(offset >= last, Section::TokenOffsets, "not ascending")?;
             longest = longest.max(offset - last);
             last = offset;
         }
         header(
-            longest == field(Field::TokenBytesMax),
+            longest == self.field(Field::TokenBytesMax),
             "wrong longest token",
         )?;
 
-        let token_flags = sections[Section::TokenFlags as usize];
         ensure(
-            token_flags.len() == count
-                && token_flags
-                    .iter()
+            self.token_flags.len() == count
+                && (self.token_flags.iter())
                     .all(|f| f & !flag::ALL == 0 && f & flag::KIND < super::KINDS),
             Section::TokenFlags,
             "not one valid entry per token",
@@ -415,149 +413,134 @@ impl<'a> Tables<'a> {
                 "a token out of the vocabulary",
             )
         };
-        let byte_ids = u32s(Section::ByteIds)?;
+        let byte_ids = self.byte_ids;
         ensure(byte_ids.len() == 256, Section::ByteIds, "not 256 entries")?;
         ids(byte_ids, true, Section::ByteIds)?;
 
-        let index = |section: Section, entries: usize| {
-            let index = u32s(section)?;
-            ensure(
-                index.len().is_power_of_two(),
-                section,
-                "size is not a power of two",
-            )?;
-            let mut free = false;
-            for slot in index.iter() {
-                free |= slot == NONE;
-                ensure(
-                    slot == NONE || (slot as usize) < entries,
-                    section,
-                    "an entry out of range",
-                )?;
-            }
-            ensure(free, section, "no free slot")?;
-            Ok(index)
-        };
-        let merges = u32s(Section::Merges)?;
         ensure(
-            merges.len().is_multiple_of(3),
+            self.merges.len().is_multiple_of(3),
             Section::Merges,
             "not whole merges",
         )?;
-        ids(merges, false, Section::Merges)?;
-        let merge_index = index(Section::MergeIndex, merges.len() / 3)?;
-        let text_index = index(Section::TextIndex, count)?;
-        let ranks = u32s(Section::Ranks)?;
-        let joints = sections[Section::Joints as usize];
+        ids(self.merges, false, Section::Merges)?;
+        let merges = self.merges.len() / 3;
+        check_index(self.merge_index, Section::MergeIndex, merges)?;
+        check_index(self.text_index, Section::TextIndex, count)?;
         ensure(
-            ranks.len() == if scores { count } else { 0 },
+            self.ranks.len() == if scores { count } else { 0 },
             Section::Ranks,
             "not one per token of a model with scores",
         )?;
         ensure(
-            joints.len() == if characters { 256 * 256 / 8 } else { 0 },
+            self.joints.len() == if characters { 256 * 256 / 8 } else { 0 },
             Section::Joints,
             "not those of a model of characters",
         )?;
 
-        let added = u32s(Section::Added)?;
-        ids(added, false, Section::Added)?;
-        let text = |id: u32| {
-            let id = id as usize;
-            &token_bytes[token_offsets.at(id) as usize..token_offsets.at(id + 1) as usize]
-        };
+        ids(self.added, false, Section::Added)?;
         let mut before: &[u8] = &[];
-        for id in added.iter() {
+        for id in self.added.iter() {
             ensure(
-                text(id) > before,
+                self.token(id) > before,
                 Section::Added,
                 "not sorted, or an empty or repeated text",
             )?;
-            before = text(id);
+            before = self.token(id);
         }
 
-        let stages_len = field(Field::Stages) as usize;
-        header(stages_len <= STAGES_MAX, "too many stages")?;
-        let (class_blocks, rest) = sections[Section::ClassBlocks as usize].as_chunks::<2>();
-        let class_leaves = sections[Section::ClassLeaves as usize];
-        let classes = field(Field::Classes) as usize;
-        header(classes <= 255, "too many classes")?;
-        if stages_len > 0 {
-            ensure(
-                class_blocks.len() == BLOCKS
-                    && rest.is_empty()
-                    && class_blocks.iter().all(|&b| {
-                        (usize::from(u16::from_le_bytes(b)) + 1) * BLOCK <= class_leaves.len()
-                    }),
-                Section::ClassBlocks,
-                "do not cover all code points",
-            )?;
-            ensure(
-                class_leaves
-                    .iter()
-                    .all(|&class| usize::from(class) < classes),
-                Section::ClassLeaves,
-                "a class out of range",
-            )?;
+        if self.field(Field::Stages) == 0 {
+            return Ok(());
         }
-
-        let mut stages = [Stage {
-            start: 0,
-            cut: cut::WHOLE,
-            table: &[],
-        }; STAGES_MAX];
-        let mut rest = sections[Section::Stages as usize];
-        for stage in &mut stages[..stages_len] {
-            let invalid = |reason| invalid(Section::Stages, reason);
-            let (head, tail) = rest.split_first_chunk::<12>().ok_or(invalid("truncated"))?;
-            let [states, start, cut] = [&head[..4], &head[4..8], &head[8..]]
-                .map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")));
-            if cut > cut::BEFORE_THREES {
-                return Err(invalid("an unknown way to cut"));
-            }
-            if states == 0 || states > u32::from(transition::STATE) + 1 || start >= states {
-                return Err(invalid("number of states or start state out of range"));
-            }
-            let bytes = states as usize * (classes + 1) * 2;
-            let padded = bytes.next_multiple_of(4);
-            if tail.len() < padded {
-                return Err(invalid("truncated"));
-            }
-            let (table, _) = tail[..bytes].as_chunks::<2>();
-            if table
-                .iter()
-                .any(|&t| u32::from(u16::from_le_bytes(t) & transition::STATE) >= states)
-            {
-                return Err(invalid("a transition out of range"));
-            }
-            *stage = Stage {
-                start: start as u16,
-                cut,
-                table,
-            };
-            rest = &tail[padded..];
-        }
+        let (blocks, leaves) = (self.class_blocks, self.class_leaves);
+        let covered =
+            |&block: &[u8; 2]| (usize::from(u16::from_le_bytes(block)) + 1) * BLOCK <= leaves.len();
         ensure(
-            rest.is_empty(),
-            Section::Stages,
-            "bytes after the last stage",
+            blocks.len() == BLOCKS && blocks.iter().all(covered),
+            Section::ClassBlocks,
+            "do not cover all code points",
         )?;
-
-        Ok(Self {
-            fields,
-            token_offsets,
-            token_bytes,
-            token_flags,
-            byte_ids,
-            merges,
-            merge_index,
-            ranks,
-            text_index,
-            added,
-            class_blocks,
-            class_leaves,
-            stages,
-            joints,
-        })
+        let classes = self.field(Field::Classes);
+        ensure(
+            leaves.iter().all(|&class| u32::from(class) < classes),
+            Section::ClassLeaves,
+            "a class out of range",
+        )
     }
+}
+
+fn header(holds: bool, reason: &'static str) -> Result<(), Error> {
+    let section = "header";
+    holds
+        .then_some(())
+        .ok_or(Error::Invalid { section, reason })
+}
+
+fn ensure(holds: bool, section: Section, reason: &'static str) -> Result<(), Error> {
+    let section = NAMES[section as usize];
+    holds
+        .then_some(())
+        .ok_or(Error::Invalid { section, reason })
+}
+
+fn check_index(index: U32s<'_>, section: Section, entries: usize) -> Result<(), Error> {
+    ensure(
+        index.len().is_power_of_two(),
+        section,
+        "size is not a power of two",
+    )?;
+    let mut free = false;
+    for slot in index.iter() {
+        free |= slot == NONE;
+        ensure(
+            slot == NONE || (slot as usize) < entries,
+            section,
+            "an entry out of range",
+        )?;
+    }
+    ensure(free, section, "no free slot")
+}
+
+/// The splitting automata of a section, whose every transition leads to one of their
+/// states. There are few of them, so they are checked where they are found.
+fn stages<'a>(fields: &[u32; FIELDS], section: &'a [u8]) -> Result<[Stage<'a>; STAGES_MAX], Error> {
+    let mut stages = [Stage {
+        start: 0,
+        cut: cut::WHOLE,
+        table: &[],
+    }; STAGES_MAX];
+    let count = fields[Field::Stages as usize] as usize;
+    header(count <= STAGES_MAX, "too many stages")?;
+    let classes = fields[Field::Classes as usize] as usize;
+    header(classes <= 255, "too many classes")?;
+    let ensure = |holds, reason| ensure(holds, Section::Stages, reason);
+    let mut rest = section;
+    for stage in &mut stages[..count] {
+        let Some((head, tail)) = rest.split_first_chunk::<12>() else {
+            return Err(Error::Invalid {
+                section: NAMES[Section::Stages as usize],
+                reason: "truncated",
+            });
+        };
+        let [states, start, cut] = [&head[..4], &head[4..8], &head[8..]]
+            .map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")));
+        ensure(cut <= cut::BEFORE_THREES, "an unknown way to cut")?;
+        ensure(
+            states > 0 && states <= u32::from(transition::STATE) + 1 && start < states,
+            "number of states or start state out of range",
+        )?;
+        let bytes = states as usize * (classes + 1) * 2;
+        let padded = bytes.next_multiple_of(4);
+        ensure(tail.len() >= padded, "truncated")?;
+        let (table, _) = tail[..bytes].as_chunks::<2>();
+        let leads = |&t: &[u8; 2]| u32::from(u16::from_le_bytes(t) & transition::STATE) < states;
+        ensure(table.iter().all(leads), "a transition out of range")?;
+        *stage = Stage {
+            start: start as u16,
+            cut,
+            table,
+        };
+        rest = &tail[padded..];
+    }
+    ensure(rest.is_empty(), "bytes after the last stage")?;
+    Ok(stages)
 }
