@@ -7,6 +7,7 @@ use omex_plan::task::{NodeKind, Program};
 use omex_plan::{BufferKind, Plan, WeightSource};
 
 use crate::exec::{operands_bytes, tiles_bytes_max};
+use crate::os::process::StartText;
 use crate::pager::{IO_STACK_USED_BYTES, pager_bytes};
 use crate::pool::WORKER_STACK_USED_BYTES;
 use crate::program::{LANE_BYTES, LOGITS_BUFFER_BYTES, WALK_BYTES, WRITE_BUFFER_BYTES};
@@ -23,6 +24,13 @@ pub const GENERATOR_BYTES: u64 = 1 << 20;
 /// What the generator keeps until the process ends once it made code for an x86-64
 /// CPU: the encoder's table of all instructions. Measured, rounded up.
 pub const ENCODER_TABLES_BYTES: u64 = 768 << 10;
+
+/// Of arguments and environment, what the allowance for the runtime contains.
+pub const START_TEXT_BYTES: u64 = 192 << 10;
+
+/// Copies of an argument that a process holds: on its stack, and those of reading it.
+/// Measured, rounded up.
+const COPIES_OF_ARGUMENTS: u64 = 3;
 
 /// The peak of a process that has only read its command line and a plan. A
 /// plan that needs less all in all states this.
@@ -103,27 +111,52 @@ impl CodeSource {
     };
 }
 
-/// The peak of the resident set that a plan predicts for this runtime.
-pub fn rss_peak_bytes(plan: &Plan, code: CodeSource) -> u64 {
+/// What the memory of a run depends on besides its plan.
+#[derive(Clone, Copy, Debug)]
+pub struct Conditions {
+    pub code: CodeSource,
+    /// Threads that compute, at most the plan's `threads_max`.
+    pub threads: u32,
+    /// The process's arguments and environment, which no plan knows.
+    pub start_text: StartText,
+}
+
+impl Conditions {
+    /// What the process holds beyond the allowance for it: its copy of arguments on the
+    /// stack, those that reading them makes, and the environment.
+    fn beyond_bytes(self) -> u64 {
+        let StartText {
+            arguments_bytes,
+            environment_bytes,
+        } = self.start_text;
+        let beyond = (arguments_bytes + environment_bytes).saturating_sub(START_TEXT_BYTES);
+        beyond + (COPIES_OF_ARGUMENTS - 1) * beyond.min(arguments_bytes)
+    }
+}
+
+/// The peak of the resident set that a plan predicts for a run on this runtime.
+pub fn rss_peak_bytes(plan: &Plan, conditions: Conditions) -> u64 {
+    let workers = u64::from(plan.threads_max.saturating_sub(conditions.threads));
+    let unused = unused_bytes(plan, conditions.code) + workers * WORKER_STACK_USED_BYTES as u64;
     let stated = plan.memory.rss_peak_bytes();
-    stated.saturating_sub(unused_bytes(plan, code))
+    stated.saturating_sub(unused) + conditions.beyond_bytes()
 }
 
 /// The peak of a memory cgroup's charge that a plan predicts for this runtime,
-/// whether its code is made again or not.
-pub fn charge_peak_bytes(plan: &Plan) -> u64 {
+/// whether its code is made again or not, on any number of threads.
+pub fn charge_peak_bytes(plan: &Plan, conditions: Conditions) -> u64 {
+    let unused = unused_bytes(plan, CodeSource::WORST);
     let stated = plan.memory.charge_peak_bytes();
-    stated.saturating_sub(unused_bytes(plan, CodeSource::WORST))
+    stated.saturating_sub(unused) + conditions.beyond_bytes()
 }
 
-/// What this runtime may use before it loads anything.
-pub(crate) fn allowance_bytes(plan: &Plan) -> u64 {
-    let generator = plan.memory.bytes_of(MemoryKind::Generator);
-    let stated = plan
-        .memory
-        .bytes_of(MemoryKind::Runtime)
-        .saturating_add(generator);
-    stated.saturating_sub(unused_generator_bytes(plan))
+/// What this runtime may use before it loads anything; `None` for a plan that does not
+/// say, as those of tests.
+pub(crate) fn allowance_bytes(plan: &Plan, conditions: Conditions) -> Option<u64> {
+    let bytes_of = |kind| plan.memory.bytes_of(kind);
+    let stated = bytes_of(MemoryKind::Runtime).saturating_add(bytes_of(MemoryKind::Generator));
+    let allowed = stated.saturating_sub(unused_generator_bytes(plan));
+    (allowed > 0).then(|| allowed + conditions.beyond_bytes())
 }
 
 /// What the plan states for runtimes that have more to them than this one, and

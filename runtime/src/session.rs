@@ -11,6 +11,7 @@ use crate::exec::{Engine, SessionMemory};
 use crate::hex;
 use crate::json::Object;
 use crate::load::{self, LoadOptions};
+use crate::memory::{Conditions, rss_peak_bytes};
 use crate::os::file::AtomicFile;
 use crate::os::memory::Frozen;
 use crate::os::process;
@@ -43,6 +44,9 @@ pub struct Report {
     pub seconds: f64,
     /// From the start of the run to its first token.
     pub ttft_ms: f64,
+    /// What the plan states for all runs of it.
+    pub rss_peak_stated_bytes: u64,
+    /// What it predicts for this one.
     pub rss_peak_predicted_bytes: u64,
     pub rss_peak_measured_bytes: u64,
     /// What files back of the resident set at the end: mapped weights, and the
@@ -71,6 +75,7 @@ impl Report {
             .float("decode_tps", self.decode_tps)
             .float("seconds", self.seconds)
             .float("ttft_ms", self.ttft_ms)
+            .integer("rss_peak_stated_bytes", self.rss_peak_stated_bytes)
             .integer("rss_peak_predicted_bytes", self.rss_peak_predicted_bytes)
             .integer("rss_peak_measured_bytes", self.rss_peak_measured_bytes)
             .integer("rss_file_bytes", self.rss_file_bytes)
@@ -141,6 +146,11 @@ impl Session {
         let plan = engine.shared_plan();
         let barriers = engine.barriers();
         let outcome = program::run(plan.plan(), engine, &tokenizer, memory, options, sink)?;
+        let conditions = Conditions {
+            code: engine.code_source(),
+            threads: engine.threads(),
+            start_text: process::start_text(),
+        };
         let per_second = |count: u64, seconds: f64| {
             if seconds > 0.0 {
                 count as f64 / seconds
@@ -157,10 +167,8 @@ impl Session {
             decode_tps: per_second(outcome.generated_tokens, outcome.decode_seconds),
             seconds: outcome.prefill_seconds + outcome.decode_seconds,
             ttft_ms: outcome.first_token_seconds * 1e3,
-            rss_peak_predicted_bytes: crate::memory::rss_peak_bytes(
-                engine.plan(),
-                engine.code_source(),
-            ),
+            rss_peak_stated_bytes: engine.plan().memory.rss_peak_bytes(),
+            rss_peak_predicted_bytes: rss_peak_bytes(engine.plan(), conditions),
             rss_peak_measured_bytes: process::rss_peak_bytes(),
             rss_file_bytes: process::rss_file_bytes(),
             bytes_read: process::bytes_read(),

@@ -9,7 +9,6 @@ use omex_compiler::import::MappedFile;
 use omex_compiler::report::{Measured, MemoryReport};
 use omex_plan::Plan;
 use omex_plan::file::PLAN_MAGIC;
-use omex_plan::memory::MemoryKind;
 use omex_runtime::os::file::{read_small, require_writable, write_atomic};
 
 use super::build::{self, CompileArgs};
@@ -102,19 +101,15 @@ fn measured(path: &Path) -> Result<Measured, Failure> {
     )
 }
 
-/// A run's report does not name its plan, but predicts the same peak: all of it, or what
-/// a runtime needs that makes no code, or has no code generator.
+/// A run's report does not name its plan, but has the peak that it states.
 fn require_run_of(plan: &Plan, measured: &Measured) -> Result<(), Failure> {
-    let peak = plan.memory.rss_peak_bytes();
-    let tables = plan.memory.bytes_of(MemoryKind::EncoderTables);
-    let generator = tables + plan.memory.bytes_of(MemoryKind::Generator);
-    let stated = measured.rss_peak_predicted_bytes;
-    if [0, tables, generator].contains(&peak.saturating_sub(stated)) && stated <= peak {
+    let (peak, stated) = (plan.memory.rss_peak_bytes(), measured.rss_peak_stated_bytes);
+    if stated == peak {
         return Ok(());
     }
     let what = format!(
-        "this is a run of another plan: its peak was predicted to be {stated} bytes, this \
-         plan's is {peak}"
+        "this is a run of another plan: that one states a peak of {stated} bytes, this one \
+         {peak}"
     );
     Err(Diagnostic::error(Code::Usage, what).into())
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use minijinja::machinery::ast::{
-    BinOpKind, Call, CallArg, CompareOpKind, Expr, ForLoop, Macro, Set, Slice, Spanned, Stmt,
+    BinOpKind, Call, CallArg, CallBlock, CompareOpKind, Expr, Macro, Set, Slice, Spanned, Stmt,
     UnaryOpKind,
 };
 use minijinja::value::ValueKind;
@@ -12,6 +12,7 @@ use minijinja::value::ValueKind;
 use super::arguments::Arguments;
 use super::date::Date;
 use super::filters::{self, Calls};
+use super::loops::Recursion;
 use super::operators::{binary, subscript};
 use super::value::{Budget, Failure, Result, SLOT, STEP, Value, failure};
 use super::{operators, python};
@@ -33,7 +34,7 @@ const FUNCTIONS: [&str; 7] = [
     "lipsum",
 ];
 
-type Scope<'t> = HashMap<&'t str, Value>;
+pub(super) type Scope<'t> = HashMap<&'t str, Value>;
 
 struct MacroDefinition<'t> {
     tree: &'t Macro<'t>,
@@ -42,18 +43,19 @@ struct MacroDefinition<'t> {
 }
 
 pub(super) struct Machine<'t> {
-    budget: &'t Budget,
+    pub(super) budget: &'t Budget,
     date: Option<Date>,
     /// From the template's own variables to the innermost.
-    scopes: Vec<Scope<'t>>,
+    pub(super) scopes: Vec<Scope<'t>>,
     namespaces: Vec<HashMap<Rc<str>, Value>>,
     macros: Vec<MacroDefinition<'t>>,
+    pub(super) recursions: Vec<Recursion<'t>>,
     /// What a filter without a subject filters.
     piped: Value,
     depth: usize,
 }
 
-enum Flow {
+pub(super) enum Flow {
     Next,
     Break,
     Continue,
@@ -97,6 +99,7 @@ impl<'t> Machine<'t> {
             scopes: vec![globals],
             namespaces: Vec::new(),
             macros: Vec::new(),
+            recursions: Vec::new(),
             piped: Value::Undefined,
             depth: 0,
         }
@@ -126,7 +129,7 @@ impl<'t> Machine<'t> {
         Ok(())
     }
 
-    fn body(&mut self, body: &'t [Stmt<'t>], out: &mut String) -> Result<Flow> {
+    pub(super) fn body(&mut self, body: &'t [Stmt<'t>], out: &mut String) -> Result<Flow> {
         for statement in body {
             match self.deeper(|machine| machine.statement(statement, out))? {
                 Flow::Next => {}
@@ -137,7 +140,12 @@ impl<'t> Machine<'t> {
     }
 
     /// `body` in a scope of its own.
-    fn scoped(&mut self, scope: Scope<'t>, body: &'t [Stmt<'t>], out: &mut String) -> Result<Flow> {
+    pub(super) fn scoped(
+        &mut self,
+        scope: Scope<'t>,
+        body: &'t [Stmt<'t>],
+        out: &mut String,
+    ) -> Result<Flow> {
         self.scopes.push(scope);
         let flow = self.body(body, out);
         self.scopes.pop();
@@ -177,11 +185,8 @@ impl<'t> Machine<'t> {
             }
             Stmt::AutoEscape(s) => (Some(s.span()), self.body(&s.body, out)),
             Stmt::Macro(s) => (Some(s.span()), self.define(s)),
-            Stmt::CallBlock(s) => (
-                Some(s.span()),
-                Err(failure("`call` blocks are not supported")),
-            ),
-            Stmt::Do(s) => (Some(s.span()), self.call(&s.call).map(|_| Flow::Next)),
+            Stmt::CallBlock(s) => (Some(s.span()), self.call_block(s, out)),
+            Stmt::Do(s) => (Some(s.span()), self.call(&s.call, None).map(|_| Flow::Next)),
             Stmt::Continue(_) => (None, Ok(Flow::Continue)),
             Stmt::Break(_) => (None, Ok(Flow::Break)),
         };
@@ -236,7 +241,7 @@ impl<'t> Machine<'t> {
         value
     }
 
-    fn assign(&mut self, target: &'t Expr<'t>, value: Value) -> Result<()> {
+    pub(super) fn assign(&mut self, target: &'t Expr<'t>, value: Value) -> Result<()> {
         self.budget.pay(STEP)?;
         match target {
             Expr::Var(var) => {
@@ -285,67 +290,45 @@ impl<'t> Machine<'t> {
             .try_for_each(|(target, value)| self.deeper(|machine| machine.assign(target, value)))
     }
 
-    fn for_loop(&mut self, tree: &'t ForLoop<'t>, out: &mut String) -> Result<Flow> {
-        if tree.recursive {
-            return Err(failure("recursive loops are not supported"));
-        }
-        let mut items = self.expression(&tree.iter)?.iterate(self.budget)?;
-        if let Some(filter) = &tree.filter_expr {
-            let mut kept = Vec::new();
-            for item in items {
-                self.scopes.push(Scope::new());
-                let holds = self
-                    .assign(&tree.target, item.clone())
-                    .and_then(|()| self.expression(filter));
-                self.scopes.pop();
-                if holds?.is_true() {
-                    kept.push(item);
-                }
-            }
-            items = kept;
-        }
-        if items.is_empty() {
-            return self.scoped(Scope::new(), &tree.else_body, out);
-        }
-        let Value::Seq(items) = Value::list(items, self.budget)? else {
-            unreachable!("a list is a sequence");
-        };
-        for (i, item) in items.items.iter().enumerate() {
-            self.budget.pay(STEP)?;
-            self.scopes
-                .push([("loop", Value::Loop(Rc::clone(&items), i))].into());
-            let flow = self
-                .assign(&tree.target, item.clone())
-                .and_then(|()| self.body(&tree.body, out));
-            self.scopes.pop();
-            match flow? {
-                Flow::Next | Flow::Continue => {}
-                Flow::Break => break,
-            }
-        }
+    fn define(&mut self, tree: &'t Macro<'t>) -> Result<Flow> {
+        let defined = self.capture_macro(tree)?;
+        let scope = self.scopes.last_mut().expect("there is a scope");
+        scope.insert(tree.name, defined);
         Ok(Flow::Next)
     }
 
-    fn define(&mut self, tree: &'t Macro<'t>) -> Result<Flow> {
+    /// A macro that sees what is around its definition.
+    fn capture_macro(&mut self, tree: &'t Macro<'t>) -> Result<Value> {
         let mut captured = Scope::new();
         for scope in &self.scopes[1..] {
             self.budget.pay_len(scope.len(), SLOT)?;
             captured.extend(scope.iter().map(|(&name, value)| (name, value.clone())));
         }
-        let id = self.macros.len();
         self.macros.push(MacroDefinition { tree, captured });
-        let scope = self.scopes.last_mut().expect("there is a scope");
-        scope.insert(tree.name, Value::Macro(id));
+        Ok(Value::Macro(self.macros.len() - 1))
+    }
+
+    /// Calls a macro, which can call the block as `caller`.
+    fn call_block(&mut self, block: &'t CallBlock<'t>, out: &mut String) -> Result<Flow> {
+        let caller = self.capture_macro(&block.macro_decl)?;
+        let text = self.call(&block.call, Some(caller))?.text(self.budget)?;
+        self.emit(&text, out)?;
         Ok(Flow::Next)
     }
 
-    fn call_macro(&mut self, id: usize, mut args: Arguments<'_>) -> Result<Value> {
+    fn call_macro(
+        &mut self,
+        id: usize,
+        mut args: Arguments<'_>,
+        caller: Option<Value>,
+    ) -> Result<Value> {
         let tree = self.macros[id].tree;
         self.budget.pay_len(self.macros[id].captured.len(), SLOT)?;
         let captured = self.macros[id].captured.clone();
         let outer = self.scopes.split_off(1);
         self.scopes.push(captured);
-        self.scopes.push(Scope::new());
+        let own = caller.map(|caller| ("caller", caller));
+        self.scopes.push(own.into_iter().collect());
         let result = self.run_macro(tree, &mut args);
         self.scopes.truncate(1);
         self.scopes.extend(outer);
@@ -380,7 +363,7 @@ impl<'t> Machine<'t> {
             .unwrap_or(Value::Undefined)
     }
 
-    fn expression(&mut self, expression: &'t Expr<'t>) -> Result<Value> {
+    pub(super) fn expression(&mut self, expression: &'t Expr<'t>) -> Result<Value> {
         self.deeper(|machine| machine.evaluate(expression))
     }
 
@@ -454,7 +437,7 @@ impl<'t> Machine<'t> {
                     _ => subscript(&value, &key, self.budget),
                 }
             }
-            Expr::Call(call) => self.call(call),
+            Expr::Call(call) => self.call(call, None),
             Expr::List(list) => {
                 let items = self.each(&list.items)?;
                 Value::list(items, self.budget)
@@ -583,24 +566,7 @@ impl<'t> Machine<'t> {
                 .get(name)
                 .cloned()
                 .unwrap_or(Value::Undefined),
-            Value::Loop(seq, i) => {
-                let (i, len) = (*i, seq.items.len());
-                match name {
-                    "index" => (i + 1).into(),
-                    "index0" => i.into(),
-                    "revindex" => (len - i).into(),
-                    "revindex0" => (len - i - 1).into(),
-                    "first" => (i == 0).into(),
-                    "last" => (i + 1 == len).into(),
-                    "length" => len.into(),
-                    "previtem" if i > 0 => seq.items[i - 1].clone(),
-                    "nextitem" if i + 1 < len => seq.items[i + 1].clone(),
-                    "previtem" | "nextitem" => Value::Undefined,
-                    other => {
-                        return Err(failure(format!("`loop.{other}` is not supported")));
-                    }
-                }
-            }
+            Value::Loop(iteration) => iteration.attribute(name)?,
             Value::Str(_) if python::STRING_METHODS.contains(&name) => {
                 return Err(failure(format!("`{name}` is not called")));
             }
@@ -640,7 +606,8 @@ impl<'t> Machine<'t> {
         Ok(Arguments::new(positional, named))
     }
 
-    fn call(&mut self, call: &'t Spanned<Call<'t>>) -> Result<Value> {
+    /// `caller` is what a `call` block gives to a macro.
+    fn call(&mut self, call: &'t Spanned<Call<'t>>, caller: Option<Value>) -> Result<Value> {
         let callee = match &call.expr {
             Expr::GetAttr(get) => {
                 let value = self.expression(&get.expr)?;
@@ -662,6 +629,7 @@ impl<'t> Machine<'t> {
                     | Value::Function(_) => Value::Undefined,
                 };
                 if matches!(own, Value::Undefined) {
+                    require_no_block(caller.as_ref())?;
                     let args = self.arguments(&call.args)?;
                     return python::method(&value, get.name, args, self.budget);
                 }
@@ -676,8 +644,12 @@ impl<'t> Machine<'t> {
             expression => self.expression(expression)?,
         };
         let args = self.arguments(&call.args)?;
+        if let Value::Macro(id) = callee {
+            return self.deeper(|machine| machine.call_macro(id, args, caller));
+        }
+        require_no_block(caller.as_ref())?;
         match callee {
-            Value::Macro(id) => self.deeper(|machine| machine.call_macro(id, args)),
+            Value::Loop(current) => self.deeper(|machine| machine.recurse(&current, args)),
             Value::Function(name) => self.call_function(name, args),
             other => Err(failure(format!("{} cannot be called", other.type_name()))),
         }
@@ -723,5 +695,12 @@ impl<'t> Machine<'t> {
         };
         args.end(name)?;
         Ok(result)
+    }
+}
+
+fn require_no_block(caller: Option<&Value>) -> Result<()> {
+    match caller {
+        Some(_) => Err(failure("a `call` block calls what is no macro")),
+        None => Ok(()),
     }
 }

@@ -133,7 +133,7 @@ pub(super) fn percent(format: &str, values: &Value, budget: &Budget) -> Result<V
 }
 
 /// Leading decimal digits; none are 0.
-fn number(text: &str) -> Result<(usize, &str)> {
+pub(super) fn number(text: &str) -> Result<(usize, &str)> {
     let len = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());

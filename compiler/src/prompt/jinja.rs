@@ -12,6 +12,7 @@ use minijinja::syntax::SyntaxConfig;
 
 use super::date::Date;
 use super::eval::Machine;
+use super::literals::with_plain_escapes;
 use super::value::{self, Budget, Failure, Value, failure};
 use crate::diagnostic::{Code, clean};
 use crate::import::ImportError;
@@ -47,7 +48,7 @@ impl Source {
         }
         // Jinja reads lines, whatever ends them.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
-        Ok(Self(without_generation_blocks(&source)))
+        in_dialect(&source).map(Self)
     }
 }
 
@@ -191,28 +192,39 @@ fn syntax() -> SyntaxConfig {
         .expect("Jinja's own delimiters are valid")
 }
 
-/// `transformers` marks what the assistant said with `{% generation %}` blocks, which
-/// render as what is in them.
-fn without_generation_blocks(source: &str) -> String {
+/// The template in minijinja's dialect. `transformers` marks what the assistant said with
+/// `{% generation %}` blocks, which render as what is in them, and Jinja's literals have
+/// Python's escapes.
+fn in_dialect(source: &str) -> Result<String, ImportError> {
     let mut out = String::with_capacity(source.len());
     let mut done = 0;
     let mut starts = false;
     // Where the source is no template any more, parsing says why.
     for (token, span) in tokenize(source, false, syntax()).map_while(Result::ok) {
+        let range = span.start_offset as usize..span.end_offset as usize;
         let instead = match token {
-            Token::Ident("generation") if starts => "if true",
-            Token::Ident("endgeneration") if starts => "endif",
-            _ => "",
+            Token::Ident("generation") if starts => Some("if true".to_owned()),
+            Token::Ident("endgeneration") if starts => Some("endif".to_owned()),
+            Token::Str(_) | Token::String(_) if source[range.clone()].contains('\\') => {
+                let plain = with_plain_escapes(&source[range.clone()]);
+                Some(plain.ok_or_else(|| {
+                    failed(Failure {
+                        line: Some(span.start_line.into()),
+                        ..failure("a string has an escape that is not supported")
+                    })
+                })?)
+            }
+            _ => None,
         };
-        if !instead.is_empty() {
-            out.push_str(&source[done..span.start_offset as usize]);
-            out.push_str(instead);
-            done = span.end_offset as usize;
+        if let Some(instead) = instead {
+            out.push_str(&source[done..range.start]);
+            out.push_str(&instead);
+            done = range.end;
         }
         starts = matches!(token, Token::BlockStart);
     }
     out.push_str(&source[done..]);
-    out
+    Ok(out)
 }
 
 /// Refuses what the parser's recursion could not hold.

@@ -9,12 +9,15 @@
 //! put in like all others: it is text, and means nothing.
 
 mod arguments;
+mod braces;
 mod date;
 mod eval;
 mod filters;
 mod format;
 mod jinja;
 mod json;
+mod literals;
+mod loops;
 mod operators;
 mod python;
 #[cfg(test)]

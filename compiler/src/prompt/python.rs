@@ -3,6 +3,7 @@
 use omex_plan::prompt::is_space;
 
 use super::arguments::Arguments;
+use super::braces::braces;
 use super::value::{Budget, Result, SLOT, Value, failure};
 
 pub(super) fn method(
@@ -19,7 +20,7 @@ pub(super) fn method(
         }
         Value::Map(_) => mapping(value, name, &mut args, budget)?,
         Value::Seq(_) => sequence(value, name, &mut args, budget)?,
-        Value::Loop(_, index) => loop_method(*index, name, &mut args)?,
+        Value::Loop(iteration) => iteration.method(name, &mut args)?,
         Value::Undefined
         | Value::None
         | Value::Bool(_)
@@ -172,6 +173,7 @@ fn string(
             }
             join(&items, text, budget)?
         }
+        "format" => braces(text, args, budget)?,
         "find" | "rfind" | "index" | "rindex" => {
             let part = args.text("sub")?;
             let place = if name.starts_with('r') {
@@ -420,16 +422,5 @@ fn sequence(
         ("count", _) => Ok(Some(places.len().into())),
         (_, Some(&place)) => Ok(Some(place.into())),
         (_, None) => Err(failure("the item is not in the list")),
-    }
-}
-
-fn loop_method(index: usize, name: &str, args: &mut Arguments<'_>) -> Result<Option<Value>> {
-    if name != "cycle" {
-        return Ok(None);
-    }
-    let choices = args.positional();
-    match choices.len() {
-        0 => Err(failure("cycle has nothing to choose from")),
-        n => Ok(Some(choices[index % n].clone())),
     }
 }

@@ -379,6 +379,32 @@ fn python_is_reproduced() {
         ("[\"a'b\", 'a\\nb']", "[\"a'b\", 'a\\nb']"),
         ("[{'a': {'b': 1}}] | map(attribute='a.b') | list", "[1]"),
         ("1 < 2 < 3", "True"),
+        ("'{} and {}'.format('a', 1)", "a and 1"),
+        ("'{1}{0}{x!r}'.format('a', 'b', x='c')", "ba'c'"),
+        (
+            "'{{{:>5}|{:<5}|{:^5}}}'.format('ab', 'cd', 'ef')",
+            "{   ab|cd   | ef  }",
+        ),
+        (
+            "'{:05d}|{:+d}|{:,}|{:x}|{:08.3f}|{:.0%}'.format(42, 3, 1234567, 255, -3.14159, 0.25)",
+            "00042|+3|1,234,567|ff|-003.142|25%",
+        ),
+        (
+            "'{:*^9}|{:.2}|{:>6}|{}'.format('mid', 'cut', true, none)",
+            "***mid***|cu|     1|None",
+        ),
+        (
+            "'{:_}|{:=+7}|{:<7}|'.format(1000, 5, -5)",
+            "1_000|+     5|-5     |",
+        ),
+        (
+            "'{:10.2f}|{}|{:,.1f}'.format(2.5, 1.0, 12345.678)",
+            "      2.50|1.0|12,345.7",
+        ),
+        (
+            r"'\U0001F600 \x41\u00e9 \101 \d \/ \' \a'",
+            "😀 Aé A \\d \\/ ' \u{7}",
+        ),
     ] {
         let got = evaluate(&format!("{{{{ {expression} }}}}"), None);
         assert_eq!(got.as_deref(), Ok(expected), "{expression}");
@@ -387,6 +413,73 @@ fn python_is_reproduced() {
     let source =
         "a\n  {% if true %}\n  b\n  {%- endif %}\n{% generation %}\nc\n{%- endgeneration -%}\n d\n";
     assert_eq!(evaluate(source, None).as_deref(), Ok("a\n  bcd"));
+}
+
+/// As above.
+#[test]
+fn loops_and_macros_call_what_is_around_them() {
+    for (source, expected) in [
+        (
+            "{% for a in [{'n': 1, 'c': [{'n': 2, 'c': [{'n': 3}]}, {'n': 4}]}] recursive %}\
+             [{{ loop.depth }}.{{ loop.index }}:{{ a.n }}{{ loop(a.c) if a.c }}]{% endfor %}",
+            "[1.1:1[2.1:2[3.1:3]][2.2:4]]",
+        ),
+        (
+            "{% set x = 'o' %}{% for a in [[1, [2]], 3] recursive %}{% if a is iterable %}\
+             {% set x = 'i' %}({{ loop(a) }}){% else %}{{ x }}{{ a }}{% endif %}\
+             {% else %}-{% endfor %}",
+            "(o1(o2))o3",
+        ),
+        (
+            "{% for a in [[], 1] recursive %}{% if a is iterable %}{{ loop(a) }}\
+             {% else %}{{ a }}{% endif %}{% else %}none {% endfor %}",
+            "none 1",
+        ),
+        (
+            "{% for a in [[1], [2, [3]]] recursive %}{% for b in [9] %}\
+             {% if a is iterable %}x{% endif %}{% endfor %}{% if a is iterable %}{{ loop(a) }}\
+             {% else %}{{ loop.previtem }}{{ loop.revindex }}{% endif %}{% endfor %}",
+            "x1x2x1",
+        ),
+        (
+            "{% for a in [1] %}{{ loop.depth }}{{ loop.depth0 }}{% for b in [1] %}\
+             {{ loop.depth }}{% endfor %}{% endfor %}",
+            "101",
+        ),
+        (
+            "{% macro tag(name) %}<{{ name }}>{{ caller() }}</{{ name }}>{% endmacro %}\
+             {% call tag('b') %}in {{ messages[0].role }}{% endcall %}",
+            "<b>in system</b>",
+        ),
+        (
+            "{% macro each(l) %}{% for i in l %}{{ caller(i, loop.index0) }}{% endfor %}\
+             {% endmacro %}{% call(v, n=7) each([5, 6]) %}{{ n }}={{ v }};{% endcall %}",
+            "0=5;1=6;",
+        ),
+        (
+            "{% macro m() %}{{ caller is defined }}{{ 'c' if caller }}{% endmacro %}{{ m() }}\
+             {% call m() %}{% endcall %}",
+            "FalseTruec",
+        ),
+    ] {
+        assert_eq!(evaluate(source, None).as_deref(), Ok(expected), "{source}");
+    }
+    for wrong in [
+        "{% for a in [1] %}{{ loop([2]) }}{% endfor %}",
+        "{% for a in [1] recursive %}{{ loop([2]) }}{% endfor %}",
+        "{% call messages[0].role.strip() %}{% endcall %}",
+        "{% call range(3) %}{% endcall %}",
+        "{{ '{}'.format() }}",
+        "{{ '{'.format(1) }}",
+        "{{ '}'.format(1) }}",
+        "{{ '{:d}'.format('a') }}",
+        "{{ '{:5}'.format([1]) }}",
+        "{{ '{:>99999999}'.format(1) }}",
+        r"{{ '\N{BULLET}' }}",
+    ] {
+        let error = evaluate(wrong, None).expect_err(wrong);
+        assert_eq!(error.code, Code::ChatTemplateInvalid, "{wrong}");
+    }
 }
 
 #[test]

@@ -7,6 +7,8 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use super::loops::Iteration;
+
 /// Why an evaluation ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
@@ -83,7 +85,7 @@ pub(super) enum Value {
     Seq(Rc<Seq>),
     Map(Rc<Map>),
     /// The `loop` of one iteration.
-    Loop(Rc<Seq>, usize),
+    Loop(Rc<Iteration>),
     /// Numbers of the evaluator's own tables.
     Namespace(usize),
     Macro(usize),
@@ -171,7 +173,8 @@ impl Value {
                 weight: SLOT + text.len() as u64,
                 depth: 0,
             },
-            Self::Seq(seq) | Self::Loop(seq, _) => seq.extent,
+            Self::Seq(seq) => seq.extent,
+            Self::Loop(iteration) => iteration.items.extent,
             Self::Map(map) => map.extent,
             Self::Undefined
             | Self::None
@@ -460,8 +463,9 @@ impl Value {
                 }
                 out.push('}');
             }
-            Self::Loop(seq, index) => {
-                out.push_str(&format!("<LoopContext {}/{}>", index + 1, seq.items.len()));
+            Self::Loop(iteration) => {
+                let (index, len) = (iteration.index, iteration.items.items.len());
+                out.push_str(&format!("<LoopContext {}/{len}>", index + 1));
             }
             Self::Namespace(_) => out.push_str("<Namespace>"),
             Self::Macro(_) => out.push_str("<Macro>"),

@@ -8,6 +8,8 @@ use super::mib;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
     pub rss_peak_bytes: u64,
+    /// As its plan states it for all runs.
+    pub rss_peak_stated_bytes: u64,
     /// As its plan predicted it for that run.
     pub rss_peak_predicted_bytes: u64,
     pub bytes_read: Option<u64>,
@@ -26,6 +28,7 @@ impl Measured {
         };
         Ok(Measured {
             rss_peak_bytes: bytes("rss_peak_measured_bytes")?,
+            rss_peak_stated_bytes: bytes("rss_peak_stated_bytes")?,
             rss_peak_predicted_bytes: bytes("rss_peak_predicted_bytes")?,
             bytes_read: report["bytes_read"].as_u64(),
             decode_tps: report["decode_tps"].as_f64(),

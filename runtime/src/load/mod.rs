@@ -18,7 +18,7 @@ use omex_plan::{CheckedPlan, Plan, WeightSource};
 
 use crate::error::RunError;
 use crate::exec::{Engine, Machine, SessionMemory};
-use crate::memory::{CodeSource, allowance_bytes, charge_peak_bytes, rss_peak_bytes};
+use crate::memory::{CodeSource, Conditions, allowance_bytes, charge_peak_bytes, rss_peak_bytes};
 use crate::os::file::{forget, is_cached, open_regular};
 use crate::os::memory::{Frozen, Region, Return};
 use crate::os::{memory, process};
@@ -206,11 +206,15 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
             plan.threads_max
         )));
     }
+    let conditions = Conditions {
+        code: CodeSource::WORST,
+        threads,
+        start_text: process::start_text(),
+    };
     if options.enforce_allowance {
-        require_allowance(plan, resident_at_start)?;
+        require_allowance(plan, conditions, resident_at_start)?;
     }
-
-    require_memory(plan)?;
+    require_memory(plan, conditions)?;
 
     // Threads map memory when they start, which waits for whoever makes some resident:
     // they start beside what one thread does alone.
@@ -223,17 +227,23 @@ pub(crate) fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, RunErro
     let model = find_packed(&file, plan, &folders)?;
     let frames = find_frames(plan, &folders)?;
 
-    // Decoding and code generation leave free blocks behind, and reading the
-    // plan its pages in the page cache.
-    let how = how_to_return(plan);
+    // Decoding and code generation leave free blocks behind.
+    let how = how_to_return(plan, conditions);
     memory::release_unused(how);
-    if !file.was_cached && file.header.section(SectionKind::Pages).bytes == 0 {
-        // Whatever is refused here is only cached for longer.
-        let _ = forget(&file.file);
-    }
-    let tokenizer = Mutex::new(None);
+    // Pages of the plan that reading it brings to the page cache are charged for until they
+    // are forgotten, which has to be before the arena is there.
+    let read = || {
+        let tokenizer = read_tokenizer(&file);
+        if !file.was_cached && file.header.section(SectionKind::Pages).bytes == 0 {
+            // Whatever is refused here is only cached for longer.
+            let _ = forget(&file.file);
+        }
+        tokenizer
+    };
+    let tokenizer = Mutex::new((!file.was_cached).then(read));
     let mut arena = allocate_arena(plan, &mut pool, &|| {
-        *tokenizer.lock().expect("no other holds it") = Some(read_tokenizer(&file));
+        let mut tokenizer = tokenizer.lock().expect("no other holds it");
+        tokenizer.get_or_insert_with(read);
     })?;
     let tokenizer = tokenizer.into_inner().expect("no read panicked");
     let tokenizer = tokenizer.expect("it was read beside the arena")?;
@@ -264,12 +274,11 @@ pub(crate) fn nothing_to_trace() -> RunError {
     RunError::Usage(what.to_owned())
 }
 
-/// Plans state a contract, but for those of tests.
-fn require_allowance(plan: &Plan, resident: u64) -> Result<(), RunError> {
-    let allowed = allowance_bytes(plan);
-    if allowed == 0 || resident <= allowed {
+/// Refuses a runtime that is larger than the one that the plan was made for.
+fn require_allowance(plan: &Plan, conditions: Conditions, resident: u64) -> Result<(), RunError> {
+    let Some(allowed) = allowance_bytes(plan, conditions).filter(|&most| resident > most) else {
         return Ok(());
-    }
+    };
     Err(RunError::Memory(format!(
         "the runtime itself already uses {resident} bytes, the plan allows it {allowed}; \
          rebuild the plan with the version of `omexc` that belongs to this runtime"
@@ -278,18 +287,18 @@ fn require_allowance(plan: &Plan, resident: u64) -> Result<(), RunError> {
 
 /// Refuses what would end the process later instead of a call now: touching
 /// more memory than there is.
-fn require_memory(plan: &Plan) -> Result<(), RunError> {
+fn require_memory(plan: &Plan, conditions: Conditions) -> Result<(), RunError> {
     let refuse = |needed: u64, why: String| {
         Err(RunError::Memory(format!(
             "the plan needs {needed} bytes, but {why}; rebuild with a smaller --ram, a smaller \
              context or a smaller model"
         )))
     };
-    let charge = charge_peak_bytes(plan);
+    let charge = charge_peak_bytes(plan, conditions);
     if let Some(limit) = process::memory_limit_bytes().filter(|&limit| limit < charge) {
         return refuse(charge, format!("its memory cgroup allows {limit}"));
     }
-    let more = rss_peak_bytes(plan, CodeSource::WORST).saturating_sub(process::rss_bytes());
+    let more = rss_peak_bytes(plan, conditions).saturating_sub(process::rss_bytes());
     match process::memory_available_bytes() {
         Some(available) if available < more => {
             refuse(more, format!("only {available} are available"))
@@ -300,9 +309,9 @@ fn require_memory(plan: &Plan) -> Result<(), RunError> {
 
 /// How pages of the program come back while the plan runs: singly, where they would
 /// take the place of others.
-fn how_to_return(plan: &Plan) -> Return {
+fn how_to_return(plan: &Plan, conditions: Conditions) -> Return {
     let is_full = || {
-        let most = charge_peak_bytes(plan).saturating_add(SPARE_BYTES);
+        let most = charge_peak_bytes(plan, conditions).saturating_add(SPARE_BYTES);
         process::memory_limit_bytes().is_some_and(|limit| limit < most)
     };
     match &plan.weights.source {

@@ -294,25 +294,47 @@ fn is_special(path: &Path) -> io::Result<bool> {
     }
 }
 
+/// Where links lead, whether that is there or not: writing to a link leaves it one.
+///
+/// Errors: more links than the system follows, besides the system's.
+fn behind_links(path: &Path) -> io::Result<PathBuf> {
+    /// See path_resolution(7).
+    const LINKS_MAX: u32 = 40;
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        match std::fs::read_link(&path) {
+            // A relative link begins at its own folder.
+            Ok(target) => path = folder_of(&path).join(target),
+            // No link, or nothing.
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => return Ok(path),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(path),
+            Err(e) => return Err(e),
+        }
+    }
+    Err(Errno::LOOP.into())
+}
+
 impl AtomicFile {
-    /// Starts writing what will become `path`, in the same folder.
+    /// Starts writing what will become `path`, or the file that a link of that name leads
+    /// to, in the same folder.
     ///
     /// Errors: the folder is missing or takes no files, or `path` is a folder.
     pub fn create(path: &Path) -> io::Result<AtomicFile> {
-        let called = |file, name| AtomicFile {
+        let called = |path: &Path, file, name| AtomicFile {
             file,
             path: path.to_owned(),
             name,
         };
         if is_special(path)? {
-            return Ok(called(open_special(path)?, Name::Final));
+            return Ok(called(path, open_special(path)?, Name::Final));
         }
+        let path = &behind_links(path)?;
         if path.file_name().is_none() {
             let what = "not a file name";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
         if let Some(file) = unnamed_to_be_linked(folder_of(path)) {
-            return Ok(called(file, Name::Unnamed));
+            return Ok(called(path, file, Name::Unnamed));
         }
         AtomicFile::create_named(path)
     }
@@ -564,6 +586,31 @@ mod tests {
         let null = std::fs::canonicalize("/dev/null").unwrap();
         write_atomic(&null, b"gone").unwrap();
         assert!(!std::fs::metadata(&null).unwrap().is_file());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_link_stays_one_and_what_it_leads_to_is_written() {
+        let folder = std::env::temp_dir().join(format!("omex-links-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("deep")).unwrap();
+        let link = |name: &str, to: &str| {
+            let path = folder.join(name);
+            std::os::unix::fs::symlink(to, &path).unwrap();
+            path
+        };
+        link("deep/second", "../file.txt");
+        let first = link("first", "deep/second");
+        // First the file is not there.
+        for bytes in [b"one", b"two"] {
+            write_atomic(&first, bytes).unwrap();
+            assert_eq!(std::fs::read(folder.join("file.txt")).unwrap(), bytes);
+        }
+        assert!(first.is_symlink() && folder.join("deep/second").is_symlink());
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 3);
+        for wrong in [link("circle", "circle"), link("astray", "missing/file")] {
+            assert!(require_writable(&wrong).is_err(), "{wrong:?}");
+        }
+        write_atomic(&link("null", "/dev/null"), b"gone").unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
     }
 
