@@ -479,6 +479,21 @@ fn execute_builds_once_and_reads_containers_from_pipes() {
     assert!(refusal.contains("error[OMX"), "{refusal}");
 }
 
+#[test]
+fn nothing_is_built_to_be_executed_on_another_machine() {
+    let scratch = Scratch::new("other-machine");
+    let other = match cfg!(target_arch = "x86_64") {
+        true => "pi5",
+        false => "laptop",
+    };
+    let file = scratch.write("task.omex.json", container(&smollm2(), ""));
+    let mut execute = scratch.omex();
+    execute.args(["execute", "--any-path", "--target", other, "--file"]);
+    let refusal = fails(execute.arg(file), 6);
+    assert!(refusal.contains("does not run here"), "{refusal}");
+    assert!(!scratch.path("home/cache").exists());
+}
+
 /// A container may come from anyone; whoever runs it names what they like.
 #[test]
 fn links_do_not_lead_out_of_the_tasks_folder() {
@@ -517,10 +532,18 @@ fn links_do_not_lead_out_of_the_tasks_folder() {
     build("docs", &[]);
     let events = |flags: &[&str]| {
         let events = stdout(ok(&mut run(&[&["--events", "jsonl"], flags].concat())));
-        (events.contains("own.txt"), events.contains("link.txt"))
+        let of = |event: &str, name: &str| {
+            let mut lines = events.lines();
+            lines.any(|line| line.contains(event) && line.contains(name))
+        };
+        (
+            of("prompt", "own.txt"),
+            of("prompt", "link.txt"),
+            of("note", "link.txt"),
+        )
     };
-    assert_eq!(events(&[]), (true, false));
-    assert_eq!(events(&["-i", "docs"]), (true, true));
+    assert_eq!(events(&[]), (true, false, true));
+    assert_eq!(events(&["-i", "docs"]), (true, true, false));
 }
 
 /// The cache knows a plan by all that its bytes depend on.
@@ -562,6 +585,54 @@ fn built(scratch: &Scratch, task: &str) -> PathBuf {
     build.args(["build", "--any-path"]).arg(&file);
     ok(build.arg("-o").arg(&plan));
     plan
+}
+
+/// What one node generates, text by text and joined, another takes.
+#[test]
+fn nodes_take_what_others_generated() {
+    let scratch = Scratch::new("chain");
+    let task = windows_container(&smollm2()).replace("long.txt", "texts/*.txt");
+    let join = r#"{"id": "join","#;
+    let analyse = |id: &str, source: &str| {
+        format!(
+            r#"{{"id": "{id}", "type": "semantic_analysis", "depends_on": ["{source}"],
+            "guidance": "zsei://frameworks/document-summary", "max_tokens": 3,
+            "model_reference": "{}"}},"#,
+            smollm2().display()
+        )
+    };
+    let each = analyse("each", "infer");
+    let all = analyse("all", "gather");
+    let gather = r#"{"id": "gather", "type": "output_merge_and_decode", "depends_on": ["infer"]},"#;
+    let task = task.replace(join, &[&each, gather, &all, join].concat());
+    for name in ["a", "b"] {
+        scratch.write(
+            &format!("texts/{name}.txt"),
+            "The river runs slowly. ".repeat(24),
+        );
+    }
+    scratch.write("texts/c.md", "Not this.");
+    let plan = built(&scratch, &task);
+    let run = |flags: &[&str]| {
+        let mut run = scratch.omex();
+        stdout(ok(run.arg("run").arg(&plan).args(flags)))
+    };
+    let events = run(&["--events", "jsonl"]);
+    let count = |what: &[&str]| {
+        let holds = |line: &&str| what.iter().all(|part| line.contains(part));
+        events.lines().filter(holds).count()
+    };
+    let windows = count(&[r#""event":"prompt""#, r#""node":"infer""#]);
+    assert!(windows >= 4, "{events}");
+    assert_eq!(count(&[r#""event":"prompt""#, r#""node":"each""#]), windows);
+    assert_eq!(count(&[r#""event":"prompt""#, r#""node":"all""#]), 1);
+    assert_eq!(count(&["c.md"]), 0);
+    // The same bits however many windows go through a layer together.
+    let joined = || std::fs::read(scratch.path("joined.txt")).unwrap();
+    let (printed, written) = (run(&[]), joined());
+    assert!(!printed.is_empty() && !written.is_empty());
+    let alone = run(&["--parallel", "1", "-t", "1"]);
+    assert_eq!((alone, joined()), (printed, written));
 }
 
 #[test]
@@ -608,17 +679,33 @@ fn a_missing_input_is_found_before_another_is_answered() {
     // What is passed over is told beside every kind of result.
     scratch.write("later/text.txt", "Rain falls.");
     scratch.write("later/none.bin", b"\0");
+    std::os::unix::fs::symlink("nowhere", scratch.path("later/link.txt")).unwrap();
     for flags in [&["--json"][..], &[]] {
         let output = ok(&mut run(flags));
         let notes = String::from_utf8(output.stderr).unwrap();
-        assert!(
-            notes.contains("note: later/none.bin is empty or not"),
-            "{notes}"
-        );
+        for note in ["none.bin is empty or not", "link.txt is a link"] {
+            assert!(notes.contains(&format!("note: later/{note}")), "{notes}");
+        }
     }
 }
 
-/// What a program may use of a system that gives little.
+#[test]
+fn shells_get_completions_for_both_programs() {
+    let scratch = Scratch::new("completions");
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        for (mut program, flag) in [
+            (scratch.omex(), "repeat-penalty"),
+            (scratch.omexc(), "bundle"),
+        ] {
+            let script = ok(program.args(["completions", shell])).stdout;
+            let script = String::from_utf8(script).unwrap();
+            assert!(script.contains(flag), "{shell}");
+        }
+    }
+    let refusal = fails(scratch.omex().args(["completions", "csh"]), 2);
+    assert!(refusal.contains("powershell"), "{refusal}");
+}
+
 #[test]
 fn an_output_named_dash_is_standard_output() {
     let scratch = Scratch::new("dash");
@@ -630,6 +717,7 @@ fn an_output_named_dash_is_standard_output() {
     assert!(!scratch.path("-").exists());
 }
 
+/// What a program may use of a system that gives little.
 #[test]
 fn memory_that_is_refused_ends_with_4() {
     let scratch = Scratch::new("refused");

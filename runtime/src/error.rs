@@ -19,7 +19,8 @@ pub enum RunError {
     /// A prompt that leaves no room for what is to be generated.
     Context {
         prompt_tokens: u64,
-        /// The prompt has more tokens, which were not counted.
+        /// The prompt has more tokens, which were not counted: none, where what is
+        /// to be generated takes all room.
         and_more: bool,
         tokens_max: u64,
         context: u64,
@@ -124,6 +125,16 @@ impl Display for RunError {
                 place(f, path, *byte)?;
                 write!(f, "{}", Plain(what))
             }
+            RunError::Context {
+                prompt_tokens: 0,
+                tokens_max,
+                context,
+                ..
+            } => write!(
+                f,
+                "up to {tokens_max} tokens are to be generated, but the plan's context holds \
+                 {context}; generate less (-n), or rebuild with a larger context"
+            ),
             RunError::Context {
                 prompt_tokens,
                 and_more,

@@ -20,7 +20,9 @@ pub mod tokenizer;
 pub mod transcript;
 
 pub use error::RunError;
-pub use load::{LoadOptions, Places, TrustStore, TrustedKey, frames_file_name, packed_file_name};
+pub use load::{
+    LoadOptions, Places, TrustStore, TrustedKey, frames_file_name, packed_file_name, unsuitable,
+};
 pub use pager::timeline::TIMELINE_BYTES;
 pub use program::{Bindings, RunOptions, SamplingChanges};
 pub use session::{Report, Session};

@@ -208,6 +208,10 @@ pub fn build(args: &BuildArgs, output: &Output) -> Result<(), Failure> {
     let mut request = Request::new(&args.container, &args.compile, output)?;
     let signer = signer(args)?;
     let destination = if args.cached {
+        // It is built to run here.
+        if let Some(why) = omex_runtime::unsuitable(&request.target.plan) {
+            return Err(Diagnostic::error(Code::FeatureMissing, why).into());
+        }
         let plan = request.cached_plan(args.bundle)?;
         if request.is_complete(&plan, args.bundle) {
             return print_path(&plan);

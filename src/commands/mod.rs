@@ -4,6 +4,7 @@ pub mod bench;
 pub mod build;
 pub mod cache;
 mod child;
+pub mod completions;
 mod container;
 mod emit;
 pub mod evaluate;
@@ -54,6 +55,8 @@ enum OmexcCommand {
     Targets(targets::TargetsArgs),
     /// Tell the story of an error code
     Explain(explain::ExplainArgs),
+    /// Write a script with which a shell completes command lines
+    Completions(completions::CompletionsArgs),
 }
 
 /// Run plans and look into them.
@@ -89,6 +92,8 @@ enum OmexCommand {
     Cache(cache::CacheCommand),
     /// Tell the story of an error code
     Explain(explain::ExplainArgs),
+    /// Write a script with which a shell completes command lines
+    Completions(completions::CompletionsArgs),
     /// `omexc build`, for the child process of `omex execute`
     #[command(hide = true)]
     Build(build::BuildArgs),
@@ -118,17 +123,21 @@ pub fn omexc() -> ExitCode {
             OmexcCommand::Synth(args) => synth::synth(&args),
             OmexcCommand::Targets(args) => targets::targets(&args, &output),
             OmexcCommand::Explain(args) => explain::explain(&args),
+            OmexcCommand::Completions(args) => completions::completions(&args, Omexc::command()),
         },
     )
 }
 
-/// `omex` with all its commands.
-pub fn omex() -> ExitCode {
-    let command = Omex::command()
+fn omex_command() -> Command {
+    Omex::command()
         .subcommand(run_command())
         .subcommand(execute_command())
-        .subcommand(trust_command());
-    let mut matches = command.get_matches_from(arguments());
+        .subcommand(trust_command())
+}
+
+/// `omex` with all its commands.
+pub fn omex() -> ExitCode {
+    let mut matches = omex_command().get_matches_from(arguments());
     let name = matches.subcommand_name().map(str::to_owned);
     let inner = |matches: &mut ArgMatches| {
         let subcommand = matches.remove_subcommand();
@@ -176,6 +185,7 @@ pub fn omex() -> ExitCode {
         OmexCommand::Profile(args) => profile::profile(&args),
         OmexCommand::Cache(command) => cache::cache(&command),
         OmexCommand::Explain(args) => explain::explain(&args),
+        OmexCommand::Completions(args) => completions::completions(&args, omex_command()),
         OmexCommand::Build(args) => build::build(&args, &output),
     };
     finish(&output, result)

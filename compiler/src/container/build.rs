@@ -10,8 +10,8 @@ use super::inference::{InferenceSettings, SamplingSettings};
 use super::link::{Links, Source};
 use super::prompt;
 use super::task::{
-    Action, Artefact, ArtefactId, ArtefactKind, Inference, Input, InputId, InputPath, MergeMode,
-    Node, NodeId, NodeInput, Output, Prompt, Unsupported,
+    Action, Artefact, ArtefactId, ArtefactKind, Inference, Input, InputId, MergeMode, Node, NodeId,
+    NodeInput, Output, Prompt, Unsupported,
 };
 use crate::diagnostic::{Code, Diagnostic, Severity, Span, Spanned, quoted};
 
@@ -163,7 +163,9 @@ fn expected_input(node_type: NodeType) -> &'static str {
         NodeType::Infer => {
             "it takes chunks: let it depend on a `token_chunk_parse`, or name a file in `input`"
         }
-        NodeType::SemanticAnalysis => "it takes chunks: let it depend on a `parse_codebase`",
+        NodeType::SemanticAnalysis => {
+            "it takes chunks or text of other nodes, or files: name them in `input` or `depends_on`"
+        }
         NodeType::SummaryGeneration => {
             "it takes chunks or text of other nodes: name them in `depends_on`"
         }
@@ -276,7 +278,7 @@ impl Builder<'_, '_> {
         };
         if matches!(
             node_type.value,
-            NodeType::ParseCodebase | NodeType::SemanticAnalysis | NodeType::SummaryGeneration
+            NodeType::ParseCodebase | NodeType::SummaryGeneration
         ) {
             self.unsupported(
                 &format!("the node type `{}`", node_type.value.name()),
@@ -350,9 +352,6 @@ impl Builder<'_, '_> {
                 );
             }
             return Some(known);
-        }
-        if matches!(path, InputPath::Glob(_)) {
-            self.unsupported("a pattern in `input`", file.path.span);
         }
         let id = InputId(id32(self.program.inputs.len()));
         self.input_ids.insert(file.name.clone(), id);

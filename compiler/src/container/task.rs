@@ -162,7 +162,7 @@ pub enum Action {
     Merge { mode: Spanned<MergeMode> },
     /// `parse_codebase`. Not built yet.
     ParseCodebase,
-    /// `semantic_analysis`. Not built yet.
+    /// `semantic_analysis`: generates for each window, and for each text of another node.
     SemanticAnalysis(Box<Inference>),
     /// `summary_generation`. Not built yet.
     SummaryGeneration(Box<Inference>),

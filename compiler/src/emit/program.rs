@@ -77,7 +77,9 @@ impl Builder<'_> {
     fn node(&mut self, id: container::NodeId, node: &container::Node) {
         let result = match &node.action {
             Action::Chunk { window } => self.parse(node, window.as_ref().map(|w| w.value)),
-            Action::Infer(inference) => self.infer(id, node, inference),
+            Action::Infer(inference) | Action::SemanticAnalysis(inference) => {
+                self.infer(id, node, inference)
+            }
             Action::Merge { mode } => match mode.value {
                 MergeMode::Concat => self.merge(node),
                 MergeMode::Overlap | MergeMode::Last | MergeMode::Reduce => {
@@ -85,7 +87,7 @@ impl Builder<'_> {
                     None
                 }
             },
-            Action::ParseCodebase | Action::SemanticAnalysis(_) | Action::SummaryGeneration(_) => {
+            Action::ParseCodebase | Action::SummaryGeneration(_) => {
                 self.unsupported(node.span, "nodes of this type are not built yet");
                 None
             }
@@ -155,7 +157,7 @@ impl Builder<'_> {
         Some(result)
     }
 
-    /// The nodes whose windows an inferring node takes. Inputs that it names
+    /// The nodes whose windows or texts an inferring node takes. Inputs that it names
     /// directly are read whole by a node of their own.
     fn windows(&mut self, node: &container::Node) -> Option<Vec<NodeId>> {
         let mut depends_on = Vec::new();
@@ -169,22 +171,19 @@ impl Builder<'_> {
                     let name = format!("{}.input{i}", node.id.value);
                     depends_on.push(self.push(name, Vec::new(), kind));
                 }
-                NodeInput::Artefact(id) => {
-                    let artefact = self.task.artefact(id);
-                    match artefact.kind {
-                        ArtefactKind::Chunks => {
-                            depends_on.extend(self.results.get(&artefact.producer));
-                        }
-                        ArtefactKind::Generations | ArtefactKind::Text => {
-                            let what = "inference over the result of another node is not built yet";
-                            self.unsupported(node.span, what);
-                            return None;
-                        }
-                    }
-                }
+                NodeInput::Artefact(id) => self.depend(&mut depends_on, id),
             }
         }
         Some(depends_on)
+    }
+
+    /// Adds the producer of an artefact, which may be named twice.
+    fn depend(&self, on: &mut Vec<NodeId>, artefact: container::ArtefactId) {
+        let producer = self.task.artefact(artefact).producer;
+        let known = self.results.get(&producer);
+        if let Some(&known) = known.filter(|known| !on.contains(known)) {
+            on.push(known);
+        }
     }
 
     fn merge(&mut self, node: &container::Node) -> Option<NodeId> {
@@ -197,7 +196,7 @@ impl Builder<'_> {
             let artefact = self.task.artefact(id);
             match artefact.kind {
                 ArtefactKind::Generations => {
-                    depends_on.extend(self.results.get(&artefact.producer));
+                    self.depend(&mut depends_on, id);
                 }
                 ArtefactKind::Chunks | ArtefactKind::Text => {
                     self.unsupported(
@@ -207,11 +206,6 @@ impl Builder<'_> {
                     return None;
                 }
             }
-        }
-        if !self.task.artefact(node.output).consumers.is_empty() {
-            let what = "a merged text that another node takes is not built yet";
-            self.unsupported(node.span, what);
-            return None;
         }
         let outputs = self.files(node);
         Some(self.push(

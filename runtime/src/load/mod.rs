@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use omex_cpu as cpu;
 use omex_plan::file::{HEADER_BYTES, Header, SectionKind, decode_metadata};
 use omex_plan::paging::PagePlan;
-use omex_plan::{CheckedPlan, Plan, WeightSource};
+use omex_plan::{CheckedPlan, Plan, Target, WeightSource};
 
 use crate::error::RunError;
 use crate::exec::{Engine, Machine, SessionMemory};
@@ -147,23 +147,13 @@ impl PlanFile<'_> {
                 what,
             })
         };
-        let arch = self.header.arch.name();
-        if arch != cpu::ARCH || plan.target.arch != cpu::ARCH {
-            return refuse(format!(
-                "the plan was built for {} ({arch}), this is {}; rebuild with `--target host`",
-                plan.target.name,
-                cpu::ARCH
-            ));
+        if let Some(why) = unsuitable(&plan.target) {
+            return refuse(why);
         }
-        let features = plan.target.features.iter();
-        let missing: Vec<_> = features.filter(|name| !cpu::has_feature(name)).collect();
-        if !missing.is_empty() {
-            let missing: Vec<_> = missing.iter().map(|name| name.as_str()).collect();
+        let (header, metadata) = (self.header.arch.name(), &plan.target.arch);
+        if header != metadata {
             return refuse(format!(
-                "the plan, built for {}, needs CPU features that this machine lacks: {}; \
-                 rebuild with `--target host`",
-                plan.target.name,
-                missing.join(", ")
+                "its header is of a plan for {header}, its metadata of one for {metadata}"
             ));
         }
         if let (
@@ -181,6 +171,26 @@ impl PlanFile<'_> {
         }
         Ok(())
     }
+}
+
+/// Why a plan for this target does not run on this machine; `None` where it does.
+pub fn unsuitable(target: &Target) -> Option<String> {
+    let (name, arch) = (&target.name, &target.arch);
+    if arch != cpu::ARCH {
+        return Some(format!(
+            "a plan for {name} ({arch}) does not run here ({}); build it with `--target host`",
+            cpu::ARCH
+        ));
+    }
+    let features = target.features.iter().map(String::as_str);
+    let missing: Vec<_> = features.filter(|name| !cpu::has_feature(name)).collect();
+    (!missing.is_empty()).then(|| {
+        format!(
+            "a plan for {name} needs CPU features that this machine lacks: {}; build it with \
+             `--target host`",
+            missing.join(", ")
+        )
+    })
 }
 
 /// Loads the plan at `path`. Which checks come first is part of the contract:

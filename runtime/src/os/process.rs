@@ -211,7 +211,7 @@ mod tests {
         assert_eq!((found.arguments_bytes, found.environment_bytes), (30, 870));
         assert!(super::start_text_of("7 (a) R 1 1\n").is_none());
         let arguments = std::env::args_os().map(|argument| argument.len() as u64 + 1);
-        assert_eq!(super::start_text().arguments_bytes, arguments.sum());
+        assert_eq!(super::start_text().arguments_bytes, arguments.sum::<u64>());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use omex_plan::InputId;
 use omex_plan::task::{Input, Program};
 
 use super::pattern::{PARTS_MAX, Pattern};
-use super::walk::Walk;
+use super::walk::{Found, Walk};
 use crate::error::RunError;
 use crate::os::file::is_same;
 
@@ -18,6 +18,8 @@ pub(super) enum Source<'a> {
     File(&'a Path),
     /// A file that a folder or a glob led to: passed over when it is empty or not text.
     Found(&'a Path),
+    /// What a folder or a glob led to and is no file.
+    Other(&'a Path),
     StandardInput,
     /// The text itself.
     Text(&'a str),
@@ -50,7 +52,10 @@ impl<'a> Sources<'a> {
     pub(super) fn next(&mut self) -> Result<Option<Source<'_>>, RunError> {
         let is_first = !std::mem::replace(&mut self.is_taken, true);
         Ok(match &mut self.place {
-            Place::Files(walk) => walk.next()?.map(Source::Found),
+            Place::Files(walk) => walk.next()?.map(|found| match found {
+                Found::File(path) => Source::Found(path),
+                Found::Other(path) => Source::Other(path),
+            }),
             Place::File(path) => is_first.then_some(Source::File(path)),
             Place::StandardInput => is_first.then_some(Source::StandardInput),
             Place::Text(text) => is_first.then_some(Source::Text(text)),
@@ -251,11 +256,13 @@ fn files<'a>(
     follows_links: bool,
 ) -> Result<Option<Place<'a>>, RunError> {
     let mut walk = Walk::new(folder, pattern, follows_links);
-    if walk.next()?.is_none() {
-        return Ok(None);
+    while let Some(found) = walk.next()? {
+        if let Found::File(_) = found {
+            walk.rewind();
+            return Ok(Some(Place::Files(walk)));
+        }
     }
-    walk.rewind();
-    Ok(Some(Place::Files(walk)))
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -277,7 +284,7 @@ mod tests {
             let mut names = Vec::new();
             while let Some(source) = sources.next().unwrap() {
                 names.push(match source {
-                    Source::File(path) | Source::Found(path) => {
+                    Source::File(path) | Source::Found(path) | Source::Other(path) => {
                         let relative = path.strip_prefix(&root).unwrap();
                         relative.to_string_lossy().into_owned()
                     }

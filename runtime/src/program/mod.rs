@@ -312,11 +312,15 @@ impl Run<'_> {
             while let Some(source) = sources.next()? {
                 let context = plan.model.context;
                 let Some(mut text) = Text::open(source, *window, context, buffer)? else {
-                    if let Source::Found(path) = source {
-                        let path = path.display();
-                        let what = format!("{path} is empty or not text and is passed over");
-                        self.flow.event(&Event::Note { what: &what })?;
-                    }
+                    let (path, why) = match source {
+                        Source::Found(path) => (path, "empty or not text"),
+                        Source::Other(path) => (path, "a link or no file"),
+                        Source::File(_) | Source::StandardInput | Source::Text(_) => {
+                            unreachable!("what was named is never passed over")
+                        }
+                    };
+                    let what = format!("{} is {why} and is passed over", path.display());
+                    self.flow.event(&Event::Note { what: &what })?;
                     continue;
                 };
                 texts += 1;
@@ -363,8 +367,8 @@ impl Run<'_> {
         let tokens_max = inference.request.tokens_max;
         if tokens_max >= plan.model.context {
             return Err(RunError::Context {
-                prompt_tokens: 1,
-                and_more: false,
+                prompt_tokens: 0,
+                and_more: true,
                 tokens_max: tokens_max.into(),
                 context: plan.model.context.into(),
             });

@@ -69,7 +69,7 @@ impl<'a> Text<'a> {
     /// Opens a text. `buffer` is reused from text to text, and has
     /// [`text_bytes`] of the window.
     ///
-    /// `None`: a file that a folder led to and that is empty or not text.
+    /// `None`: what a folder led to, and is no file, empty, or not text.
     pub(super) fn open(
         source: Source<'a>,
         window: Window,
@@ -96,6 +96,7 @@ impl<'a> Text<'a> {
                 }
                 (Stream::File(file), path.to_owned())
             }
+            Source::Other(_) => return Ok(None),
             Source::StandardInput => {
                 let stream = Stream::StandardInput(io::stdin());
                 (stream, PathBuf::from("standard input"))

@@ -47,7 +47,19 @@ impl Name {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     File,
-    Folder { is_link: bool },
+    Folder {
+        is_link: bool,
+    },
+    /// No text: a pipe, a link that leads nowhere or is not followed.
+    Other,
+}
+
+/// What a walk comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found<'p> {
+    File(&'p Path),
+    /// What matches and is neither a file nor a folder.
+    Other(&'p Path),
 }
 
 /// A folder on the way.
@@ -85,7 +97,7 @@ impl Level {
 pub(super) struct Walk {
     root_bytes: usize,
     pattern: Pattern,
-    /// Links lead on; otherwise they are passed over.
+    /// Links lead on; otherwise they are not files.
     follows_links: bool,
     levels: Vec<Level>,
     /// The innermost level's folder, with the name of it that came last.
@@ -114,10 +126,10 @@ impl Walk {
             .push(Level::new(&self.path, self.pattern.start()));
     }
 
-    /// The next file.
+    /// The next file, or what might be taken for one.
     ///
     /// Errors: a folder cannot be listed.
-    pub(super) fn next(&mut self) -> Result<Option<&Path>, RunError> {
+    pub(super) fn next(&mut self) -> Result<Option<Found<'_>>, RunError> {
         while let Some(level) = self.levels.last_mut() {
             let Some(name) = level.names.pop_front() else {
                 if level.is_complete {
@@ -134,7 +146,8 @@ impl Walk {
             }
             self.path.extend_from_slice(&name.bytes);
             match name.kind {
-                Kind::File => return Ok(Some(path_of(&self.path))),
+                Kind::File => return Ok(Some(Found::File(path_of(&self.path)))),
+                Kind::Other => return Ok(Some(Found::Other(path_of(&self.path)))),
                 Kind::Folder { is_link } => {
                     let states = self.pattern.step(level.states, &name.bytes, is_link);
                     self.enter(states)?;
@@ -178,11 +191,9 @@ impl Walk {
             if name <= after || is_left {
                 return;
             }
-            let Some(kind) = kind(folder, name, file_type, follows_links) else {
-                return;
-            };
+            let kind = kind(folder, name, file_type, follows_links);
             let is_wanted = match kind {
-                Kind::File => pattern.accepts(pattern.step(states, name, false)),
+                Kind::File | Kind::Other => pattern.accepts(pattern.step(states, name, false)),
                 Kind::Folder { is_link } => pattern.goes_on(pattern.step(states, name, is_link)),
             };
             if !is_wanted {
@@ -210,28 +221,26 @@ fn path_of(bytes: &[u8]) -> &Path {
     Path::new(OsStr::from_bytes(bytes))
 }
 
-/// What an entry of a folder is; `None` for what is neither text nor a folder.
-fn kind(folder: &[u8], name: &[u8], file_type: FileType, follows_links: bool) -> Option<Kind> {
+fn kind(folder: &[u8], name: &[u8], file_type: FileType, follows_links: bool) -> Kind {
     match file_type {
-        FileType::RegularFile => return Some(Kind::File),
-        FileType::Directory => return Some(Kind::Folder { is_link: false }),
+        FileType::RegularFile => return Kind::File,
+        FileType::Directory => return Kind::Folder { is_link: false },
         FileType::Symlink | FileType::Unknown => {}
         FileType::Fifo | FileType::Socket | FileType::CharacterDevice | FileType::BlockDevice => {
-            return None;
+            return Kind::Other;
         }
     }
     let path = path_of(folder).join(path_of(name));
-    let own = std::fs::symlink_metadata(&path).ok()?;
-    let is_link = own.is_symlink();
-    let metadata = match is_link {
-        true if !follows_links => return None,
-        true => std::fs::metadata(&path).ok()?,
-        false => own,
+    let is_link = path.is_symlink();
+    let metadata = match is_link && !follows_links {
+        true => None,
+        false => std::fs::metadata(&path).ok(),
     };
-    if metadata.is_dir() {
-        return Some(Kind::Folder { is_link });
+    match metadata {
+        Some(metadata) if metadata.is_dir() => Kind::Folder { is_link },
+        Some(metadata) if metadata.is_file() => Kind::File,
+        Some(_) | None => Kind::Other,
     }
-    metadata.is_file().then_some(Kind::File)
 }
 
 /// Calls `take` with each name in a folder, the empty path being the working
@@ -270,9 +279,13 @@ mod tests {
             true,
         );
         let mut names = Vec::new();
-        while let Some(path) = walk.next().unwrap() {
+        while let Some(found) = walk.next().unwrap() {
+            let (path, mark) = match found {
+                Found::File(path) => (path, ""),
+                Found::Other(path) => (path, "?"),
+            };
             let path = path.strip_prefix(root).unwrap();
-            names.push(path.to_str().unwrap().to_owned());
+            names.push(path.to_str().unwrap().to_owned() + mark);
             let listed = walk.levels.iter().filter(|l| !l.names.is_empty());
             assert!(listed.clone().count() <= LISTED_MAX);
             for level in listed {
@@ -317,9 +330,9 @@ mod tests {
         link("b/f.rs", "a/g.rs");
         link("..", "a/up");
         link("nowhere", "a/lost");
-        assert_eq!(found(&root, "**/*"), ["a/b/f.rs", "a/g.rs"]);
+        assert_eq!(found(&root, "**/*"), ["a/b/f.rs", "a/g.rs", "a/lost?"]);
         assert_eq!(found(&root, "a/up/a/g.rs"), ["a/up/a/g.rs"]);
-        let through = ["a/up/a/b/f.rs", "a/up/a/g.rs"];
+        let through = ["a/up/a/b/f.rs", "a/up/a/g.rs", "a/up/a/lost?"];
         assert_eq!(found(&root, "**/up/**"), through);
         std::fs::remove_dir_all(&root).unwrap();
     }

@@ -1,6 +1,6 @@
 //! Computes the work of a step on the arena and the pages.
 //!
-//! The only file that turns addresses into slices. Two facts make its slices
+//! The only module that turns addresses into slices. Two facts make its slices
 //! sound. Bounds: every slice is checked against the size of its slot, tensor
 //! piece or constant range. Aliasing: a [`CheckedPlan`](omex_plan::CheckedPlan)
 //! proved that what a step writes overlaps neither what it reads (the residual
@@ -9,32 +9,30 @@
 //! disjoint ranges by their definition in `omex_kernels::spec`.
 #![allow(unsafe_code)]
 
-use std::cell::RefCell;
-use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
+mod attention;
+mod bytes;
+mod phases;
 
 use omex_kernels::KernelSpec;
 use omex_kernels::abi::MatmulArgs;
-use omex_kernels::activation::Q8Layout;
 use omex_kernels::attention::Queries;
 use omex_kernels::elementwise;
 use omex_kernels::lanes::{LANES, Lanes};
-use omex_kernels::output::{self, Gated, Normalized, NormalizedTwice, Output};
-use omex_kernels::reference::{
-    self, AttentionHead, HeadTransform, KvHead, KvRing, KvRingMut, NonFinite, Q8Blocks, Q8BlocksMut,
-};
-use omex_kernels::spec::{Activation, GATE_UNIT, KV_GROUP, KvFormat, NormKind, Rope, TableLayout};
+use omex_kernels::output::{self, Gated, Normalized, NormalizedTwice};
+use omex_kernels::reference::{self, HeadTransform, NonFinite};
+use omex_kernels::spec::{Activation, GATE_UNIT, KV_GROUP, NormKind, TableLayout};
 use omex_plan::packed::{PackedLayout, Tensor};
-use omex_plan::{Arg, BufferId, PageId, Phase, TensorId};
+use omex_plan::{Arg, BufferId, PageId, TensorId};
 
-use super::ahead::{Ahead, COLUMNS_AHEAD};
+pub(super) use bytes::Bytes;
+use bytes::{RingPart, lanes, output_mut, q8, q8_mut, rope_table};
+
 use super::machine::{Machine, Vectors};
 use super::operand::Call;
 use super::pass::Pass;
-use super::tile::{PanelTile, QueryTile, Tiles, Work};
+use super::tile::{PanelTile, Work};
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
-use crate::pool::{Member, Pool};
 
 // SAFETY: a machine is addresses of memory that it owns and plain data. Its
 // safe methods read and write that memory only through `&mut Machine` or
@@ -42,96 +40,6 @@ use crate::pool::{Member, Pool};
 unsafe impl Send for Machine {}
 // SAFETY: see above.
 unsafe impl Sync for Machine {}
-
-/// Elements that any bit pattern is valid for.
-pub(super) trait Plain: Copy {}
-impl Plain for u8 {}
-impl Plain for i8 {}
-impl Plain for u16 {}
-impl Plain for u32 {}
-impl Plain for i16 {}
-impl Plain for f32 {}
-
-/// Bytes of one argument of a step.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bytes {
-    start: *mut u8,
-    len: usize,
-}
-
-impl Bytes {
-    pub(super) fn len(self) -> usize {
-        self.len
-    }
-
-    /// What matrices and constants have, which are not read as a slice.
-    pub(super) const NONE: Bytes = Bytes {
-        start: std::ptr::null_mut(),
-        len: 0,
-    };
-
-    pub(super) fn address_of_start(self) -> usize {
-        self.start.addr()
-    }
-
-    /// All but the first `bytes` bytes, checked.
-    pub(super) fn skip(self, bytes: usize) -> Bytes {
-        assert!(bytes <= self.len, "selected column outside its buffer");
-        Bytes {
-            start: self.start.wrapping_add(bytes),
-            len: self.len - bytes,
-        }
-    }
-
-    /// Address of `count` elements at byte `offset`, checked.
-    fn address<T: Plain>(self, offset: usize, count: usize) -> *mut T {
-        let end = count
-            .checked_mul(size_of::<T>())
-            .and_then(|bytes| bytes.checked_add(offset));
-        assert!(
-            end.is_some_and(|end| end <= self.len),
-            "slice outside its slot"
-        );
-        let address = self.start.wrapping_add(offset).cast::<T>();
-        assert!(address.is_aligned(), "slice misaligned in its slot");
-        address
-    }
-
-    /// The part number `index` of parts of `bytes` bytes each, checked.
-    fn part(self, index: u32, bytes: u64) -> Bytes {
-        let start = u64::from(index).checked_mul(bytes);
-        let end = start.and_then(|start| start.checked_add(bytes));
-        assert!(
-            end.is_some_and(|end| end <= self.len as u64),
-            "part outside its slot"
-        );
-        let start = start.unwrap_or(0) as usize;
-        Bytes {
-            start: self.start.wrapping_add(start),
-            len: bytes as usize,
-        }
-    }
-
-    /// # Safety
-    /// Nothing writes these elements while the slice lives.
-    unsafe fn slice<'a, T: Plain>(self, offset: usize, count: usize) -> &'a [T] {
-        let address = self.address(offset, count);
-        // SAFETY: in bounds and aligned by the checks of `address`, initialised
-        // (arena and pages are zeroed or read), unwritten by the contract.
-        unsafe { std::slice::from_raw_parts(address, count) }
-    }
-
-    /// # Safety
-    /// Nothing else reads or writes these elements while the slice lives, and
-    /// they are not part of weights.
-    #[allow(clippy::mut_from_ref)]
-    pub(super) unsafe fn slice_mut<'a, T: Plain>(self, offset: usize, count: usize) -> &'a mut [T] {
-        let address = self.address(offset, count);
-        // SAFETY: in bounds and aligned by the checks of `address`, initialised,
-        // exclusive by the contract.
-        unsafe { std::slice::from_raw_parts_mut(address, count) }
-    }
-}
 
 impl Machine {
     /// Bytes of a buffer.
@@ -248,125 +156,6 @@ impl Machine {
         unsafe { buffer.slice_mut(column as usize * stride, vocabulary as usize) }
     }
 
-    /// Runs `phases`, which are the plan's from phase `first` on or parts of
-    /// them, on the pool. Returns the earliest step that met a value that is
-    /// NaN or infinite, if one did; later phases are then left out, as they are
-    /// when pages cannot be brought.
-    pub(super) fn run(
-        &mut self,
-        pool: &mut Pool,
-        tiles: &Tiles,
-        first: usize,
-        phases: &[Phase],
-        pass: Pass<'_>,
-    ) -> Option<usize> {
-        const NONE: u32 = u32::MAX;
-        let machine = &*self;
-        let plan = machine.plan();
-        // All work of a phase is done even when some of it fails, so which step
-        // is the earliest does not depend on the threads.
-        let failed = AtomicU32::new(NONE);
-        pool.run(&|team| {
-            let (mut number, mut rest) = (first, phases);
-            let mut ahead = Ahead::default();
-            // Not in the cell itself, where moving them would take stack twice.
-            let mut queries = Queries::default();
-            let queries = RefCell::new(&mut queries);
-            while let [phase, behind @ ..] = rest {
-                let run = plan.phases_of_barrier(rest, pass.columns);
-                let (small, next) = behind.split_at(run - 1);
-                if pass.columns <= COLUMNS_AHEAD {
-                    machine.operands.prefetch(plan, small, next);
-                }
-                let count = |phase| tiles.of_phase(plan, phase, pass);
-                let compute = |number: usize, phase: Phase, tile: u32| {
-                    if !machine.pages.enter(number, tile == 0) {
-                        return false;
-                    }
-                    let (index, work) = tiles.find(plan, phase, pass, tile);
-                    // SAFETY: a tile is claimed by one thread, or all are computed
-                    // by one between two phases; a barrier lies between phases that
-                    // threads share, and `&mut self` excludes other passes.
-                    let result = unsafe {
-                        machine.compute(machine.call(index), work, pass, *queries.borrow_mut())
-                    };
-                    if result.is_err() {
-                        failed.fetch_min(index as u32, Ordering::Relaxed);
-                    }
-                    result.is_ok()
-                };
-                let small = || {
-                    (number + 1..).zip(small).all(|(number, &phase)| {
-                        let tiles = 0..count(phase);
-                        tiles.fold(true, |ok, tile| compute(number, phase, tile) & ok)
-                    })
-                };
-                let tile = |tile| compute(number, *phase, tile);
-                let mut aimed = false;
-                let idle = || {
-                    if !aimed {
-                        aimed = true;
-                        machine.aim(&mut ahead, team, tiles, number + run, next, pass);
-                    }
-                    ahead.fetch()
-                };
-                if !team.phase_then(count(*phase), tile, small, idle) {
-                    break;
-                }
-                (number, rest) = (number + run, next);
-            }
-        });
-        Some(failed.into_inner())
-            .filter(|&step| step != NONE)
-            .map(|step| step as usize)
-    }
-
-    /// Aims at the panels that a thread begins with in the first of `phases`, the
-    /// plan's from phase `first` on, that has any, when reading them bounds the
-    /// phase and they are in memory.
-    fn aim(
-        &self,
-        ahead: &mut Ahead,
-        member: &Member,
-        tiles: &Tiles,
-        first: usize,
-        phases: &[Phase],
-        pass: Pass,
-    ) {
-        if pass.columns > COLUMNS_AHEAD {
-            return;
-        }
-        let plan = self.plan();
-        for (number, &phase) in (first..).zip(phases) {
-            let share = member.share(tiles.of_phase(plan, phase, pass));
-            let of_tile = |tile| tiles.find(plan, phase, pass, tile);
-            if share.is_empty() {
-                continue;
-            }
-            let (index, Work::Panels(first)) = of_tile(share.start) else {
-                continue;
-            };
-            if !self.pages.is_ready(number) {
-                return;
-            }
-            let panels = match of_tile(share.end - 1) {
-                (step, Work::Panels(last)) if step == index && last.page == first.page => {
-                    last.first_panel + last.panels - first.first_panel
-                }
-                _ => first.panels,
-            };
-            let step = &plan.steps[index];
-            let spec = plan.kernels[step.kernel.index()].spec();
-            let &KernelSpec::Matmul { format, k, .. } = spec else {
-                unreachable!("panel tiles belong to matmuls")
-            };
-            let bytes = u64::from(panels) * format.panel_bytes(k);
-            let weights = self.panels(first, bytes);
-            ahead.aim(index, weights.start.addr(), weights.len);
-            return;
-        }
-    }
-
     /// Computes a part of a step's work.
     ///
     /// # Safety
@@ -476,142 +265,6 @@ impl Machine {
             result = result.and(unit_result);
         }
         result
-    }
-
-    /// Computes queries, of each key-value head as many as can be together.
-    ///
-    /// # Safety
-    /// As for [`Machine::compute`].
-    #[inline(always)]
-    unsafe fn attention<V: Lanes>(
-        &self,
-        call: Call<'_>,
-        tile: QueryTile,
-        pass: Pass<'_>,
-        queries: &mut Queries,
-    ) -> Result<(), NonFinite> {
-        let spec = self.plan().kernels[call.step.kernel.index()].spec();
-        let &KernelSpec::Attention {
-            heads,
-            kv_heads,
-            head_dim,
-            ..
-        } = spec
-        else {
-            unreachable!("queries belong to attention")
-        };
-        let of_head = tile.span.columns * (heads / kv_heads);
-        let mut result = Ok(());
-        let mut some = tile;
-        while some.first < tile.end {
-            let head_end = (some.first / of_head + 1) * of_head;
-            let left = tile.end.min(head_end) - some.first;
-            let count = Queries::at_once::<V>(left as usize, head_dim as usize);
-            queries.begin::<V>(count, head_dim as usize);
-            some.end = some.first + count as u32;
-            // SAFETY: this function's contract; queries write disjoint ranges.
-            result = result.and(unsafe { self.attend::<V>(call, some, pass, queries) });
-            some.first = some.end;
-        }
-        result
-    }
-
-    /// Computes queries of one key-value head that were begun.
-    ///
-    /// # Safety
-    /// As for [`Machine::compute`].
-    #[inline(always)]
-    unsafe fn attend<V: Lanes>(
-        &self,
-        call: Call<'_>,
-        tile: QueryTile,
-        pass: Pass<'_>,
-        queries: &mut Queries,
-    ) -> Result<(), NonFinite> {
-        let spec = self.plan().kernels[call.step.kernel.index()].spec();
-        let &KernelSpec::Attention {
-            heads,
-            kv_heads,
-            head_dim,
-            ring,
-            format,
-            window,
-            scale,
-            softcap,
-            norm,
-            rope,
-            output,
-        } = spec
-        else {
-            unreachable!("the caller's spec is attention")
-        };
-        let QueryTile {
-            span, first_column, ..
-        } = tile;
-        let group = heads / kv_heads;
-        let of_head = span.columns * group;
-        let kv_head = tile.first / of_head;
-        // Columns of the span, and heads.
-        let places = (tile.first..tile.end).map(|query| {
-            let query = query % of_head;
-            (query / group, kv_head * group + query % group)
-        });
-        let one = spec.operands(1);
-        let stride = |i: usize| one.as_slice()[i].bytes as usize;
-        let arg = |i: usize| call.operand(i, pass, one.as_slice()[i].bytes);
-        let ring_of = |i: usize| arg(i).part(span.sequence, one.as_slice()[i].bytes);
-        let dim = head_dim as usize;
-        let norm_arg = 1;
-        let rope_arg = norm_arg + norm.is_some() as usize;
-        let rings = rope_arg + rope.is_some() as usize;
-        for (column, head) in places.clone() {
-            let position = span.position + column;
-            let query = AttentionHead {
-                position,
-                first: match window {
-                    0 => 0,
-                    window => (position + 1).saturating_sub(window),
-                },
-                scale: scale.get(),
-                softcap: softcap.map(|cap| cap.get()),
-            };
-            let (column, head) = ((first_column + column) as usize, head as usize);
-            // SAFETY: reads of ranges that no step of the phase writes.
-            let (transform, x) = unsafe {
-                let transform = HeadTransform {
-                    norm: norm.map(|eps| (arg(norm_arg).slice(0, dim), eps.get())),
-                    rope: rope
-                        .map(|r| (r, rope_table(r, arg(rope_arg), column * stride(rope_arg)))),
-                };
-                let x = arg(0).slice(column * stride(0) + head * dim * 4, dim);
-                (transform, x)
-            };
-            queries.push(query, |q| transform.apply(x, q))?;
-        }
-        let part = RingPart {
-            format,
-            head: kv_head as usize,
-            dim,
-            ring: ring as usize,
-            slots: 0..ring as usize,
-        };
-        // SAFETY: as above.
-        let kv = unsafe {
-            KvHead {
-                keys: part.slice(ring_of(rings)),
-                values: part.slice(ring_of(rings + 1)),
-            }
-        };
-        queries.attend::<V>(kv)?;
-        let out = arg(rings + 2);
-        for ((column, head), values) in places.zip(queries.results()) {
-            let at = (first_column + column) as usize * stride(rings + 2);
-            let (len, first) = (heads * head_dim, head as usize * dim);
-            // SAFETY: each query writes its own head of its own column.
-            let out = unsafe { output_mut(out, at, output, len, first, dim) };
-            output::write::<V>(values, out)?;
-        }
-        Ok(())
     }
 
     /// # Safety
@@ -899,157 +552,6 @@ impl Machine {
                 let out = output_mut(arg(2), column * stride(2), output, len, first, count);
                 output::write::<V>(Gated { function, gate, up }, out)
             },
-        }
-    }
-}
-
-/// Elements `first..first + count` of the column of `len` elements at byte `at`,
-/// in the form that `kind` says.
-///
-/// # Safety
-/// As for [`Bytes::slice_mut`].
-#[inline(always)]
-unsafe fn output_mut<'a>(
-    out: Bytes,
-    at: usize,
-    kind: Activation,
-    len: u32,
-    first: usize,
-    count: usize,
-) -> Output<'a> {
-    // SAFETY: this function's contract.
-    unsafe {
-        match kind {
-            Activation::F32 => Output::F32(out.slice_mut(at + first * 4, count)),
-            Activation::Q8 => Output::Q8(q8_mut(out, at, len, first, count)),
-        }
-    }
-}
-
-/// # Safety
-/// As for [`Bytes::slice`], for one panel's rows at byte `at`.
-#[inline(always)]
-unsafe fn lanes(bytes: Bytes, at: usize) -> [f32; 16] {
-    // SAFETY: this function's contract.
-    let slice = unsafe { bytes.slice::<f32>(at, 16) };
-    std::array::from_fn(|lane| slice[lane])
-}
-
-/// The RoPE table of the column at byte `at`.
-///
-/// # Safety
-/// As for [`Bytes::slice`].
-#[inline(always)]
-unsafe fn rope_table<'a>(rope: Rope, bytes: Bytes, at: usize) -> &'a [f32] {
-    // SAFETY: this function's contract.
-    unsafe { bytes.slice(at, 2 * rope.pairs as usize) }
-}
-
-/// Slots `slots`, whose ends are multiples of 16, of one head's ring of keys
-/// or values. A head's scales follow its codes.
-struct RingPart {
-    format: KvFormat,
-    head: usize,
-    dim: usize,
-    ring: usize,
-    slots: Range<usize>,
-}
-
-impl RingPart {
-    /// Byte of the head's first element.
-    fn start(&self) -> usize {
-        self.head * self.ring * self.format.head_bytes(self.dim as u32) as usize
-    }
-
-    /// Byte of the head's first scale.
-    fn scales_start(&self) -> usize {
-        self.start() + self.ring * self.dim
-    }
-
-    /// # Safety
-    /// As for [`Bytes::slice`].
-    #[inline(always)]
-    unsafe fn slice<'a>(&self, bytes: Bytes) -> KvRing<'a> {
-        let (first, count) = (self.slots.start, self.slots.len());
-        let blocks = self.dim / 32;
-        // SAFETY: this function's contract.
-        unsafe {
-            match self.format {
-                KvFormat::F16 => {
-                    KvRing::F16(bytes.slice(self.start() + first * self.dim * 2, count * self.dim))
-                }
-                KvFormat::Q8 => KvRing::Q8 {
-                    codes: bytes.slice(self.start() + first * self.dim, count * self.dim),
-                    scales: bytes.slice(self.scales_start() + first * blocks * 4, count * blocks),
-                },
-            }
-        }
-    }
-
-    /// # Safety
-    /// As for [`Bytes::slice_mut`].
-    #[inline(always)]
-    unsafe fn slice_mut<'a>(&self, bytes: Bytes) -> KvRingMut<'a> {
-        let (first, count) = (self.slots.start, self.slots.len());
-        let blocks = self.dim / 32;
-        // SAFETY: this function's contract; codes and scales are disjoint.
-        unsafe {
-            match self.format {
-                KvFormat::F16 => KvRingMut::F16(
-                    bytes.slice_mut(self.start() + first * self.dim * 2, count * self.dim),
-                ),
-                KvFormat::Q8 => KvRingMut::Q8 {
-                    codes: bytes.slice_mut(self.start() + first * self.dim, count * self.dim),
-                    scales: bytes
-                        .slice_mut(self.scales_start() + first * blocks * 4, count * blocks),
-                },
-            }
-        }
-    }
-}
-
-/// Elements `first..first + count`, multiples of 32, of the int8 column of `k`
-/// elements at byte `at`.
-///
-/// # Safety
-/// As for [`Bytes::slice`].
-#[inline(always)]
-unsafe fn q8<'a>(bytes: Bytes, at: usize, k: u32, first: usize, count: usize) -> Q8Blocks<'a> {
-    let layout = Q8Layout::new(k);
-    let (block, blocks) = (first / 32, count / 32);
-    // SAFETY: this function's contract.
-    unsafe {
-        Q8Blocks {
-            codes: bytes.slice(at + first, count),
-            scales: bytes.slice(at + layout.scales_offset as usize + 4 * block, blocks),
-            scaled_sums: bytes.slice(at + layout.scaled_sums_offset as usize + 4 * block, blocks),
-            sums: bytes.slice(at + layout.sums_offset as usize + 4 * block, 2 * blocks),
-        }
-    }
-}
-
-/// As [`q8`], to be written.
-///
-/// # Safety
-/// As for [`Bytes::slice_mut`].
-#[inline(always)]
-unsafe fn q8_mut<'a>(
-    bytes: Bytes,
-    at: usize,
-    k: u32,
-    first: usize,
-    count: usize,
-) -> Q8BlocksMut<'a> {
-    let layout = Q8Layout::new(k);
-    let (block, blocks) = (first / 32, count / 32);
-    // SAFETY: this function's contract; the four ranges are disjoint.
-    unsafe {
-        Q8BlocksMut {
-            codes: bytes.slice_mut(at + first, count),
-            scales: bytes.slice_mut(at + layout.scales_offset as usize + 4 * block, blocks),
-            scaled_sums: bytes
-                .slice_mut(at + layout.scaled_sums_offset as usize + 4 * block, blocks),
-            sums: bytes.slice_mut(at + layout.sums_offset as usize + 4 * block, 2 * blocks),
         }
     }
 }
