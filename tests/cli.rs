@@ -313,6 +313,12 @@ fn outputs_replace_no_sources() {
     }
     unchanged("plan.bin", &plan);
     unchanged("long.txt", &long);
+    // The container chose the name, not where a link of it leads.
+    scratch.write("own/diary.txt", "Mine.");
+    std::os::unix::fs::symlink("own/diary.txt", scratch.path("joined.txt")).unwrap();
+    ok(scratch.omex().arg("run").arg(scratch.path("plan.bin")));
+    unchanged("own/diary.txt", b"Mine.");
+    assert!(!scratch.path("joined.txt").is_symlink());
 }
 
 #[test]

@@ -3,8 +3,8 @@
 //! constants that were measured are held against measurements by tests.
 
 use omex_plan::memory::{MemoryItem, MemoryKind, plan_heap_bytes};
-use omex_plan::task::{NodeKind, Program};
-use omex_plan::{BufferKind, Plan, WeightSource};
+use omex_plan::task::{Node, NodeKind, Program};
+use omex_plan::{BufferKind, NodeId, Plan, WeightSource};
 
 use crate::exec::{operands_bytes, tiles_bytes_max};
 use crate::os::process::StartText;
@@ -274,11 +274,18 @@ fn session_bytes(plan: &Plan, device: Device) -> u64 {
     session.map(|b| b.bytes).sum::<u64>() + device.in_pages(others)
 }
 
-/// Files that are written at one time: outputs, and texts that wait.
+/// Files that are written at one time: outputs, and texts that wait for a node.
 fn streams(program: &Program) -> u64 {
-    let of_node = |kind: &NodeKind| match kind {
-        NodeKind::Parse { .. } | NodeKind::Infer { .. } => 1,
-        NodeKind::Merge { outputs } => 1 + outputs.len() as u64,
+    let of_node = |node: &Node| {
+        let is_text = |source: &&NodeId| match program.nodes[source.index()].kind {
+            NodeKind::Parse { .. } => false,
+            NodeKind::Infer { .. } | NodeKind::Merge { .. } => true,
+        };
+        let waiting = node.depends_on.iter().filter(is_text).count().max(1) as u64;
+        match &node.kind {
+            NodeKind::Parse { .. } | NodeKind::Infer { .. } => waiting,
+            NodeKind::Merge { outputs } => waiting + outputs.len() as u64,
+        }
     };
-    program.nodes.iter().map(|node| of_node(&node.kind)).sum()
+    program.nodes.iter().map(of_node).sum()
 }

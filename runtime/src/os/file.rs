@@ -320,21 +320,30 @@ impl AtomicFile {
     ///
     /// Errors: the folder is missing or takes no files, or `path` is a folder.
     pub fn create(path: &Path) -> io::Result<AtomicFile> {
-        let called = |path: &Path, file, name| AtomicFile {
+        // A device may have a name that only the link knows.
+        match is_special(path)? {
+            true => AtomicFile::replace(path),
+            false => AtomicFile::replace(&behind_links(path)?),
+        }
+    }
+
+    /// As [`AtomicFile::create`], but a link of that name is replaced: who chose the name
+    /// need not be allowed to write where it leads.
+    pub fn replace(path: &Path) -> io::Result<AtomicFile> {
+        let called = |file, name| AtomicFile {
             file,
             path: path.to_owned(),
             name,
         };
         if is_special(path)? {
-            return Ok(called(path, open_special(path)?, Name::Final));
+            return Ok(called(open_special(path)?, Name::Final));
         }
-        let path = &behind_links(path)?;
         if path.file_name().is_none() {
             let what = "not a file name";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
         if let Some(file) = unnamed_to_be_linked(folder_of(path)) {
-            return Ok(called(path, file, Name::Unnamed));
+            return Ok(called(file, Name::Unnamed));
         }
         AtomicFile::create_named(path)
     }
@@ -344,7 +353,7 @@ impl AtomicFile {
     ///
     /// Errors: the folder takes no files.
     pub fn unfinished(folder: &Path) -> io::Result<AtomicFile> {
-        AtomicFile::create(&folder.join(".unfinished"))
+        AtomicFile::replace(&folder.join(".unfinished"))
     }
 
     /// The open file.
@@ -611,6 +620,11 @@ mod tests {
             assert!(require_writable(&wrong).is_err(), "{wrong:?}");
         }
         write_atomic(&link("null", "/dev/null"), b"gone").unwrap();
+        let mut instead = AtomicFile::replace(&first).unwrap();
+        instead.write_all(b"three").unwrap();
+        instead.finish().unwrap();
+        assert_eq!(std::fs::read(&first).unwrap(), b"three");
+        assert_eq!(std::fs::read(folder.join("file.txt")).unwrap(), b"two");
         std::fs::remove_dir_all(&folder).unwrap();
     }
 

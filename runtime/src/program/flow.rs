@@ -146,7 +146,8 @@ impl<'a> Flow<'a> {
                 NodeKind::Merge { outputs: names } => {
                     for name in names {
                         let path = output_folder.join(name);
-                        let file = AtomicFile::create(&path)
+                        // The container chose the name.
+                        let file = AtomicFile::replace(&path)
                             .map_err(RunError::io("create the output", &path))?;
                         outputs.push(Output {
                             node: id,
