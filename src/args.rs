@@ -7,6 +7,8 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
+use omex_runtime::TO_THE_END;
+
 /// One flag of `omex run`.
 #[derive(Debug)]
 pub struct Flag {
@@ -61,7 +63,7 @@ pub const RUN_FLAGS: &[Flag] = &[
         "predict",
         Some('n'),
         "N",
-        "Generate at most N tokens for each window",
+        "Generate at most N tokens for each window; -1: until the context is full",
     ),
     value("threads", Some('t'), "N", "Threads, up to the plan's limit"),
     value(
@@ -222,6 +224,7 @@ impl RunArgs {
             }
             "prompt" => self.prompt = Some(text(long, value)?),
             "raw" => self.raw = true,
+            "predict" if value == "-1" => self.predict = Some(TO_THE_END),
             "predict" => self.predict = Some(number(long, value)?),
             "threads" => self.threads = Some(at_least_one(long, value)?),
             "ubatch-size" => self.ubatch_size = Some(at_least_one(long, value)?),
@@ -359,6 +362,8 @@ mod tests {
 
     #[test]
     fn every_spelling_of_a_value_is_read() {
+        let endless = parse(&["p.bin", "-n", "-1"]).unwrap();
+        assert_eq!(endless.predict, Some(TO_THE_END));
         for spelling in [
             &["p.bin", "--predict", "5"][..],
             &["--predict=5", "p.bin"],

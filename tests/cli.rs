@@ -712,6 +712,26 @@ fn shells_get_completions_for_both_programs() {
     assert!(refusal.contains("powershell"), "{refusal}");
 }
 
+/// As llama.cpp's `-n -1`.
+#[test]
+fn generation_may_go_on_to_the_end_of_the_context() {
+    let scratch = Scratch::new("to-the-end");
+    let plan = scratch.build(&smollm2(), "plan.bin", SMALL, &[]);
+    let run = |flags: &[&str]| {
+        let mut run = scratch.omex();
+        run.arg("run").arg(&plan).args(["--raw", "-p", "1 2 3 4"]);
+        report(run.args(flags))
+    };
+    let whole = run(&["-n", "-1"]);
+    let tokens = u64_of(&whole, "prompt_tokens") + u64_of(&whole, "generated_tokens");
+    assert_eq!(tokens, 256, "{whole}");
+    let start = run(&["-n", "9"]);
+    let ids = |report: &serde_json::Value| report["token_ids"].as_array().unwrap().clone();
+    assert!(ids(&whole).starts_with(&ids(&start)), "{whole}");
+    let refusal = fails(scratch.omex().arg("run").arg(&plan).args(["-n", "256"]), 3);
+    assert!(refusal.contains("up to 256 tokens"), "{refusal}");
+}
+
 #[test]
 fn an_output_named_dash_is_standard_output() {
     let scratch = Scratch::new("dash");

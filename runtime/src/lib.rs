@@ -24,5 +24,5 @@ pub use load::{
     LoadOptions, Places, TrustStore, TrustedKey, frames_file_name, packed_file_name, unsuitable,
 };
 pub use pager::timeline::TIMELINE_BYTES;
-pub use program::{Bindings, RunOptions, SamplingChanges};
+pub use program::{Bindings, RunOptions, SamplingChanges, TO_THE_END};
 pub use session::{Report, Session};

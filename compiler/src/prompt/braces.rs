@@ -11,6 +11,7 @@ pub(super) fn braces(format: &str, args: &mut Arguments<'_>, budget: &Budget) ->
     budget.pay(format.len() as u64)?;
     let (positional, named) = (args.positional(), args.rest());
     let mut numbered = 0;
+    let mut named_by_number = false;
     let mut out = String::new();
     let mut rest = format;
     while let Some(at) = rest.find(['{', '}']) {
@@ -28,7 +29,10 @@ pub(super) fn braces(format: &str, args: &mut Arguments<'_>, budget: &Budget) ->
         };
         rest = after;
         let (target, spec) = field.split_once(':').unwrap_or((field, ""));
-        let (name, conversion) = target.split_once('!').unwrap_or((target, ""));
+        let (name, conversion) = match target.split_once('!') {
+            Some((name, conversion)) => (name, Some(conversion)),
+            None => (target, None),
+        };
         if field.contains(['{', '[']) || name.contains('.') {
             return Err(failure(format!(
                 "the format's field `{field}` is not supported"
@@ -37,18 +41,25 @@ pub(super) fn braces(format: &str, args: &mut Arguments<'_>, budget: &Budget) ->
         let value = if name.is_empty() {
             numbered += 1;
             positional.get(numbered - 1)
-        } else if let Ok(index) = name.parse::<usize>() {
-            positional.get(index)
+        } else if name.bytes().all(|byte| byte.is_ascii_digit()) {
+            named_by_number = true;
+            name.parse()
+                .ok()
+                .and_then(|index: usize| positional.get(index))
         } else {
             let known = named.iter().find(|(known, _)| *known == name);
             known.map(|(_, value)| value)
         };
+        if numbered > 0 && named_by_number {
+            return Err(failure("only some fields of the format have numbers"));
+        }
         let value = value.ok_or_else(|| failure("a field of the format has no value"))?;
         let value = match conversion {
-            "" => value.clone(),
-            "s" => value.text(budget)?.as_ref().into(),
-            "r" => value.repr(budget)?.into(),
-            other => {
+            None => value.clone(),
+            Some("s") => value.text(budget)?.as_ref().into(),
+            Some("r") if matches!(value, Value::Undefined) => "Undefined".into(),
+            Some("r") => value.repr(budget)?.into(),
+            Some(other) => {
                 return Err(failure(format!("the conversion !{other} is not supported")));
             }
         };
@@ -68,6 +79,8 @@ struct Spec {
     fill: Option<char>,
     align: Option<char>,
     sign: Option<char>,
+    /// Zeros stand before digits, and behind text.
+    zeros: bool,
     width: usize,
     grouping: Option<char>,
     precision: Option<usize>,
@@ -93,14 +106,16 @@ impl Spec {
         }
         spec.sign = take(&|c| matches!(c, '+' | '-' | ' '), &mut rest);
         if take(&|c| c == '0', &mut rest).is_some() {
-            spec.fill = spec.fill.or(Some('0'));
-            spec.align = spec.align.or(Some('='));
+            spec.zeros = true;
         }
         (spec.width, rest) = number(rest)?;
         spec.grouping = take(&|c| matches!(c, ',' | '_'), &mut rest);
         if let Some(after) = rest.strip_prefix('.') {
-            let (precision, after) = number(after)?;
-            (spec.precision, rest) = (Some(precision), after);
+            let (precision, behind) = number(after)?;
+            if behind.len() == after.len() {
+                return Err(failure("a format has no precision behind its point"));
+            }
+            (spec.precision, rest) = (Some(precision), behind);
         }
         spec.kind = take(&|c| "sdfFxXob%".contains(c), &mut rest);
         if rest.is_empty() {
@@ -118,19 +133,26 @@ impl Spec {
         };
         let (negative, digits) = match (value, self.kind) {
             (Value::Str(text), None | Some('s')) => {
+                let is_of_numbers =
+                    self.sign.is_some() || self.grouping.is_some() || self.align == Some('=');
+                if is_of_numbers {
+                    return Err(wrong());
+                }
                 let kept = text.chars().take(self.precision.unwrap_or(usize::MAX));
                 return self.padded("", &kept.collect::<String>(), '<', budget);
             }
             (Value::Float(x), None) if self.precision.is_none() => {
-                (*x < 0.0, super::value::float(x.abs()))
+                (x.is_sign_negative(), super::value::float(x.abs()))
             }
             (_, Some('f' | 'F' | '%')) => {
-                let x = value.as_float().ok_or_else(wrong)?;
+                let x = value.as_float().filter(|x| x.is_finite());
+                let x = x.ok_or_else(wrong)?;
                 let places = self.precision.unwrap_or(6);
                 let percent = self.kind == Some('%');
                 let scaled = if percent { x * 100.0 } else { x };
                 let text = format!("{:.places$}", scaled.abs());
-                (x < 0.0, if percent { text + "%" } else { text })
+                let text = if percent { text + "%" } else { text };
+                (x.is_sign_negative(), text)
             }
             (Value::Int(_) | Value::Bool(_), _) if self.precision.is_none() => {
                 let n = value.as_int().ok_or_else(wrong)?;
@@ -153,31 +175,46 @@ impl Spec {
             (false, Some(' ')) => " ",
             (false, _) => "",
         };
-        self.padded(sign, &self.grouped(&digits), '>', budget)
+        let align = if self.zeros { '=' } else { '>' };
+        self.padded(sign, &self.grouped(&digits)?, align, budget)
     }
 
-    /// Digits before the point in groups of three.
-    fn grouped(&self, digits: &str) -> String {
+    /// Digits before the point in groups: of three in decimal, of four in others.
+    fn grouped(&self, digits: &str) -> Result<String> {
         let Some(separator) = self.grouping else {
-            return digits.to_owned();
+            return Ok(digits.to_owned());
         };
-        let whole = digits.find(|c: char| !c.is_ascii_digit());
+        let is_decimal = !matches!(self.kind, Some('x' | 'X' | 'o' | 'b'));
+        if separator == ',' && !is_decimal {
+            return Err(failure(
+                "a format has commas between digits that are not decimal",
+            ));
+        }
+        let size = if is_decimal { 3 } else { 4 };
+        let is_digit = |c: char| c.is_digit(if is_decimal { 10 } else { 16 });
+        let whole = digits.find(|c: char| !is_digit(c));
         let (whole, rest) = digits.split_at(whole.unwrap_or(digits.len()));
         let mut out = String::new();
         for (i, digit) in whole.chars().enumerate() {
-            if i > 0 && (whole.len() - i).is_multiple_of(3) {
+            if i > 0 && (whole.len() - i).is_multiple_of(size) {
                 out.push(separator);
             }
             out.push(digit);
         }
-        out + rest
+        Ok(out + rest)
     }
 
     fn padded(&self, sign: &str, text: &str, align: char, budget: &Budget) -> Result<String> {
         let missing = (self.width).saturating_sub(sign.len() + text.chars().count());
         budget.pay((text.len() + 4 * missing) as u64)?;
-        let fill = |count| String::from(self.fill.unwrap_or(' ')).repeat(count);
-        Ok(match self.align.unwrap_or(align) {
+        let zero = if self.zeros { '0' } else { ' ' };
+        let filling = self.fill.unwrap_or(zero);
+        let fill = |count| String::from(filling).repeat(count);
+        let align = self.align.unwrap_or(align);
+        if (filling, align) == ('0', '=') && self.grouping.is_some() && missing > 0 {
+            return Err(failure("a format has zeros before grouped digits"));
+        }
+        Ok(match align {
             '<' => format!("{sign}{text}{}", fill(missing)),
             '^' => {
                 let left = missing / 2;

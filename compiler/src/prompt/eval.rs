@@ -291,26 +291,45 @@ impl<'t> Machine<'t> {
     }
 
     fn define(&mut self, tree: &'t Macro<'t>) -> Result<Flow> {
-        let defined = self.capture_macro(tree)?;
+        let defined = self.macro_of(tree)?;
         let scope = self.scopes.last_mut().expect("there is a scope");
         scope.insert(tree.name, defined);
         Ok(Flow::Next)
     }
 
-    /// A macro that sees what is around its definition.
-    fn capture_macro(&mut self, tree: &'t Macro<'t>) -> Result<Value> {
+    /// What is around a definition, without the template's own variables.
+    pub(super) fn surroundings(&self) -> Result<Scope<'t>> {
         let mut captured = Scope::new();
         for scope in &self.scopes[1..] {
             self.budget.pay_len(scope.len(), SLOT)?;
             captured.extend(scope.iter().map(|(&name, value)| (name, value.clone())));
         }
+        Ok(captured)
+    }
+
+    /// `work` among what was around a definition, instead of what is around its call.
+    pub(super) fn within<T>(
+        &mut self,
+        surroundings: Scope<'t>,
+        work: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let outer = self.scopes.split_off(1);
+        self.scopes.push(surroundings);
+        let result = work(self);
+        self.scopes.truncate(1);
+        self.scopes.extend(outer);
+        result
+    }
+
+    fn macro_of(&mut self, tree: &'t Macro<'t>) -> Result<Value> {
+        let captured = self.surroundings()?;
         self.macros.push(MacroDefinition { tree, captured });
         Ok(Value::Macro(self.macros.len() - 1))
     }
 
     /// Calls a macro, which can call the block as `caller`.
     fn call_block(&mut self, block: &'t CallBlock<'t>, out: &mut String) -> Result<Flow> {
-        let caller = self.capture_macro(&block.macro_decl)?;
+        let caller = self.macro_of(&block.macro_decl)?;
         let text = self.call(&block.call, Some(caller))?.text(self.budget)?;
         self.emit(&text, out)?;
         Ok(Flow::Next)
@@ -325,24 +344,33 @@ impl<'t> Machine<'t> {
         let tree = self.macros[id].tree;
         self.budget.pay_len(self.macros[id].captured.len(), SLOT)?;
         let captured = self.macros[id].captured.clone();
-        let outer = self.scopes.split_off(1);
-        self.scopes.push(captured);
-        let own = caller.map(|caller| ("caller", caller));
-        self.scopes.push(own.into_iter().collect());
-        let result = self.run_macro(tree, &mut args);
-        self.scopes.truncate(1);
-        self.scopes.extend(outer);
+        let caller = caller.or_else(|| args.named("caller"));
+        let result = self.within(captured, |machine| {
+            // Every macro has a caller of its own, or none.
+            let own = caller.clone().unwrap_or(Value::Undefined);
+            machine.scopes.push([("caller", own)].into());
+            machine.run_macro(tree, &mut args, caller)
+        });
         args.end(tree.name)?;
         result
     }
 
-    fn run_macro(&mut self, tree: &'t Macro<'t>, args: &mut Arguments<'_>) -> Result<Value> {
+    fn run_macro(
+        &mut self,
+        tree: &'t Macro<'t>,
+        args: &mut Arguments<'_>,
+        mut caller: Option<Value>,
+    ) -> Result<Value> {
         let required = tree.args.len() - tree.defaults.len();
         for (i, parameter) in tree.args.iter().enumerate() {
             let Expr::Var(name) = parameter else {
                 return Err(failure("a macro's parameter is no name"));
             };
-            let value = match args.take(name.id) {
+            let given = match name.id {
+                "caller" => caller.take(),
+                name => args.take(name),
+            };
+            let value = match given {
                 Some(value) => value,
                 None if i >= required => self.expression(&tree.defaults[i - required])?,
                 None => Value::Undefined,
@@ -567,6 +595,12 @@ impl<'t> Machine<'t> {
                 .cloned()
                 .unwrap_or(Value::Undefined),
             Value::Loop(iteration) => iteration.attribute(name)?,
+            Value::Macro(id) => match name {
+                "name" => self.macros[*id].tree.name.into(),
+                other => {
+                    return Err(failure(format!("`{other}` of a macro is not supported")));
+                }
+            },
             Value::Str(_) if python::STRING_METHODS.contains(&name) => {
                 return Err(failure(format!("`{name}` is not called")));
             }
@@ -576,7 +610,6 @@ impl<'t> Machine<'t> {
             | Value::Float(_)
             | Value::Str(_)
             | Value::Seq(_)
-            | Value::Macro(_)
             | Value::Function(_) => Value::Undefined,
         })
     }

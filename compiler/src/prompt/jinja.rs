@@ -25,6 +25,8 @@ const RENDERING_UNITS: u64 = 64_000_000;
 const TOTAL_UNITS: u64 = 4_000_000_000;
 /// Largest template source in bytes.
 const SOURCE_BYTES_MAX: usize = 1 << 20;
+/// Longest line in bytes.
+const LINE_BYTES_MAX: usize = 65_000;
 /// Most tokens of one tag, and most branches of one `if`: the parser's recursion, and the
 /// depth of its tree, can grow with both.
 const TAG_TOKENS_MAX: usize = 1000;
@@ -48,7 +50,10 @@ impl Source {
         }
         // Jinja reads lines, whatever ends them.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
-        in_dialect(&source).map(Self)
+        check_lines(&source)?;
+        let source = in_dialect(&source)?;
+        check_lines(&source)?;
+        Ok(Self(source))
     }
 }
 
@@ -203,8 +208,8 @@ fn in_dialect(source: &str) -> Result<String, ImportError> {
     for (token, span) in tokenize(source, false, syntax()).map_while(Result::ok) {
         let range = span.start_offset as usize..span.end_offset as usize;
         let instead = match token {
-            Token::Ident("generation") if starts => Some("if true".to_owned()),
-            Token::Ident("endgeneration") if starts => Some("endif".to_owned()),
+            Token::Ident("generation") if starts => Some("with".to_owned()),
+            Token::Ident("endgeneration") if starts => Some("endwith".to_owned()),
             Token::Str(_) | Token::String(_) if source[range.clone()].contains('\\') => {
                 let plain = with_plain_escapes(&source[range.clone()]);
                 Some(plain.ok_or_else(|| {
@@ -225,6 +230,18 @@ fn in_dialect(source: &str) -> Result<String, ImportError> {
     }
     out.push_str(&source[done..]);
     Ok(out)
+}
+
+/// Refuses lines whose columns minijinja could not count.
+fn check_lines(source: &str) -> Result<(), ImportError> {
+    let long = source.lines().position(|line| line.len() > LINE_BYTES_MAX);
+    match long {
+        None => Ok(()),
+        Some(index) => Err(failed(Failure {
+            line: Some(index + 1),
+            ..failure(format!("a line has more than {LINE_BYTES_MAX} bytes"))
+        })),
+    }
 }
 
 /// Refuses what the parser's recursion could not hold.

@@ -52,6 +52,18 @@ pub(super) fn with_plain_escapes(literal: &str) -> Option<String> {
                 Some(char::from_u32(u32::from_str_radix(&digits, 8).ok()?)?)
             }
             'N' => return None,
+            // Jinja escapes these itself before it reads escapes.
+            other if !other.is_ascii() => {
+                let code = u32::from(other);
+                let escaped = match code {
+                    ..0x100 => format!("x{code:02x}"),
+                    0x100..0x10000 => format!("u{code:04x}"),
+                    0x10000.. => format!("U{code:08x}"),
+                };
+                push('\\', &mut out);
+                out.push_str(&escaped);
+                None
+            }
             other => {
                 push('\\', &mut out);
                 Some(other)
@@ -89,6 +101,7 @@ mod tests {
             (r#"'\"'"#, "'\"'"),
             ("'a\\\nb'", "'ab'"),
             (r"'\0\0123'", "'\0\n3'"),
+            (r"'\é\漢\😀'", r"'\\xe9\\u6f22\\U0001f600'"),
         ] {
             assert_eq!(
                 with_plain_escapes(literal).as_deref(),

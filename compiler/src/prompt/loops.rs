@@ -6,7 +6,7 @@ use minijinja::machinery::ast::ForLoop;
 
 use super::arguments::Arguments;
 use super::eval::{Flow, Machine, Scope};
-use super::value::{Result, STEP, Seq, Value, failure};
+use super::value::{Result, SLOT, STEP, Seq, Value, failure};
 
 /// The `loop` of one iteration.
 #[derive(Debug)]
@@ -22,8 +22,8 @@ pub(super) struct Iteration {
 /// A loop that its body can call.
 pub(super) struct Recursion<'t> {
     tree: &'t ForLoop<'t>,
-    /// Scopes around the loop.
-    scopes: usize,
+    /// What the body sees of what is around the loop.
+    surroundings: Scope<'t>,
 }
 
 impl Iteration {
@@ -63,13 +63,12 @@ impl Iteration {
 impl<'t> Machine<'t> {
     pub(super) fn for_loop(&mut self, tree: &'t ForLoop<'t>, out: &mut String) -> Result<Flow> {
         let items = self.expression(&tree.iter)?;
-        let recursion = tree.recursive.then(|| {
-            self.recursions.push(Recursion {
-                tree,
-                scopes: self.scopes.len(),
-            });
-            self.recursions.len() - 1
-        });
+        let mut recursion = None;
+        if tree.recursive {
+            let surroundings = self.surroundings()?;
+            recursion = Some(self.recursions.len());
+            self.recursions.push(Recursion { tree, surroundings });
+        }
         self.iterate(tree, &items, (0, recursion), out)
     }
 
@@ -84,17 +83,13 @@ impl<'t> Machine<'t> {
         };
         let items = args.need("iterable")?;
         args.end("loop")?;
-        let Recursion { tree, scopes } = self.recursions[id];
-        if self.scopes.len() < scopes {
-            return Err(failure("a loop is called from outside of it"));
-        }
-        // The body sees what is around the loop, not what is around the call.
-        let inner = self.scopes.split_off(scopes);
+        let Recursion { tree, surroundings } = &self.recursions[id];
+        self.budget.pay_len(surroundings.len(), SLOT)?;
+        let (tree, surroundings) = (*tree, surroundings.clone());
         let mut text = String::new();
-        let done = self.iterate(tree, &items, (current.depth + 1, Some(id)), &mut text);
-        self.scopes.truncate(scopes);
-        self.scopes.extend(inner);
-        done?;
+        self.within(surroundings, |machine| {
+            machine.iterate(tree, &items, (current.depth + 1, Some(id)), &mut text)
+        })?;
         Ok(text.into())
     }
 
@@ -120,12 +115,11 @@ impl<'t> Machine<'t> {
             }
             items = kept;
         }
-        if items.is_empty() {
-            return self.scoped(Scope::new(), &tree.else_body, out);
-        }
         let Value::Seq(items) = Value::list(items, self.budget)? else {
             unreachable!("a list is a sequence");
         };
+        // As Jinja has it, `else` is for loops none of whose iterations came to its end.
+        let mut is_done = false;
         for (index, item) in items.items.iter().enumerate() {
             self.budget.pay(STEP)?;
             let iteration = Iteration {
@@ -141,10 +135,14 @@ impl<'t> Machine<'t> {
                 .and_then(|()| self.body(&tree.body, out));
             self.scopes.pop();
             match flow? {
-                Flow::Next | Flow::Continue => {}
+                Flow::Next => is_done = true,
+                Flow::Continue => {}
                 Flow::Break => break,
             }
         }
-        Ok(Flow::Next)
+        match is_done {
+            true => Ok(Flow::Next),
+            false => self.scoped(Scope::new(), &tree.else_body, out),
+        }
     }
 }

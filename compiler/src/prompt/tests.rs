@@ -258,6 +258,18 @@ fn runaway_templates_end_with_an_error() {
         assert_eq!(error.code, Code::ChatTemplateInvalid, "{source}");
         assert!(!error.to_string().contains('\u{1b}'), "{source}");
     }
+    // Columns beyond those that the parser counts.
+    for end in [
+        "{{ '",
+        "{{ $ }}",
+        "{# a",
+        "{{ 1e }}",
+        "{% raw %}",
+        "{{ 'x' }}",
+    ] {
+        let long = format!("{}{end}", "x".repeat(65_536));
+        assert!(evaluate(&long, None).is_err(), "{end}");
+    }
     let deep = "{% if true %}".repeat(10_000);
     assert!(evaluate(&deep, None).is_err());
     let nested = format!("{{{{ {}1{} }}}}", "(".repeat(60_000), ")".repeat(60_000));
@@ -402,6 +414,15 @@ fn python_is_reproduced() {
             "      2.50|1.0|12,345.7",
         ),
         (
+            "'{:05}|{:_x}|{:_b}'.format('ab', 1234567, 255)",
+            "ab000|12_d687|1111_1111",
+        ),
+        (
+            "'{:.1f}|{:,}|{!r}'.format(-0.0, 1e16, missing)",
+            "-0.0|1e+16|Undefined",
+        ),
+        (r"'\é\漢'", r"\xe9\u6f22"),
+        (
             r"'\U0001F600 \x41\u00e9 \101 \d \/ \' \a'",
             "😀 Aé A \\d \\/ ' \u{7}",
         ),
@@ -461,6 +482,49 @@ fn loops_and_macros_call_what_is_around_them() {
              {% call m() %}{% endcall %}",
             "FalseTruec",
         ),
+        (
+            "{% macro m(l, z) %}{{ l(z) }}{% endmacro %}{% for o in ['O'] %}\
+             {% for p in ['P'] %}{% for a in [[1]] recursive %}{{ z }}{{ o }}{{ p }}\
+             {{ m(loop, a) if a is iterable else a }}{% endfor %}{% endfor %}{% endfor %}",
+            "OPOP1",
+        ),
+        (
+            "{% macro m() %}{{ caller() }}{% endmacro %}{% for o in [1, 2] %}\
+             {% for a in [[]] recursive %}{% call m() %}{{ loop(a) }}{% endcall %}\
+             {% else %}{{ loop.index }}{{ a is defined }}{% endfor %}{% endfor %}",
+            "1False2False",
+        ),
+        (
+            "{% macro m(a, caller=none) %}{{ a }}{{ caller() if caller else 'no' }}{% endmacro %}\
+             {{ m(1) }}{% call m(2) %}y{% endcall %}",
+            "1no2y",
+        ),
+        (
+            "{% macro b() %}[{{ caller() }}]{% endmacro %}{% macro m(y) %}{% call b() %}\
+             -{{ (caller(1) if caller) }}{% endcall %}{% endmacro %}{% call m() %}{% endcall %}",
+            "[-]",
+        ),
+        (
+            "{% macro a() %}<{{ caller() }}>{% endmacro %}{% macro b() %}{{ a(caller=caller) }}\
+             {% endmacro %}{% call b() %}z{% endcall %}{{ a.name }}",
+            "<z>a",
+        ),
+        (
+            "{% for a in [1, 2] %}{% continue %}{% else %}E{% endfor %}",
+            "E",
+        ),
+        (
+            "{% for a in [1, 2] %}{% break %}{% else %}E{% endfor %}",
+            "E",
+        ),
+        (
+            "{% for a in [1, 2] %}{% if a == 2 %}{% break %}{% endif %}{{ a }}{% else %}E{% endfor %}",
+            "1",
+        ),
+        (
+            "{% generation %}{% set x = 1 %}{{ x }}{% endgeneration %}{{ x }}",
+            "1",
+        ),
     ] {
         assert_eq!(evaluate(source, None).as_deref(), Ok(expected), "{source}");
     }
@@ -476,6 +540,15 @@ fn loops_and_macros_call_what_is_around_them() {
         "{{ '{:5}'.format([1]) }}",
         "{{ '{:>99999999}'.format(1) }}",
         r"{{ '\N{BULLET}' }}",
+        "{% macro a() %}{% endmacro %}{{ a.catch_varargs }}",
+        "{{ '{}{0}'.format(1, 2) }}",
+        "{{ '{:+}'.format('a') }}",
+        "{{ '{:=5}'.format('a') }}",
+        "{{ '{:,x}'.format(255) }}",
+        "{{ '{:012,}'.format(1234567) }}",
+        "{{ '{:.f}'.format(1.5) }}",
+        "{{ '{!}'.format(1) }}",
+        "{{ '{+1}'.format(1, 2) }}",
     ] {
         let error = evaluate(wrong, None).expect_err(wrong);
         assert_eq!(error.code, Code::ChatTemplateInvalid, "{wrong}");

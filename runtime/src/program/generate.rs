@@ -62,7 +62,6 @@ pub(super) struct Generator<'a> {
 
 /// What the windows of one node have in common.
 pub(super) struct Request<'a> {
-    pub(super) tokens_max: u32,
     pub(super) stop: &'a [String],
     pub(super) sampling: Sampling,
     /// The next pass takes the oldest window alone and without a draft: others
@@ -221,7 +220,7 @@ impl Generator<'_> {
                 continue;
             }
             let lane = lanes.lane_mut(window);
-            let left = (request.tokens_max as usize - lane.generated()).saturating_sub(1);
+            let left = (lane.tokens_max - lane.generated()).saturating_sub(1);
             let room = drafts_max.min(left);
             lane.drafted = look_up(&lane.tokens, &mut lane.draft[..room]);
             taken += lane.drafted;
@@ -272,11 +271,6 @@ impl Generator<'_> {
         } else if count > 0 {
             self.engine.head(first, count)?;
         }
-        // The logits of the last token are written, too: it is evaluated first.
-        let ends_at = match self.logits_file {
-            Some(_) => usize::MAX,
-            None => request.tokens_max as usize,
-        };
         let mut column = 0;
         for (span, &window) in columns.spans.iter().zip(&columns.windows) {
             let end = column + span.columns;
@@ -289,7 +283,7 @@ impl Generator<'_> {
             let mut wanted = column + tokens as u32 - 1;
             let mut confirmed = 0;
             while (first..first + count).contains(&wanted) {
-                if lane.generated() == request.tokens_max as usize {
+                if lane.generated() == lane.tokens_max {
                     lane.finish = Some(Finish::TokensMax);
                     break;
                 }
@@ -305,6 +299,11 @@ impl Generator<'_> {
                 (self.counts.first_token).get_or_insert_with(|| started.elapsed());
                 let ends = &self.engine.plan().model.end_tokens;
                 let is_end = ends.binary_search(&token).is_ok();
+                // The logits of the last token are written, too: it is evaluated first.
+                let ends_at = match self.logits_file {
+                    Some(_) => usize::MAX,
+                    None => lane.tokens_max,
+                };
                 lane.take(token, is_end, ends_at, self.tokenizer, request.stop)?;
                 self.counts.generated_tokens += u64::from(!is_end);
                 if lane.finish.is_some() || confirmed == drafted || lane.draft[confirmed] != token {

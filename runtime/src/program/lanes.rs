@@ -101,6 +101,8 @@ pub(super) struct Lane<'m> {
     /// The prompt, then what was generated.
     pub(super) tokens: History<'m>,
     pub(super) prompt_tokens: usize,
+    /// To generate, at most.
+    pub(super) tokens_max: usize,
     /// The first so many tokens have their keys and values in the rings.
     pub(super) evaluated: usize,
     /// What the pass evaluates behind the last token.
@@ -121,6 +123,7 @@ impl<'m> Lane<'m> {
             window: 0,
             tokens: History::new(memory),
             prompt_tokens: 0,
+            tokens_max: 0,
             evaluated: 0,
             draft: [0; DRAFT_MAX],
             drafted: 0,
@@ -132,9 +135,10 @@ impl<'m> Lane<'m> {
         }
     }
 
-    fn start(&mut self, window: u64, tokenizer: &Tokenizer<'_>) {
+    fn start(&mut self, window: u64, tokens_max: usize, tokenizer: &Tokenizer<'_>) {
         self.window = window;
         self.prompt_tokens = self.tokens.len();
+        self.tokens_max = tokens_max;
         self.evaluated = 0;
         self.drafted = 0;
         self.finish = None;
@@ -270,9 +274,9 @@ impl<'m> Lanes<'m> {
     }
 
     /// The next window starts with what is in its lane's tokens. Returns its number.
-    pub(super) fn start(&mut self, tokenizer: &Tokenizer<'_>) -> u64 {
+    pub(super) fn start(&mut self, tokens_max: usize, tokenizer: &Tokenizer<'_>) -> u64 {
         let window = self.next;
-        self.lane_mut(window).start(window, tokenizer);
+        self.lane_mut(window).start(window, tokens_max, tokenizer);
         self.next += 1;
         window
     }

@@ -80,13 +80,17 @@ impl SamplingChanges {
     }
 }
 
+/// Generates until the model ends or the context is full.
+pub const TO_THE_END: u32 = u32::MAX;
+
 /// What one run does differently from its plan.
 #[derive(Clone, Debug, Default)]
 pub struct RunOptions {
     pub bindings: Bindings,
     /// Evaluate texts as they are, without prompts.
     pub raw: bool,
-    /// Tokens to generate per window.
+    /// Tokens to generate per window; [`TO_THE_END`]: as many as the context holds behind
+    /// the prompt.
     pub predict: Option<u32>,
     pub sampling: SamplingChanges,
     /// Tokens of a prefill pass, at most the plan's `columns_max`.
@@ -357,14 +361,14 @@ impl Run<'_> {
         let sampling = self.options.sampling.apply(*sampling);
         let mut inference = Inference {
             node: id,
+            tokens_max: self.options.predict.unwrap_or(*tokens_max),
             request: Request {
-                tokens_max: self.options.predict.unwrap_or(*tokens_max),
                 stop,
                 sampling,
                 alone: false,
             },
         };
-        let tokens_max = inference.request.tokens_max;
+        let tokens_max = inference.room();
         if tokens_max >= plan.model.context {
             return Err(RunError::Context {
                 prompt_tokens: 0,
@@ -413,7 +417,7 @@ impl Run<'_> {
         inference: &mut Inference<'_>,
         text: &Text<'_>,
     ) -> Result<text::Cut, RunError> {
-        let generated_max = inference.request.tokens_max;
+        let generated_max = inference.room();
         let mut tokens_max = u32::MAX;
         loop {
             let tokenizer = self.generator.tokenizer;
@@ -496,7 +500,9 @@ impl Run<'_> {
                 "the prompt from {source} is empty: there is nothing to continue"
             )));
         }
-        let window = lanes.start(self.generator.tokenizer);
+        let left = plan.model.context as usize - prompt_tokens;
+        let tokens_max = left.min(inference.tokens_max as usize);
+        let window = lanes.start(tokens_max, self.generator.tokenizer);
         self.generator.counts.prompt_tokens += prompt_tokens as u64;
         self.flow.event(&Event::Prompt {
             node: &plan.program.nodes[inference.node.index()].id,
@@ -526,7 +532,19 @@ impl Run<'_> {
 /// The state of one inferring node.
 struct Inference<'a> {
     node: NodeId,
+    /// To generate for each window, or [`TO_THE_END`].
+    tokens_max: u32,
     request: Request<'a>,
+}
+
+impl Inference<'_> {
+    /// Positions that prompts leave free.
+    fn room(&self) -> u32 {
+        match self.tokens_max {
+            TO_THE_END => 1,
+            tokens_max => tokens_max,
+        }
+    }
 }
 
 struct NodeReceiver<'a, 'b> {
