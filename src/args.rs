@@ -153,6 +153,8 @@ pub struct RunArgs {
     pub prompt: Option<String>,
     pub raw: bool,
     pub predict: Option<u32>,
+    /// Files besides the plan that no output may replace.
+    pub kept: Vec<PathBuf>,
     pub threads: Option<u32>,
     pub ubatch_size: Option<u32>,
     pub seed: Option<u64>,

@@ -95,6 +95,7 @@ fn run_session(session: &mut Session, args: &RunArgs, bindings: Bindings) -> Res
         prefill_chunk: args.ubatch_size,
         no_speculation: args.no_speculation,
         parallel: args.parallel,
+        kept: [args.kept.as_slice(), std::slice::from_ref(&args.plan)].concat(),
         dump_logits: args.dump_logits.clone(),
         output_folder: PathBuf::new(),
         waiting_folder: PathBuf::new(),

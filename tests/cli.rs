@@ -319,6 +319,48 @@ fn outputs_replace_no_sources() {
     ok(scratch.omex().arg("run").arg(scratch.path("plan.bin")));
     unchanged("own/diary.txt", b"Mine.");
     assert!(!scratch.path("joined.txt").is_symlink());
+    // Nor the plan that runs, a file that a folder leads to, or what a report is of.
+    for (input, output) in [
+        ("long.txt", "plan.bin"),
+        ("texts", "texts/b.txt"),
+        ("texts/*", "texts/b.txt"),
+    ] {
+        for name in ["texts/a.txt", "texts/b.txt"] {
+            scratch.write(name, "A short text.");
+        }
+        let text = container
+            .replace("long.txt", input)
+            .replace("joined.txt", output);
+        ok(&mut build(&text, "plan.bin"));
+        let before = std::fs::read(scratch.path(output)).unwrap();
+        let refusal = fails(scratch.omex().arg("run").arg(scratch.path("plan.bin")), 3);
+        assert!(refusal.contains("would replace the"), "{refusal}");
+        unchanged(output, &before);
+    }
+    ok(&mut build(&container, "plan.bin"));
+    let plan = std::fs::read(scratch.path("plan.bin")).unwrap();
+    let text = scratch.write("task.omex.json", &container);
+    for (of, name) in [
+        ("plan.bin", "plan.bin"),
+        ("task.omex.json", "task.omex.json"),
+        ("task.omex.json", "model.gguf"),
+    ] {
+        for drawing in ["--html", "--svg", "--trace"] {
+            let mut report = scratch.omex();
+            report
+                .args(["debug", "memory", "report", "--any-path"])
+                .arg(scratch.path(of));
+            let refusal = fails(report.arg(drawing).arg(scratch.path(name)), 5);
+            assert!(refusal.contains("would replace the"), "{refusal}");
+        }
+    }
+    let mut execute = scratch.omex();
+    execute.args(["execute", "--any-path", "--file"]).arg(&text);
+    let refusal = fails(execute.arg("--dump-logits").arg(&text), 3);
+    assert!(refusal.contains("would replace the"), "{refusal}");
+    unchanged("plan.bin", &plan);
+    unchanged("task.omex.json", container.as_bytes());
+    unchanged("model.gguf", &bytes);
 }
 
 #[test]
@@ -609,7 +651,8 @@ fn nodes_take_what_others_generated() {
     };
     let each = analyse("each", "infer");
     let all = analyse("all", "gather");
-    let gather = r#"{"id": "gather", "type": "output_merge_and_decode", "depends_on": ["infer"]},"#;
+    let gather = r#"{"id": "gather", "type": "output_merge_and_decode", "depends_on": ["infer"],
+        "output": ["gathered.txt"]},"#;
     let task = task.replace(join, &[&each, gather, &all, join].concat());
     for name in ["a", "b"] {
         scratch.write(
@@ -637,6 +680,10 @@ fn nodes_take_what_others_generated() {
     let joined = || std::fs::read(scratch.path("joined.txt")).unwrap();
     let (printed, written) = (run(&[]), joined());
     assert!(!printed.is_empty() && !written.is_empty());
+    assert_eq!(
+        std::fs::read(scratch.path("gathered.txt")).unwrap(),
+        written
+    );
     let alone = run(&["--parallel", "1", "-t", "1"]);
     assert_eq!((alone, joined()), (printed, written));
 }
@@ -728,7 +775,9 @@ fn generation_may_go_on_to_the_end_of_the_context() {
     let start = run(&["-n", "9"]);
     let ids = |report: &serde_json::Value| report["token_ids"].as_array().unwrap().clone();
     assert!(ids(&whole).starts_with(&ids(&start)), "{whole}");
-    let refusal = fails(scratch.omex().arg("run").arg(&plan).args(["-n", "256"]), 3);
+    let mut much = scratch.omex();
+    much.arg("run").arg(&plan).args(["-p", "1", "-n", "256"]);
+    let refusal = fails(&mut much, 3);
     assert!(refusal.contains("up to 256 tokens"), "{refusal}");
 }
 

@@ -218,6 +218,14 @@ fn the_peak_holds_with_large_environments_and_arguments() {
     let plan = scratch.build(&smollm2(), "plan.bin", &context_of(256), &[]);
     let folder = "model-folder/".repeat(300);
     let mut wrong = Wrong::default();
+    // Below the allowance, and of many small parts.
+    for (count, length) in [(45, 4000), (900, 80), (2000, 8)] {
+        let mut arguments = run_of(&scratch, &plan, RUNS[0]);
+        for _ in 0..count {
+            arguments.arg("--model-dir").arg("f/".repeat(length / 2));
+        }
+        wrong.hold_rss(&format!("{count} arguments"), &mut arguments);
+    }
     for texts in [1, 3, 8] {
         let mut environment = run_of(&scratch, &plan, RUNS[0]);
         let names = (0..texts).map(|n| format!("OMEX_TEST_{n}"));

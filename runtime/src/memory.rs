@@ -26,11 +26,12 @@ pub const GENERATOR_BYTES: u64 = 1 << 20;
 pub const ENCODER_TABLES_BYTES: u64 = 768 << 10;
 
 /// Of arguments and environment, what the allowance for the runtime contains.
-pub const START_TEXT_BYTES: u64 = 192 << 10;
+pub const START_TEXT_BYTES: u64 = 160 << 10;
 
-/// Copies of an argument that a process holds: on its stack, and those of reading it.
-/// Measured, rounded up.
-const COPIES_OF_ARGUMENTS: u64 = 3;
+/// What an argument takes besides its bytes, and twice how often its bytes are held: on
+/// the stack, and by what reads it. Measured, rounded up.
+const ARGUMENT_BYTES: u64 = 160;
+const HALF_COPIES_OF_ARGUMENTS: u64 = 5;
 
 /// The peak of a process that has only read its command line and a plan. A
 /// plan that needs less all in all states this.
@@ -122,15 +123,12 @@ pub struct Conditions {
 }
 
 impl Conditions {
-    /// What the process holds beyond the allowance for it: its copy of arguments on the
-    /// stack, those that reading them makes, and the environment.
+    /// What arguments and environment take beyond the allowance for them.
     fn beyond_bytes(self) -> u64 {
-        let StartText {
-            arguments_bytes,
-            environment_bytes,
-        } = self.start_text;
-        let beyond = (arguments_bytes + environment_bytes).saturating_sub(START_TEXT_BYTES);
-        beyond + (COPIES_OF_ARGUMENTS - 1) * beyond.min(arguments_bytes)
+        let text = self.start_text;
+        let arguments =
+            text.arguments_bytes * HALF_COPIES_OF_ARGUMENTS / 2 + text.arguments * ARGUMENT_BYTES;
+        (arguments + text.environment_bytes).saturating_sub(START_TEXT_BYTES)
     }
 }
 

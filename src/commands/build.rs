@@ -277,9 +277,24 @@ struct Request<'a> {
     cache: PathBuf,
 }
 
-/// Compiles a container without writing a plan.
-pub fn compile(container: &Path, args: &CompileArgs, output: &Output) -> Result<Built, Failure> {
-    Request::new(container, args, output)?.compile(&(), output)
+/// Compiles a container without writing a plan. `files` will be written.
+pub fn compile(
+    container: &Path,
+    args: &CompileArgs,
+    files: &[&Path],
+    output: &Output,
+) -> Result<Built, Failure> {
+    let request = Request::new(container, args, output)?;
+    for file in files {
+        request.require_apart(container, "file", file)?;
+    }
+    request.compile(&(), output)
+}
+
+/// The finding on a `what` whose path is that of the `source`.
+pub fn would_replace(what: &str, path: &Path, source: &str) -> Diagnostic {
+    let message = format!("this {what} would replace the {source}");
+    Diagnostic::error(Code::FileWrite, message).in_file(path.to_string_lossy(), None)
 }
 
 fn signer(args: &BuildArgs) -> Result<Option<Signer>, Failure> {
@@ -341,11 +356,7 @@ impl<'a> Request<'a> {
     fn require_apart(&self, container: &Path, what: &str, path: &Path) -> Result<(), Failure> {
         for (name, source) in [("container", container), ("model", &self.model.path)] {
             if is_same(path, source) {
-                let message = format!("this {what} would replace the {name}");
-                let place = path.to_string_lossy();
-                return Err(Diagnostic::error(Code::FileWrite, message)
-                    .in_file(place, None)
-                    .into());
+                return Err(would_replace(what, path, name).into());
             }
         }
         Ok(())

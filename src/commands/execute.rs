@@ -58,6 +58,8 @@ pub fn execute(args: &ExecuteArgs, mut run: RunArgs, output: &Output) -> ExitCod
             let cache = plan.parent().and_then(|plans| plans.parent());
             run.model_dirs.extend(cache.map(PathBuf::from));
             run.plan = plan;
+            run.kept.extend(args.file.clone());
+            run.kept.extend(args.model.as_ref().map(PathBuf::from));
             run.standard_input_is_taken = !matches!(&args.file, Some(file) if file != "-");
             crate::run::main(run, |e| output.fail(e.into()))
         }

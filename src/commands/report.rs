@@ -9,7 +9,7 @@ use omex_compiler::import::MappedFile;
 use omex_compiler::report::{Measured, MemoryReport};
 use omex_plan::Plan;
 use omex_plan::file::PLAN_MAGIC;
-use omex_runtime::os::file::{read_small, require_writable, write_atomic};
+use omex_runtime::os::file::{is_same, read_small, require_writable, write_atomic};
 
 use super::build::{self, CompileArgs};
 use super::output::{Failure, Output, cannot_write};
@@ -52,8 +52,18 @@ pub fn report(args: &ReportArgs, output: &Output) -> Result<(), Failure> {
         .iter()
         .filter_map(|(path, draw)| Some((path.as_deref()?, draw)));
     let cannot = |path: &Path, e| cannot_write("file", path, e);
+    let mut sources = vec![args.file.as_path()];
+    sources.extend(args.measured.as_deref());
     for (path, _) in drawings.clone() {
         require_writable(path).map_err(|e| cannot(path, e))?;
+        if let Some(source) = sources.iter().find(|source| is_same(path, source)) {
+            return Err(build::would_replace("file", path, &source.to_string_lossy()).into());
+        }
+    }
+    let paths: Vec<&Path> = drawings.clone().map(|(path, _)| path).collect();
+    let twice = (1..paths.len()).find(|&n| paths[..n].contains(&paths[n]));
+    if let Some(n) = twice {
+        return Err(build::would_replace("file", paths[n], "one before it").into());
     }
     let measured = args.measured.as_deref().map(measured).transpose()?;
     let mut stdout = std::io::stdout().lock();
@@ -77,7 +87,7 @@ pub fn report(args: &ReportArgs, output: &Output) -> Result<(), Failure> {
         print(PlanFile::open(&args.file)?.plan.plan())
     } else {
         print(
-            &build::compile(&args.file, &args.compile, output)?
+            &build::compile(&args.file, &args.compile, &paths, output)?
                 .compiled
                 .plan,
         )

@@ -1,6 +1,6 @@
 //! From linked raw nodes to a [`Task`]: defaults filled in, kinds checked, nodes numbered.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::fields::Context;
@@ -234,7 +234,24 @@ impl Builder<'_, '_> {
     ) {
         let node_type = node.node_type;
         let mut inputs = Vec::with_capacity(sources.len());
+        let mut producers = HashSet::new();
         for &source in sources {
+            if let Source::Node(producer) = source
+                && !producers.insert(producer)
+            {
+                self.context.sink.push_with(Severity::Warning, || {
+                    let message = format!(
+                        "the node {} names the output of another twice",
+                        quoted(&node.id.value)
+                    );
+                    Diagnostic::warning(Code::DuplicateId, message).at(
+                        self.context.source,
+                        node.id.span,
+                        "it is taken once",
+                    )
+                });
+                continue;
+            }
             let input = match source {
                 // A node has one output, numbered like the node.
                 Source::Node(producer) => {

@@ -207,7 +207,12 @@ impl Builder<'_> {
                 }
             }
         }
-        let outputs = self.files(node);
+        let mut outputs = self.files(node);
+        let artefact = self.task.artefact(node.output);
+        // A merge writes the file that it names even where another node takes its text.
+        if artefact.span.is_some() && !artefact.consumers.is_empty() && artefact.name != "-" {
+            outputs.push(artefact.name.clone());
+        }
         Some(self.push(
             node.id.value.clone(),
             depends_on,

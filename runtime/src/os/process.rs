@@ -63,36 +63,44 @@ pub fn bytes_read() -> u64 {
     proc_number("/proc/self/io", "read_bytes").unwrap_or(0)
 }
 
-/// The texts that a process was started with, in bytes, each with its final zero.
+/// The texts that a process was started with.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StartText {
+    pub arguments: u64,
+    /// With the zero behind each.
     pub arguments_bytes: u64,
     pub environment_bytes: u64,
 }
 
 /// The arguments and the environment of this process; nothing where the system does not
-/// tell.
+/// tell. Read with a fixed buffer.
 pub fn start_text() -> StartText {
-    let mut buffer = [0; 4096];
-    let len = read_start("/proc/self/stat", &mut buffer).unwrap_or(0);
-    let line = std::str::from_utf8(&buffer[..len]).ok();
-    line.and_then(start_text_of).unwrap_or_default()
+    let (arguments, arguments_bytes) = zeros_of("/proc/self/cmdline").unwrap_or_default();
+    let (_, environment_bytes) = zeros_of("/proc/self/environ").unwrap_or_default();
+    StartText {
+        arguments,
+        arguments_bytes,
+        environment_bytes,
+    }
 }
 
-/// Of the line of `/proc/PID/stat`, see proc_pid_stat(5): field 2 is the program's name
-/// in parentheses, fields 48 to 51 are where arguments and environment start and end.
-fn start_text_of(stat: &str) -> Option<StartText> {
-    const THIRD: usize = 3;
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let mut fields = fields.split_whitespace().skip(48 - THIRD);
-    let mut bytes = || -> Option<u64> {
-        let [start, end] = [fields.next()?, fields.next()?];
-        end.parse::<u64>().ok()?.checked_sub(start.parse().ok()?)
-    };
-    Some(StartText {
-        arguments_bytes: bytes()?,
-        environment_bytes: bytes()?,
-    })
+/// How many bytes of a file are zero, and all of them.
+fn zeros_of(path: &str) -> io::Result<(u64, u64)> {
+    use std::io::Read;
+    let mut file = std::fs::File::open(path)?;
+    let mut buffer = [0; 4096];
+    let (mut zeros, mut bytes) = (0, 0);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok((zeros, bytes)),
+            Ok(n) => {
+                zeros += buffer[..n].iter().filter(|&&byte| byte == 0).count() as u64;
+                bytes += n as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
 }
 
 /// What the stack of the process's first thread may grow to; `None` without a limit.
@@ -206,12 +214,12 @@ mod tests {
 
     #[test]
     fn the_texts_of_the_start_are_known() {
-        let stat = format!("7 (a ) b) R{} 100 130 130 1000 0\n", " 1".repeat(44));
-        let found = super::start_text_of(&stat).unwrap();
-        assert_eq!((found.arguments_bytes, found.environment_bytes), (30, 870));
-        assert!(super::start_text_of("7 (a) R 1 1\n").is_none());
-        let arguments = std::env::args_os().map(|argument| argument.len() as u64 + 1);
-        assert_eq!(super::start_text().arguments_bytes, arguments.sum::<u64>());
+        let text = super::start_text();
+        let arguments: Vec<_> = std::env::args_os().collect();
+        let bytes = arguments.iter().map(|argument| argument.len() as u64 + 1);
+        let counted = (text.arguments, text.arguments_bytes);
+        assert_eq!(counted, (arguments.len() as u64, bytes.sum::<u64>()));
+        assert!(text.environment_bytes > 0);
     }
 
     #[test]

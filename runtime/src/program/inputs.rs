@@ -142,21 +142,26 @@ impl Bindings {
         if self.prompt.is_some() {
             return Ok(());
         }
-        let replaces = |input: &Input| match self.bound(input) {
+        let is_replaced = |input: &&Input| match self.bound(input) {
             Some(path) => is_same(path, output),
             None => {
                 let mut folders = self.folders.iter();
                 folders.any(|folder| is_same(&folder.join(&input.path), output))
             }
         };
-        match program.inputs.iter().find(|input| replaces(input)) {
+        match program.inputs.iter().find(is_replaced) {
             None => Ok(()),
-            Some(input) => Err(RunError::Input {
-                path: output.to_owned(),
-                byte: None,
-                what: format!("this output would replace the input '{}'", input.name),
-            }),
+            Some(input) => Err(replaces(output, &format!("input '{}'", input.name))),
         }
+    }
+}
+
+/// What is said of an output that would destroy `what`.
+pub(super) fn replaces(output: &Path, what: &str) -> RunError {
+    RunError::Input {
+        path: output.to_owned(),
+        byte: None,
+        what: format!("this output would replace the {what}"),
     }
 }
 

@@ -22,14 +22,14 @@ use omex_plan::{InputId, NodeId, Plan, WeightSource};
 use crate::error::RunError;
 use crate::events::{Event, Finish, Sink};
 use crate::exec::{Engine, SessionMemory};
-use crate::os::file::{AtomicFile, waiting_folder};
+use crate::os::file::{AtomicFile, is_same, waiting_folder};
 use crate::tokenizer::{Scratch, SpecialText, Tokenizer};
 
 use flow::Flow;
 pub use flow::WRITE_BUFFER_BYTES;
 use generate::{Columns, Counts, Generator, LogitsFile, Receiver, Request};
 pub use inputs::Bindings;
-use inputs::Source;
+use inputs::{Source, replaces};
 pub(crate) use lanes::LANE_BYTES;
 use lanes::Lanes;
 use text::Text;
@@ -101,6 +101,8 @@ pub struct RunOptions {
     pub parallel: Option<u32>,
     /// Receives the logits of every evaluated position.
     pub dump_logits: Option<PathBuf>,
+    /// Files that no output may replace, such as the plan.
+    pub kept: Vec<PathBuf>,
     /// Where the task's outputs go; empty is the working directory.
     pub output_folder: PathBuf,
     /// Where texts wait for later nodes; empty is [`waiting_folder`].
@@ -158,6 +160,8 @@ struct Run<'a> {
     options: &'a RunOptions,
     generator: Generator<'a>,
     flow: Flow<'a>,
+    /// Where the task's outputs go.
+    outputs: Vec<PathBuf>,
     /// Text that is cut into windows; taken while a text is open.
     text: &'a mut [u8],
     lanes: Lanes<'a>,
@@ -195,9 +199,19 @@ pub(crate) fn run(
         NodeKind::Merge { outputs } => outputs.as_slice(),
         NodeKind::Parse { .. } | NodeKind::Infer { .. } => &[],
     });
-    let outputs = outputs.map(|name| options.output_folder.join(name));
-    for output in outputs.chain(options.dump_logits.clone()) {
-        options.bindings.require_apart(&plan.program, &output)?;
+    let outputs: Vec<_> = outputs
+        .map(|name| options.output_folder.join(name))
+        .collect();
+    for output in outputs.iter().chain(&options.dump_logits) {
+        options.bindings.require_apart(&plan.program, output)?;
+        if let Some(kept) = options.kept.iter().find(|kept| is_same(kept, output)) {
+            return Err(replaces(output, &kept.to_string_lossy()));
+        }
+    }
+    if let Some(logits) = &options.dump_logits
+        && outputs.iter().any(|o| o == logits || is_same(o, logits))
+    {
+        return Err(replaces(logits, "output of the task"));
     }
     // A run of hours must not find at its end that an input is missing.
     for input in 0..plan.program.inputs.len() {
@@ -244,6 +258,7 @@ pub(crate) fn run(
             started,
         },
         flow,
+        outputs,
         text,
         lanes: Lanes::new(history, windows_max, plan.model.context as usize),
         columns: Columns::new(plan.columns_max as usize, windows_max),
@@ -314,6 +329,11 @@ impl Run<'_> {
             let options = self.options;
             let mut sources = options.bindings.sources(&plan.program, input)?;
             while let Some(source) = sources.next()? {
+                if let Source::Found(path) = source
+                    && let Some(output) = self.outputs.iter().find(|o| is_same(o, path))
+                {
+                    return Err(replaces(output, "input that a folder or pattern led to"));
+                }
                 let context = plan.model.context;
                 let Some(mut text) = Text::open(source, *window, context, buffer)? else {
                     let (path, why) = match source {
@@ -394,8 +414,17 @@ impl Run<'_> {
                     let room = text_bytes(whole, plan.model.context) as usize;
                     let buffer = std::mem::take(&mut self.text);
                     let name = &plan.program.nodes[source.index()].id;
-                    let failed = || RunError::io("read a text back", Path::new(name));
-                    while let Some(len) = items.next(&mut buffer[..room]).map_err(failed())? {
+                    let context = u64::from(plan.model.context);
+                    let failed = |e: std::io::Error| match e.kind() {
+                        std::io::ErrorKind::InvalidData => RunError::Context {
+                            prompt_tokens: context,
+                            and_more: true,
+                            tokens_max: tokens_max.into(),
+                            context,
+                        },
+                        _ => RunError::io("read a text back", Path::new(name))(e),
+                    };
+                    while let Some(len) = items.next(&mut buffer[..room]).map_err(failed)? {
                         let fits = self.render(id, &buffer[..len], tokens_max);
                         fits.map_err(|needed| self.too_long(needed, tokens_max))?;
                         self.start(&mut inference, name)?;
