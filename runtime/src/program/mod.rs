@@ -332,7 +332,9 @@ impl Run<'_> {
                 if let Source::Found(path) = source
                     && let Some(output) = self.outputs.iter().find(|o| is_same(o, path))
                 {
-                    return Err(replaces(output, "input that a folder or pattern led to"));
+                    let what = "input that a folder or pattern led to; give it another name, or \
+                                the input a narrower pattern";
+                    return Err(replaces(output, what));
                 }
                 let context = plan.model.context;
                 let Some(mut text) = Text::open(source, *window, context, buffer)? else {
