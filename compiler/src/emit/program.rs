@@ -207,12 +207,7 @@ impl Builder<'_> {
                 }
             }
         }
-        let mut outputs = self.files(node);
-        let artefact = self.task.artefact(node.output);
-        // A merge writes the file that it names even where another node takes its text.
-        if artefact.span.is_some() && !artefact.consumers.is_empty() && artefact.name != "-" {
-            outputs.push(artefact.name.clone());
-        }
+        let outputs = self.files(node);
         Some(self.push(
             node.id.value.clone(),
             depends_on,
@@ -220,14 +215,11 @@ impl Builder<'_> {
         ))
     }
 
-    /// Files that receive what a node leaves behind; without one it goes to standard output.
+    /// The file that a node names for its text, whether another node takes it or not;
+    /// without one a text that no node takes goes to standard output.
     fn files(&self, node: &container::Node) -> Vec<String> {
-        let outputs = self
-            .task
-            .outputs
-            .iter()
-            .filter(|o| o.artefact == node.output);
-        let files = outputs.filter_map(|o| o.file.as_ref().map(|f| f.value.clone()));
-        files.filter(|file| file != "-").collect()
+        let artefact = self.task.artefact(node.output);
+        let is_file = artefact.span.is_some() && artefact.name != "-";
+        is_file.then(|| artefact.name.clone()).into_iter().collect()
     }
 }
